@@ -1,0 +1,6 @@
+//! flockwork: a leaderless peer-to-peer job cluster.
+
+pub mod io;
+pub mod model;
+pub mod node;
+pub mod protocol;

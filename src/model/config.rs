@@ -1,0 +1,214 @@
+//! Every setting of a node, what it is for, and what turning it costs.
+//!
+//! Users choose a [`Profile`] and seldom more. The fine settings under it ([`Timing`]) are there for those
+//! who measure; their relations are checked once, by [`Config::validate`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::member::ClusterSettings;
+use super::resources::Resources;
+use super::spec::{Driver, InvalidField};
+
+/// How far apart the nodes are. Sets every timing at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile {
+    /// All on one machine: the fastest verdicts.
+    Local,
+    /// One network, round trips of a millisecond or so.
+    #[default]
+    Lan,
+    /// Across the internet: patient.
+    Wan,
+}
+
+/// When things are due. All of it follows from the profile unless set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Timing {
+    /// How often a node gossips. Shorter spreads facts faster and costs about six digests a node each time.
+    #[serde(with = "super::time::duration")]
+    pub gossip_interval: Duration,
+    /// How often one member is probed (SWIM's protocol period). Shorter notices deaths sooner and costs a
+    /// datagram each way; must be longer than `probe_timeout`.
+    #[serde(with = "super::time::duration")]
+    pub probe_interval: Duration,
+    /// How long a direct probe may go unanswered before others are asked to probe too. Several round trips.
+    #[serde(with = "super::time::duration")]
+    pub probe_timeout: Duration,
+    /// The shortest grace period of a suspicion that many confirm. Shorter moves lost work sooner and
+    /// condemns more nodes that were only slow.
+    #[serde(with = "super::time::duration")]
+    pub suspicion_min: Duration,
+    /// The grace period of a suspicion that nobody confirms; at least `suspicion_min`.
+    #[serde(with = "super::time::duration")]
+    pub suspicion_max: Duration,
+    /// The grace period where the member's own machine refuses connections: its process is gone, and only a
+    /// quick restart would make the suspicion wrong.
+    #[serde(with = "super::time::duration")]
+    pub suspicion_refused: Duration,
+    /// How long a starting node with seeds looks for them before it serves alone.
+    #[serde(with = "super::time::duration")]
+    pub join_grace: Duration,
+    /// How often two replicas compare what they hold. Shorter heals sooner; costs 18 bytes a shared partition.
+    #[serde(with = "super::time::duration")]
+    pub compare_interval: Duration,
+    /// How long an unanswered message to a peer is given before it is sent again, or elsewhere.
+    #[serde(with = "super::time::duration")]
+    pub resend_after: Duration,
+    /// How long a submit waits for its copies before it is accepted with fewer.
+    #[serde(with = "super::time::duration")]
+    pub acknowledge_within: Duration,
+}
+
+impl Timing {
+    /// The timings of `profile`.
+    pub fn of(profile: Profile) -> Self {
+        let ms = Duration::from_millis;
+        match profile {
+            Profile::Local => Self {
+                gossip_interval: ms(200),
+                probe_interval: ms(250),
+                probe_timeout: ms(100),
+                suspicion_min: ms(600),
+                suspicion_max: ms(3_000),
+                suspicion_refused: ms(400),
+                join_grace: ms(2_000),
+                compare_interval: ms(2_000),
+                resend_after: ms(300),
+                acknowledge_within: ms(2_000),
+            },
+            Profile::Lan => Self {
+                gossip_interval: ms(250),
+                probe_interval: ms(400),
+                probe_timeout: ms(150),
+                suspicion_min: ms(900),
+                suspicion_max: ms(5_000),
+                suspicion_refused: ms(500),
+                join_grace: ms(3_000),
+                compare_interval: ms(3_000),
+                resend_after: ms(400),
+                acknowledge_within: ms(2_000),
+            },
+            Profile::Wan => Self {
+                gossip_interval: ms(500),
+                probe_interval: ms(1_500),
+                probe_timeout: ms(700),
+                suspicion_min: ms(4_000),
+                suspicion_max: ms(20_000),
+                suspicion_refused: ms(2_500),
+                join_grace: ms(8_000),
+                compare_interval: ms(8_000),
+                resend_after: ms(1_500),
+                acknowledge_within: ms(3_000),
+            },
+        }
+    }
+
+    fn validate(&self) -> Result<(), InvalidField> {
+        let wrong = |field: &str, message: &str| Err(InvalidField::new(format!("timing.{field}"), message));
+        if self.gossip_interval < Duration::from_millis(20) {
+            return wrong("gossip_interval", "must be at least 20ms");
+        }
+        if self.probe_timeout.is_zero() || self.probe_timeout >= self.probe_interval {
+            return wrong("probe_timeout", "must be longer than zero and shorter than probe_interval");
+        }
+        if self.suspicion_min < self.probe_timeout {
+            return wrong("suspicion_min", "must be at least probe_timeout, or nobody could refute in time");
+        }
+        if self.suspicion_max < self.suspicion_min {
+            return wrong("suspicion_max", "must be at least suspicion_min");
+        }
+        if self.suspicion_refused > self.suspicion_max {
+            return wrong("suspicion_refused", "must be at most suspicion_max");
+        }
+        if self.resend_after.is_zero() || self.compare_interval.is_zero() {
+            return wrong("resend_after", "and compare_interval must be longer than zero");
+        }
+        if self.acknowledge_within < self.resend_after {
+            return wrong("acknowledge_within", "must be at least resend_after");
+        }
+        Ok(())
+    }
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self::of(Profile::default())
+    }
+}
+
+/// What a node needs to know to take part, apart from where its sockets and files are.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// What the whole cluster shares.
+    pub cluster: ClusterSettings,
+    /// When things are due.
+    pub timing: Timing,
+    /// What this node has for jobs.
+    pub capacity: Resources,
+    /// Its share of the ring.
+    pub weight: u16,
+    /// What jobs can ask for by `require`.
+    pub labels: BTreeMap<String, String>,
+    /// What it can run.
+    pub drivers: BTreeSet<Driver>,
+}
+
+/// The ring share of the largest machines: more would only make the ring longer.
+pub const MAX_WEIGHT: u16 = 64;
+
+impl Config {
+    /// Checks the settings and their relations.
+    ///
+    /// # Errors
+    /// The first setting that cannot be what it is, and what would be right.
+    pub fn validate(&self) -> Result<(), InvalidField> {
+        let wrong = |field: &str, message: &str| Err(InvalidField::new(field, message));
+        let name = &self.cluster.name;
+        if name.is_empty() || name.len() > 64 || !name.bytes().all(|b| b.is_ascii_graphic()) {
+            return wrong("cluster", "must have 1 to 64 visible ASCII characters");
+        }
+        if !self.cluster.partitions.is_power_of_two() || self.cluster.partitions > 1 << 14 {
+            return wrong("partitions", "must be a power of two, at most 16384");
+        }
+        if !(1..=15).contains(&self.cluster.replicas) {
+            return wrong("replicas", "must be from 1 to 15");
+        }
+        if self.cluster.forget_after < self.timing.suspicion_max {
+            return wrong("forget_after", "must be at least timing.suspicion_max");
+        }
+        if self.capacity.slots == 0 {
+            return wrong("slots", "must be 1 or more");
+        }
+        if !(1..=MAX_WEIGHT).contains(&self.weight) {
+            return wrong("weight", "must be from 1 to 64");
+        }
+        let fits = |text: &String| !text.is_empty() && text.len() <= 128;
+        if self.labels.len() > 16 || self.labels.iter().any(|(name, value)| !fits(name) || value.len() > 128) {
+            return wrong("label", "at most 16 labels, names of 1 to 128 bytes, values of up to 128");
+        }
+        self.timing.validate()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_profile_keeps_its_own_rules() {
+        for profile in [Profile::Local, Profile::Lan, Profile::Wan] {
+            assert_eq!(Timing::of(profile).validate(), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_contradiction_names_the_setting() {
+        let timing = Timing { suspicion_max: Duration::from_millis(1), ..Timing::default() };
+        assert_eq!(timing.validate().unwrap_err().field, "timing.suspicion_max");
+    }
+}

@@ -1,0 +1,502 @@
+//! A job's record: what was asked, and everything that has happened to it.
+//!
+//! Every node that holds a copy may write to it, at the same time as others and out of touch with them; the
+//! copies [`merge`](Record::merge) whenever they meet. That works because a record is a product of joins,
+//! each of which is the maximum of some total order, a union, or a vector clock's. A maximum does not care
+//! in which order, how often or in what company it is told its arguments, and so neither does the record:
+//! merging is commutative, associative and idempotent, and equal sets of writes give equal records. (See
+//! Shapiro et al., "A comprehensive study of Convergent and Commutative Replicated Data Types", 2011.)
+//!
+//! What state the job is in ([`Record::state`]) is a function of the merged record alone. No clock that
+//! tells time takes part in it, so equal records give equal answers on machines whose clocks differ.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crdts::{CmRDT, CvRDT};
+use serde::{Deserialize, Serialize};
+
+use super::id::{Actor, Clock, Dot, Fence, JobId, NodeId};
+use super::spec::{InvalidField, Spec};
+use super::time::Timestamp;
+
+/// What was fixed when the job was submitted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Submission {
+    /// What was asked.
+    pub spec: Spec,
+    /// When, by the gateway's clock.
+    pub submitted_at: Timestamp,
+    /// The node that took the submit.
+    pub gateway: NodeId,
+    /// The home list of the job's partition at that time.
+    pub home: Vec<NodeId>,
+    /// The finished job that this one tries again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_of: Option<JobId>,
+}
+
+/// A request to end the job.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Stop {
+    /// How strong it is.
+    pub kind: StopKind,
+    /// The write that asked.
+    pub dot: Dot,
+    /// When, by the asking node's clock.
+    pub at: Timestamp,
+    /// Why, for people.
+    pub reason: String,
+}
+
+/// The strength of a [`Stop`]; a stronger one replaces a weaker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopKind {
+    /// One of the job's own time limits passed.
+    TimedOut,
+    /// A person asked.
+    Cancelled,
+}
+
+/// How far an attempt has come. In this order: what is said later in it overrules what is said earlier.
+///
+/// `Lost` is an observer's opinion, and gives way to anything that the executor itself says of the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// The owner decided that it shall run.
+    Claimed,
+    /// Its pod was started.
+    Running,
+    /// Its executor went down or restarted under it.
+    Lost,
+    /// The executor gave it back without running it; counts against nothing.
+    Returned,
+    /// It ran, and ended badly.
+    Failed,
+    /// It was ended because the job was stopped, or another attempt superseded it.
+    Stopped,
+    /// It ended with exit code 0.
+    Succeeded,
+}
+
+impl Phase {
+    /// Whether the attempt runs, or is about to.
+    pub fn is_live(self) -> bool {
+        match self {
+            Self::Claimed | Self::Running => true,
+            Self::Lost | Self::Returned | Self::Failed | Self::Stopped | Self::Succeeded => false,
+        }
+    }
+}
+
+/// How a pod ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Exit {
+    /// With this exit code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+    /// It ran longer than the spec's `timeout` and was ended.
+    TimedOut,
+}
+
+/// The latest that is known of an attempt, and who said so. Joins by maximum, in the order of the fields.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Fate {
+    /// How far it has come.
+    pub phase: Phase,
+    /// Whether the executor says this of its own attempt, rather than an observer.
+    #[serde(rename = "own")]
+    pub by_executor: bool,
+    /// The write that says it.
+    pub dot: Dot,
+    /// When it happened, by the writer's clock.
+    pub at: Timestamp,
+    /// How the pod ended, where one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<Exit>,
+    /// Why, for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+}
+
+/// What the owner wrote when it decided that an attempt shall run. Named by the dot of that write, and
+/// never changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// Counts the job's attempts from 1. Owners that did not know of each other may give one number twice.
+    pub number: u32,
+    /// The node that shall run it, in one of its starts.
+    pub executor: Actor,
+    /// When, by the owner's clock.
+    pub at: Timestamp,
+    /// Which writes the owner knew.
+    pub seen: Clock,
+}
+
+impl Claim {
+    /// Any total order will do: two claims with one dot differ only where somebody broke the rules.
+    fn order(&self) -> (u32, Actor, Timestamp, &BTreeMap<Actor, u64>) {
+        (self.number, self.executor, self.at, &self.seen.dots)
+    }
+}
+
+/// One execution of the job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// The decision.
+    pub claim: Claim,
+    /// When its pod was started, by the executor's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    /// What became of it.
+    pub fate: Fate,
+}
+
+impl Attempt {
+    /// Whether it runs, or is about to.
+    pub fn is_live(&self) -> bool {
+        self.fate.phase.is_live()
+    }
+
+    /// Which of two live attempts goes on: the one with the higher fence.
+    pub fn fence(&self) -> Fence {
+        Fence::new(self.claim.number, self.claim.executor.node)
+    }
+
+    fn merge(&mut self, other: &Self) {
+        if other.claim.order() > self.claim.order() {
+            self.claim = other.claim.clone();
+        }
+        self.started_at = self.started_at.max(other.started_at);
+        if other.fate > self.fate {
+            self.fate = other.fate.clone();
+        }
+    }
+
+    /// Whether its executor itself said how it ended, in a write that `seen` includes.
+    fn end_was_seen(&self, seen: &Clock) -> bool {
+        !self.is_live() && self.fate.by_executor && seen.get(&self.fate.dot.actor) >= self.fate.dot.counter
+    }
+
+    /// Whether it may have run: it started, or its executor never said that it did not.
+    fn may_have_run(&self) -> bool {
+        self.started_at.is_some() || (!self.fate.by_executor && self.fate.phase == Phase::Lost)
+    }
+
+    /// Whether it is certain that it ran.
+    fn ran(&self) -> bool {
+        self.started_at.is_some()
+    }
+}
+
+/// Two attempts that ran, or may have run, at the same time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Overlap {
+    /// The one, by the dot of its claim.
+    pub first: Dot,
+    /// The other.
+    pub second: Dot,
+    /// Both are known to have run; otherwise one may have died before it started, or before the other did.
+    pub certain: bool,
+}
+
+/// The state of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum JobState {
+    /// Waits for its time, for room, or for its next attempt.
+    Pending,
+    /// An attempt is claimed or runs.
+    Running,
+    /// An attempt ended with exit code 0.
+    Succeeded,
+    /// It ended, badly, and no attempt is left.
+    Failed,
+    /// A person ended it.
+    Cancelled,
+}
+
+impl JobState {
+    /// Whether nothing further is done about the job.
+    pub fn is_terminal(self) -> bool {
+        match self {
+            Self::Pending | Self::Running => false,
+            Self::Succeeded | Self::Failed | Self::Cancelled => true,
+        }
+    }
+
+    /// As users write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Running => "running",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// What a record comes down to: equal for equal records, whatever order their parts came in.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Version(pub u128);
+
+impl std::fmt::Debug for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// A job, as far as one node knows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// The job.
+    pub id: JobId,
+    /// What was asked. Shared: copies of a record are cheap.
+    pub submission: Arc<Submission>,
+    /// Which writes are in here.
+    pub clock: Clock,
+    /// The strongest request to end it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop: Option<Stop>,
+    /// Every attempt, by the dot of its claim.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub attempts: BTreeMap<Dot, Attempt>,
+}
+
+/// More attempts than this are not a job but a fault.
+const MAX_ATTEMPTS: usize = 100_000;
+
+/// The longest reason that is kept, in bytes.
+pub const MAX_REASON_BYTES: usize = 1_024;
+
+impl Record {
+    /// The record of a job that nothing has happened to yet.
+    pub fn new(id: JobId, submission: Arc<Submission>, dot: Dot) -> Self {
+        let clock = Clock::from(crdts::Dot::from(dot));
+        Self { id, submission, clock, stop: None, attempts: BTreeMap::new() }
+    }
+
+    /// What was asked.
+    pub fn spec(&self) -> &Spec {
+        &self.submission.spec
+    }
+
+    /// Joins what `other` knows into this copy. Both must be of one job.
+    ///
+    /// Commutative, associative, idempotent: the submission and the stop are maxima of total orders (the
+    /// submissions of one id differ only where a key was used on both sides of a partition), the clock joins
+    /// as vector clocks do, attempts are a union by dot whose members join by maxima.
+    pub fn merge(&mut self, other: &Self) {
+        debug_assert_eq!(self.id, other.id, "only copies of one job can be merged");
+        if self.submission != other.submission && submission_order(other) < submission_order(self) {
+            self.submission = Arc::clone(&other.submission);
+        }
+        self.clock.merge(other.clock.clone());
+        if other.stop > self.stop {
+            self.stop.clone_from(&other.stop);
+        }
+        for (dot, attempt) in &other.attempts {
+            match self.attempts.get_mut(dot) {
+                Some(known) => known.merge(attempt),
+                None => {
+                    self.attempts.insert(*dot, attempt.clone());
+                }
+            }
+        }
+    }
+
+    /// A digest of the whole record.
+    pub fn version(&self) -> Version {
+        let canonical = rmp_serde::to_vec_named(self).expect("a record consists of what MessagePack can write");
+        let hash = blake3::hash(&canonical);
+        Version(u128::from_be_bytes(hash.as_bytes()[..16].try_into().expect("16 of 32 bytes")))
+    }
+
+    /// The state the job is in, by what this copy knows.
+    pub fn state(&self) -> JobState {
+        if self.attempts.values().any(|attempt| attempt.fate.phase == Phase::Succeeded) {
+            return JobState::Succeeded;
+        }
+        if self.attempts.values().any(Attempt::is_live) {
+            return JobState::Running;
+        }
+        match self.stop.as_ref().map(|stop| stop.kind) {
+            Some(StopKind::Cancelled) => return JobState::Cancelled,
+            Some(StopKind::TimedOut) => return JobState::Failed,
+            None => {}
+        }
+        let spec = self.spec();
+        let not_worth_retrying = |attempt: &Attempt| match (attempt.fate.phase, attempt.fate.exit) {
+            (Phase::Failed, Some(Exit::Code(code))) => spec.no_retry_on.contains(&code),
+            _ => false,
+        };
+        let out_of_attempts = self.failures() > spec.retries || self.losses() > spec.lost_limit;
+        if out_of_attempts || self.attempts.values().any(not_worth_retrying) {
+            JobState::Failed
+        } else {
+            JobState::Pending
+        }
+    }
+
+    /// How many attempts failed. Two that were given one number during a partition count once.
+    pub fn failures(&self) -> u32 {
+        self.count(Phase::Failed)
+    }
+
+    /// How many attempts were lost with their node.
+    pub fn losses(&self) -> u32 {
+        self.count(Phase::Lost)
+    }
+
+    fn count(&self, phase: Phase) -> u32 {
+        let numbers: BTreeSet<u32> =
+            self.attempts.values().filter(|a| a.fate.phase == phase).map(|a| a.claim.number).collect();
+        u32::try_from(numbers.len()).unwrap_or(u32::MAX)
+    }
+
+    /// The live attempt that goes on: of several, the one with the highest fence.
+    pub fn current(&self) -> Option<(Dot, &Attempt)> {
+        let live = self.attempts.iter().filter(|(_, attempt)| attempt.is_live());
+        live.max_by_key(|(dot, attempt)| (attempt.fence(), **dot)).map(|(dot, attempt)| (*dot, attempt))
+    }
+
+    /// The attempt that tells best how the job stands: the one that succeeded, else the current one, else
+    /// the last.
+    pub fn telling(&self) -> Option<&Attempt> {
+        let succeeded = self.attempts.values().filter(|attempt| attempt.fate.phase == Phase::Succeeded);
+        let last = || self.attempts.iter().max_by_key(|(dot, attempt)| (attempt.fence(), **dot)).map(|(_, a)| a);
+        succeeded
+            .min_by_key(|attempt| attempt.fence())
+            .or_else(|| self.current().map(|(_, attempt)| attempt))
+            .or_else(last)
+    }
+
+    /// Whether another attempt was claimed that overrules `claim`: one with a higher fence.
+    pub fn is_superseded(&self, claim: Dot) -> bool {
+        self.attempts
+            .get(&claim)
+            .is_some_and(|mine| self.attempts.iter().any(|(dot, other)| (other.fence(), *dot) > (mine.fence(), claim)))
+    }
+
+    /// When the last attempt that failed or was lost ended, by its writer's clock.
+    pub fn last_end(&self) -> Option<Timestamp> {
+        self.attempts.values().filter(|attempt| !attempt.is_live()).map(|attempt| attempt.fate.at).max()
+    }
+
+    /// When the job ended, where it has.
+    pub fn ended_at(&self) -> Option<Timestamp> {
+        if !self.state().is_terminal() {
+            return None;
+        }
+        match self.telling() {
+            Some(attempt) if attempt.fate.phase == Phase::Succeeded => Some(attempt.fate.at),
+            _ => self.last_end().max(self.stop.as_ref().map(|stop| stop.at)),
+        }
+    }
+
+    /// Every pair of attempts that ran, or may have run, at the same time: neither claim had seen the other
+    /// attempt's end from the other's own executor.
+    pub fn overlaps(&self) -> Vec<Overlap> {
+        let ran: Vec<_> = self.attempts.iter().filter(|(_, attempt)| attempt.may_have_run()).collect();
+        let mut overlaps = Vec::new();
+        for (at, (first_dot, first)) in ran.iter().enumerate() {
+            for (second_dot, second) in &ran[at + 1..] {
+                let in_turn = first.end_was_seen(&second.claim.seen) || second.end_was_seen(&first.claim.seen);
+                if !in_turn {
+                    let spoken = |a: &Attempt| a.ran() && (a.is_live() || a.fate.by_executor);
+                    let certain = spoken(first) && spoken(second);
+                    overlaps.push(Overlap { first: **first_dot, second: **second_dot, certain });
+                }
+            }
+        }
+        overlaps
+    }
+
+    /// The owner decides that an attempt shall run on `executor`. `dot` names it from then on.
+    pub fn claim(&mut self, dot: Dot, executor: Actor, at: Timestamp) {
+        let number = self.attempts.values().map(|attempt| attempt.claim.number).max().unwrap_or(0) + 1;
+        let claim = Claim { number, executor, at, seen: self.clock.clone() };
+        let fate = Fate { phase: Phase::Claimed, by_executor: false, dot, at, exit: None, reason: String::new() };
+        self.attempts.insert(dot, Attempt { claim, started_at: None, fate });
+        self.clock.apply(dot.into());
+    }
+
+    /// The executor says that the pod of `claim` was started.
+    pub fn start(&mut self, dot: Dot, claim: Dot, at: Timestamp) {
+        if let Some(attempt) = self.attempts.get_mut(&claim) {
+            attempt.started_at = attempt.started_at.max(Some(at));
+            self.clock.apply(dot.into());
+        }
+        let running = Fate { phase: Phase::Running, by_executor: true, dot, at, exit: None, reason: String::new() };
+        self.advance(claim, running);
+    }
+
+    /// Somebody says what became of `claim`. What does not overrule what is known is not written.
+    pub fn advance(&mut self, claim: Dot, mut fate: Fate) {
+        if let Some(attempt) = self.attempts.get_mut(&claim) {
+            shorten(&mut fate.reason);
+            let dot = fate.dot;
+            if fate > attempt.fate {
+                attempt.fate = fate;
+                self.clock.apply(dot.into());
+            }
+        }
+    }
+
+    /// Somebody asks that the job end.
+    pub fn request_stop(&mut self, mut stop: Stop) {
+        shorten(&mut stop.reason);
+        let dot = stop.dot;
+        if self.stop.as_ref().is_none_or(|known| stop.kind > known.kind) {
+            self.stop = Some(stop);
+            self.clock.apply(dot.into());
+        }
+    }
+
+    /// Checks a record that came from outside, before it is merged: one that fails must touch nothing.
+    ///
+    /// # Errors
+    /// The first thing that cannot be.
+    pub fn validate(&self) -> Result<(), InvalidField> {
+        self.spec().validate()?;
+        if self.attempts.len() > MAX_ATTEMPTS {
+            return Err(InvalidField::new("attempts", format!("at most {MAX_ATTEMPTS} are possible")));
+        }
+        let known = |dot: &Dot| dot.counter > 0 && self.clock.get(&dot.actor) >= dot.counter;
+        for (dot, attempt) in &self.attempts {
+            if !known(dot) || !known(&attempt.fate.dot) {
+                return Err(InvalidField::new("attempts", format!("the clock does not know the writes of {dot}")));
+            }
+            if attempt.claim.number == 0 {
+                return Err(InvalidField::new("attempts", format!("{dot} has number 0, and they count from 1")));
+            }
+            if attempt.fate.reason.len() > MAX_REASON_BYTES {
+                return Err(InvalidField::new("attempts", format!("the reason of {dot} is too long")));
+            }
+        }
+        if self.stop.as_ref().is_some_and(|stop| !known(&stop.dot) || stop.reason.len() > MAX_REASON_BYTES) {
+            return Err(InvalidField::new("stop", "the clock does not know its write, or its reason is too long"));
+        }
+        Ok(())
+    }
+}
+
+/// Of two submissions of one id the earlier one counts; the rest only makes the order total.
+fn submission_order(record: &Record) -> (Timestamp, NodeId, Vec<u8>) {
+    let submission = &record.submission;
+    let rest = rmp_serde::to_vec_named(submission).expect("a submission consists of what MessagePack can write");
+    (submission.submitted_at, submission.gateway, rest)
+}
+
+fn shorten(reason: &mut String) {
+    if reason.len() > MAX_REASON_BYTES {
+        let end = (0..=MAX_REASON_BYTES).rev().find(|at| reason.is_char_boundary(*at)).unwrap_or(0);
+        reason.truncate(end);
+    }
+}

@@ -1,0 +1,3 @@
+//! A running node: one Peer, driven by one loop, with all its shells around it.
+
+pub mod handle;
