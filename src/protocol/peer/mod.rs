@@ -620,6 +620,7 @@ impl Peer {
         if self.events.len() == EVENTS_KEPT {
             self.events.pop_front();
         }
+        self.outbox.send_when_stored(Effect::Note(event.clone()));
         self.events.push_back(event);
         self.answer_event_readers(now);
     }
