@@ -73,6 +73,15 @@ struct StoredSelf {
     running: bool,
 }
 
+/// A stored record that goes into quarantine.
+struct SetAside {
+    row: i64,
+    damaged: Damaged,
+}
+
+/// Numbers from here on no store ever counted to; a row that has one is damaged there.
+const FIRST_ABSURD_ROW: i64 = 1 << 60;
+
 /// The open database. Belongs to one thread.
 pub(super) struct Database {
     connection: Connection,
@@ -303,27 +312,35 @@ impl Database {
     }
 
     /// Reads every record, and remembers its row. Gives those that are unreadable with their rows.
-    fn read_records(&mut self) -> rusqlite::Result<(Vec<Record>, Vec<(i64, Damaged)>)> {
-        let mut records = Vec::new();
+    fn read_records(&mut self) -> rusqlite::Result<(Vec<Record>, Vec<SetAside>)> {
+        let mut records: Vec<Record> = Vec::new();
         let mut unreadable = Vec::new();
         let mut select = self.connection.prepare("SELECT row, id, value FROM record")?;
         let mut rows = select.query([])?;
         while let Some(row) = rows.next()? {
             let number: i64 = row.get(0)?;
-            self.next_row = self.next_row.max(number.saturating_add(1));
+            if number < FIRST_ABSURD_ROW {
+                self.next_row = self.next_row.max(number + 1);
+            }
             let value = match row.get_ref(2)? {
                 ValueRef::Blob(bytes) => envelope::unpack::<Record>(bytes),
                 ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_) | ValueRef::Text(_) => Err(Unreadable::Short),
             };
             match value {
                 // The record's own id is covered by its checksum, the column's is not.
-                Ok(record) => {
-                    self.rows.insert(record.id, number);
-                    records.push(record);
-                }
+                Ok(record) => match self.rows.insert(record.id, number) {
+                    None => records.push(record),
+                    // Only damage to a row's number makes two rows of one job. Both copies are true.
+                    Some(row) => {
+                        let damaged = Damaged { id: Some(record.id), reason: "it is there twice".to_owned() };
+                        unreadable.push(SetAside { row, damaged });
+                        records.iter_mut().filter(|known| known.id == record.id).for_each(|known| known.merge(&record));
+                    }
+                },
                 Err(error) => {
                     let id = row.get::<_, [u8; 16]>(1).ok().map(|bytes| JobId(u128::from_be_bytes(bytes)));
-                    unreadable.push((number, Damaged { id, reason: error.to_string() }));
+                    let damaged = Damaged { id, reason: error.to_string() };
+                    unreadable.push(SetAside { row: number, damaged });
                 }
             }
         }
@@ -331,10 +348,10 @@ impl Database {
     }
 
     /// Moves unreadable records to where they hurt nobody and can still be looked at.
-    fn quarantine(&mut self, unreadable: Vec<(i64, Damaged)>, now: Timestamp) -> rusqlite::Result<Vec<Damaged>> {
+    fn quarantine(&mut self, unreadable: Vec<SetAside>, now: Timestamp) -> rusqlite::Result<Vec<Damaged>> {
         let now = i64::try_from(now.unix_ms()).unwrap_or(i64::MAX);
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        for (row, Damaged { id, reason }) in &unreadable {
+        for SetAside { row, damaged: Damaged { id, reason } } in &unreadable {
             tracing::error!(?id, reason, "a stored record is unreadable and is set aside");
             transaction.execute(
                 "INSERT INTO quarantine (id, value, reason, set_aside_at_unix_ms)
@@ -344,7 +361,7 @@ impl Database {
             transaction.execute("DELETE FROM record WHERE row = ?1", [row])?;
         }
         transaction.commit()?;
-        Ok(unreadable.into_iter().map(|(_, damaged)| damaged).collect())
+        Ok(unreadable.into_iter().map(|set_aside| set_aside.damaged).collect())
     }
 }
 
@@ -352,9 +369,12 @@ impl Database {
 fn occupy(dir: &Path) -> Result<(PathBuf, File), StoreError> {
     let refused = |doing, path: &Path| {
         let path = path.to_owned();
-        move |error: std::io::Error| match error.kind() {
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => StoreError::Full { dir: path },
-            _ => StoreError::Refused { doing, path, reason: error.to_string() },
+        move |error: std::io::Error| {
+            if is_want_of_room(&error) {
+                StoreError::Full { dir: path }
+            } else {
+                StoreError::Refused { doing, path, reason: error.to_string() }
+            }
         }
     };
     DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(refused("creating the data directory", dir))?;
@@ -499,7 +519,11 @@ fn is_without_room(dir: &Path) -> bool {
     let path = dir.join("room.tmp");
     let tried = open_private(&path).and_then(|mut file| file.write_all(&[0; 1 << 16]));
     let _ = std::fs::remove_file(&path);
-    tried.is_err_and(|error| matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded))
+    tried.is_err_and(|error| is_want_of_room(&error))
+}
+
+fn is_want_of_room(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
 
 /// What an error at the start means for whoever starts the node.

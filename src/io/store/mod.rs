@@ -214,10 +214,8 @@ impl Store {
 impl Drop for Store {
     fn drop(&mut self) {
         self.commits = None;
-        if let Some(thread) = self.thread.take() {
-            if thread.join().is_err() {
-                tracing::error!("the store's thread panicked; the next start will check the database");
-            }
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the store's thread panicked; the next start will check the database");
         }
     }
 }
