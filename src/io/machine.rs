@@ -5,8 +5,8 @@
 //! hierarchy, so each is looked at and the tightest counts. Both versions of Linux's control groups are
 //! understood, wherever they are mounted.
 //!
-//! Everything is read from small text files that the kernel makes up on the spot; a sample takes some tens of
-//! microseconds. A file that is missing, or says something strange, is a thing not known, and never a failure: no
+//! Everything is read from small text files that the kernel makes up on the spot; a sample takes a fifth
+//! of a millisecond. A file that is missing, or says something strange, is a thing not known, and never a failure: no
 //! limit, no load, no memory. What is not known of the memory counts as none, so that only jobs that ask for no
 //! memory come here.
 

@@ -81,8 +81,8 @@ mod tests {
 
     #[test]
     fn a_newer_format_and_nonsense_are_told_apart_from_damage() {
-        let seal = |format: u8, value: &[u8]| [&[format][..], &checksum(format, value).to_le_bytes(), value].concat();
-        assert_eq!(unpack::<u8>(&seal(FORMAT + 1, &[1])), Err(Unreadable::Newer(FORMAT + 1)));
-        assert!(matches!(unpack::<u8>(&seal(FORMAT, &[0xc1])), Err(Unreadable::Undecodable(_))));
+        let packed = |format: u8, value: &[u8]| [&[format][..], &checksum(format, value).to_le_bytes(), value].concat();
+        assert_eq!(unpack::<u8>(&packed(FORMAT + 1, &[1])), Err(Unreadable::Newer(FORMAT + 1)));
+        assert!(matches!(unpack::<u8>(&packed(FORMAT, &[0xc1])), Err(Unreadable::Undecodable(_))));
     }
 }
