@@ -185,7 +185,7 @@ impl Node {
             cluster_addr,
         };
         let (incoming_to, incoming) = mpsc::channel(INCOMING_WAITING);
-        let transport = Transport::start(tcp, TransportConfig::new(hello), incoming_to, &tracker, stop.clone());
+        let transport = Transport::start(tcp, TransportConfig::new(hello), incoming_to, tracker.clone(), stop.clone());
         let (probes_to, probes) = mpsc::channel(PROBES_WAITING);
         let listen_error = |error| StartError::Listen { addr: bound, error };
         let (datagrams, gossip_inbox) =
