@@ -251,8 +251,14 @@ impl Driver {
                     tracing::debug!(%node, %addr, "its machine refuses connections");
                     self.peer.handle_refused(now, node);
                 }
-                LinkEvent::Unreachable(reason) => tracing::debug!(%node, %addr, reason, "cannot be reached"),
-                LinkEvent::Closed(reason) => tracing::debug!(%node, %addr, reason, "link lost"),
+                LinkEvent::Unreachable(reason) => {
+                    tracing::debug!(%node, %addr, reason, "cannot be reached");
+                    self.peer.handle_link_down(now, node);
+                }
+                LinkEvent::Closed(reason) => {
+                    tracing::debug!(%node, %addr, reason, "link lost");
+                    self.peer.handle_link_down(now, node);
+                }
             },
         }
     }
