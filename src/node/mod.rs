@@ -28,7 +28,6 @@ use crate::io::gossip::{Gossip, GossipConfig, GossipError};
 use crate::io::machine::Machine;
 use crate::io::store::{Store, StoreError};
 use crate::io::transport::{Transport, TransportConfig};
-use crate::model::config::Config;
 use crate::model::id::{Incarnation, NodeId};
 use crate::model::member::{Facts, Fingerprint, Load, PartitionSet, Status, WIRE_VERSION};
 use crate::model::spec::{Driver as PodDriver, InvalidField};
@@ -92,6 +91,15 @@ pub enum Stopped {
     Left,
     /// It could not go on.
     Failed(String),
+}
+
+impl std::fmt::Display for Stopped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Left => f.write_str("it has left the cluster"),
+            Self::Failed(reason) => f.write_str(reason),
+        }
+    }
 }
 
 /// A running node. Dropping it does not stop it: see [`shut_down`](Self::shut_down).
@@ -324,10 +332,4 @@ async fn advertised(bound: SocketAddr, host: Option<&str>) -> Result<SocketAddr,
 /// A listener on all interfaces is reached where the node is reached.
 fn at_host(cluster: IpAddr, http: IpAddr) -> IpAddr {
     if http.is_unspecified() { cluster } else { http }
-}
-
-/// What a node is configured to be, from what its machine has.
-pub fn weight_of(config: &Config) -> u16 {
-    let cpus = config.capacity.cpus.millis.div_ceil(1_000);
-    u16::try_from(cpus).unwrap_or(u16::MAX).clamp(1, crate::model::config::MAX_WEIGHT)
 }
