@@ -9,6 +9,7 @@ use std::time::Duration;
 use flockwork::api::{self, ApiConfig};
 use flockwork::io::executor::{GuardProgram, Handlers};
 use flockwork::io::machine::Machine;
+use flockwork::io::telemetry::{self, LogFormat};
 use flockwork::node::Node;
 use flockwork::node::handle::Handle;
 use tokio::net::TcpListener;
@@ -25,6 +26,7 @@ use super::signals::Interrupts;
 const LAST_ANSWERS_WITHIN: Duration = Duration::from_secs(6);
 
 pub(crate) async fn serve(session: &Session, plan: &NodePlan, until_stdin_closes: bool) -> Outcome {
+    telemetry::init(LogFormat::Text).map_err(|error| failed(error.to_string()))?;
     let mut asked_to_leave = Farewell::listen(until_stdin_closes)?;
     std::fs::create_dir_all(&plan.data_dir.value)
         .map_err(|error| failed(format!("cannot make {}: {error}", plan.data_dir.value.display())))?;
