@@ -1,4 +1,6 @@
 //! Stories of peer connections: what gets through, what is refused, and what a bad peer cannot do.
+#![allow(clippy::unwrap_used, reason = "a test stops at what it cannot do")]
+#![allow(clippy::disallowed_methods, reason = "a test of sockets owns its clock")]
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -98,10 +100,8 @@ fn numbered(seq: u64) -> Frame {
 }
 
 fn number_of(frame: &Frame) -> u64 {
-    match frame {
-        Frame::Message(Message::Stored { seq, .. }) => *seq,
-        other => panic!("unexpected {other:?}"),
-    }
+    let Frame::Message(Message::Stored { seq, .. }) = frame else { panic!("unexpected {frame:?}") };
+    *seq
 }
 
 fn framed(payload: &[u8]) -> Vec<u8> {

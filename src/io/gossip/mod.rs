@@ -123,6 +123,8 @@ pub struct GossipStatus {
     pub crowded: bool,
     /// Messages that were refused as unsafe.
     pub refused_messages: u64,
+    /// How often a start of a node was kept out, because the digest had no room for it.
+    pub kept_out_starts: u64,
     /// Messages lost for want of room.
     pub dropped_messages: u64,
     /// Messages sent as datagrams.
@@ -280,6 +282,7 @@ impl Gossip {
             digest_limit_bytes: MAX_DIGEST_BYTES,
             crowded: digest_bytes > CROWDED_DIGEST_BYTES,
             refused_messages: get(&shared.wire.refused),
+            kept_out_starts: get(&shared.wire.kept_out),
             dropped_messages: get(&shared.wire.dropped),
             sent_as_datagrams: get(&shared.wire.by_datagram),
             sent_over_links: get(&shared.wire.by_link),
@@ -325,16 +328,18 @@ impl Shared {
             catchup_callback: None,
             extra_liveness_predicate: None,
         };
+        self.wire.guard().begin(generation);
         let keys = lock(&self.published).clone();
         let handle = spawn_chitchat(config, keys.into_iter().collect(), &Sockets(Arc::clone(&self.wire)))
             .await
             .map_err(|error| GossipError::Library(error.to_string()))?;
         let changed = Arc::clone(&self.changed);
-        handle.with_chitchat(|chitchat| {
-            let changed = Arc::clone(&changed);
-            chitchat.subscribe_event("", move |_| changed.notify_one()).forever();
-        })
-        .await;
+        handle
+            .with_chitchat(|chitchat| {
+                let changed = Arc::clone(&changed);
+                chitchat.subscribe_event("", move |_| changed.notify_one()).forever();
+            })
+            .await;
         let handle = Arc::new(handle);
         *lock(&self.running) = Some(Arc::clone(&handle));
         // What was published while it started.

@@ -56,6 +56,13 @@ pub(super) enum Refusal {
     Io(#[from] io::Error),
 }
 
+impl Refusal {
+    /// Whether the other machine itself said that nobody listens there.
+    pub(super) fn is_by_the_machine(&self) -> bool {
+        matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused)
+    }
+}
+
 /// Why a frame cannot be sent.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum EncodeError {
@@ -191,9 +198,10 @@ impl Greeter {
 
 async fn hear_hello(reader: &mut Reader) -> Result<Hello, Refusal> {
     let frame = reader.next().await.ok_or(Refusal::ClosedEarly)?;
-    let frame = frame.map_err(|error| match error.kind() {
-        io::ErrorKind::InvalidData => Refusal::NotAHello(error.to_string()),
-        _ => Refusal::Io(error),
+    let frame = frame.map_err(|error| {
+        // This is how the codec says that the length is none that a greeting has.
+        let too_long = error.kind() == io::ErrorKind::InvalidData;
+        if too_long { Refusal::NotAHello(error.to_string()) } else { Refusal::Io(error) }
     })?;
     rmp_serde::from_slice(&frame).map_err(|error| Refusal::NotAHello(error.to_string()))
 }

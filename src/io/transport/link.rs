@@ -350,10 +350,8 @@ impl Link {
 
     /// The peer was called, and no connection came of it.
     async fn fail(&mut self, addr: SocketAddr, refusal: Refusal) {
-        let event = match &refusal {
-            Refusal::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => LinkEvent::Refused,
-            other => LinkEvent::Unreachable(other.to_string()),
-        };
+        let event =
+            if refusal.is_by_the_machine() { LinkEvent::Refused } else { LinkEvent::Unreachable(refusal.to_string()) };
         if self.failures == 0 {
             tracing::info!(node = %self.peer.node, %addr, reason = %refusal, "a peer cannot be reached");
         }
