@@ -67,9 +67,9 @@ const COALESCE: Duration = Duration::from_millis(2);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often seeds' names are resolved while nobody is known.
 const RESOLVE_EVERY: Duration = Duration::from_secs(3);
-/// How often, when others are known, some address is called that may have been forgotten: a seed, a node that
-/// was met before. This is how two halves that have forgotten each other meet again.
-const REUNION_EVERY: Duration = Duration::from_secs(10);
+/// How often, in rounds, some address is called that may have been forgotten: a seed, a node that was met
+/// before. This is how two halves that have forgotten each other meet again.
+const REUNION_EVERY: u32 = 40;
 /// How long resolving one name may take.
 const RESOLVE_WITHIN: Duration = Duration::from_secs(2);
 /// Addresses to call that are remembered.
@@ -539,7 +539,7 @@ impl Shared {
                 self.interval.saturating_mul(2)
             } else {
                 self.call(candidates.into_iter().choose(&mut rand::rng()).into_iter().collect());
-                REUNION_EVERY
+                self.interval.saturating_mul(REUNION_EVERY)
             };
             let until_company_changes = async {
                 // Facts change all the time; only whether there are any matters here.

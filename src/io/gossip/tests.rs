@@ -160,13 +160,18 @@ async fn five_nodes_see_each_other_and_each_others_changes() {
 async fn urgent_news_do_not_wait_for_the_next_round() {
     let mut nodes = vec![Node::start(1, SELDOM, &[]).await];
     for id in 2..=4 {
+        // Each calls the first one only. That somebody is there at all is urgent too, so the first one and the
+        // newcomer hand it on to the others.
         nodes.push(Node::start(id, SELDOM, &[&nodes[0]]).await);
+        until_all_know_all(&mut nodes).await;
     }
-    // That somebody is there at all is news of that kind too.
-    until_all_know_all(&mut nodes).await;
     nodes[2].publish(true, |me| me.incarnation = Incarnation(1)).await;
     until_all_know_all(&mut nodes).await;
     nodes[3].publish(true, |me| me.suspicions.clear()).await;
+    until_all_know_all(&mut nodes).await;
+    // What is not urgent waits, and comes along with the next urgent news.
+    nodes[1].publish(false, |me| me.load = Load { backlog: 3, ..me.load }).await;
+    nodes[1].publish(true, |me| me.incarnation = Incarnation(1)).await;
     until_all_know_all(&mut nodes).await;
 }
 
@@ -252,7 +257,9 @@ async fn of_two_starts_of_one_node_the_later_counts() {
 
 #[tokio::test]
 async fn a_crowd_is_warned_of_and_kept_out_before_the_digest_overflows() {
-    let mut nodes = [Node::start(1, OFTEN, &[]).await, Node::start(2, OFTEN, &[]).await];
+    // Digests of a thousand entries keep an unoptimised build busy.
+    let seldom = 4 * OFTEN;
+    let mut nodes = [Node::start(1, seldom, &[]).await, Node::start(2, seldom, &[]).await];
     nodes[1].gossip.contact([nodes[0].me.cluster_addr]);
     until_all_know_all(&mut nodes).await;
     for hundreds in 1..=20 {
