@@ -240,6 +240,14 @@ async fn a_restarted_peer_replaces_its_earlier_start_which_is_refused_from_then_
     assert_eq!(node.transport.refused_connections(), 1);
     second.write_all(&framed(&rmp_serde::to_vec_named(&numbered(3)).unwrap())).await.unwrap();
     assert_eq!(node.next_number().await, (NodeId(2), 3));
+    drop(second);
+    assert!(matches!(node.next_event().await, (NodeId(2), LinkEvent::Closed(_))));
+
+    // Called at its address, the earlier start is refused as well, and not called again at once.
+    let earlier = Node::start_with(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap(), 2, 5, |_| {});
+    node.transport.send(NodeId(2), earlier.addr, &numbered(4));
+    assert!(matches!(node.next_event().await, (NodeId(2), LinkEvent::Unreachable(_))));
+    assert_eq!(node.link(NodeId(2)).state, LinkState::Backoff);
 }
 
 #[tokio::test]

@@ -9,12 +9,12 @@
 //! The protocol is the `chitchat` library's; this is the one place that knows it, and it stands between the
 //! library and its traps:
 //! - The library also judges who is alive. Nobody here asks it: it only means that somebody relays a heartbeat.
-//! - Some messages make it panic, and some values silence a node for good: [`guard`] and [`facts`] keep
+//! - Some messages make it panic, and some values silence a node for good: `guard` and `facts` keep
 //!   both out, on the way in and on the way out.
 //! - A start that it has seen before is ignored until it says more than before. So its generation is ours with
 //!   a count of our own restarts of it below (an epoch); when others turn out to know more of our present
 //!   start than we have said, as after a restart with the same generation, the next epoch begins.
-//! - Of two starts of one node both are shown; the [`view`] takes the later.
+//! - Of two starts of one node both are shown; the `view` takes the later.
 //! - Its digest grows with every start it remembers, up to a size at which it panics. It is told to forget the
 //!   dead within minutes, the size is shown and warned about, and the guard stops newcomers before it is reached.
 //! - If its task dies all the same, it is started anew with another epoch, loudly. What was known stays known.

@@ -3,7 +3,7 @@
 //! The gossip library shows every start of every node that it still remembers, some incomplete. Out of that this
 //! makes one answer per node: the facts of its latest start that has been heard out. A value that cannot be read
 //! leaves the last good facts standing, and is complained about once. The library forgets dead nodes after some
-//! minutes, and everything when it has to be started anew; facts outlive that by [`REMEMBERED`].
+//! minutes, and everything when it has to be started anew; facts outlive that by `REMEMBERED`.
 //!
 //! It also notices what deserves to be handed on at once: a change of the urgent keys, which it sees once per
 //! version.

@@ -5,7 +5,7 @@
 //! somebody whose node id is not known yet: then even a large one goes as a datagram, and the network cuts it.
 //!
 //! The library sends and receives in one task, so sending only enqueues: a full queue loses the message, and the
-//! next round repeats what it said. Everything that comes in passes the [`Guard`] first.
+//! next round repeats what it said. Everything that comes in passes the `Guard` first.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};

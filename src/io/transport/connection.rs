@@ -73,14 +73,14 @@ pub(super) enum EncodeError {
 }
 
 /// Writes `frame` as it travels, without its length.
-pub(super) fn encode(frame: &Frame, max_bytes: usize) -> Result<Vec<u8>, EncodeError> {
+pub(super) fn encode(frame: &Frame, max_bytes: usize) -> Result<Bytes, EncodeError> {
     let encoded = rmp_serde::to_vec_named(frame)?;
-    if encoded.len() > max_bytes { Err(EncodeError::TooLong(encoded.len())) } else { Ok(encoded) }
+    if encoded.len() > max_bytes { Err(EncodeError::TooLong(encoded.len())) } else { Ok(encoded.into()) }
 }
 
 /// Appends an encoded frame to `buffer`, with its length.
-pub(super) fn append(encoded: &[u8], buffer: &mut BytesMut) -> io::Result<()> {
-    codec(encoded.len()).encode(Bytes::copy_from_slice(encoded), buffer)
+pub(super) fn append(encoded: Bytes, buffer: &mut BytesMut) -> io::Result<()> {
+    codec(encoded.len()).encode(encoded, buffer)
 }
 
 fn codec(max_bytes: usize) -> LengthDelimitedCodec {
@@ -170,7 +170,7 @@ impl Greeter {
     async fn say_hello(&self, writer: &mut Writer) -> Result<(), Refusal> {
         let encoded = rmp_serde::to_vec_named(&self.hello).map_err(io::Error::other)?;
         let mut buffer = BytesMut::new();
-        append(&encoded, &mut buffer)?;
+        append(encoded.into(), &mut buffer)?;
         writer.write_all(&buffer).await?;
         Ok(writer.flush().await?)
     }
