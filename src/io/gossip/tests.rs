@@ -47,7 +47,7 @@ fn any_port() -> SocketAddr {
 
 impl Node {
     async fn start(id: u32, interval: Duration, seeds: &[&Self]) -> Self {
-        Self::start_at(any_port(), id, 1, interval, seeds, |_| {}).await
+        Self::start_at(any_port(), id, 1, interval, &addresses(seeds), |_| {}).await
     }
 
     async fn start_at(
@@ -55,7 +55,7 @@ impl Node {
         id: u32,
         generation: u64,
         interval: Duration,
-        seeds: &[&Self],
+        seeds: &[String],
         set: impl Fn(&mut Facts),
     ) -> Self {
         let (socket, listener) = sockets(addr).await;
@@ -74,8 +74,7 @@ impl Node {
         let transport = Transport::start(listener, config, incoming, tracker.clone(), stop.clone());
         let (probes, _) = mpsc::channel(1);
         let (datagrams, inbox) = Datagrams::start(socket, probes, &tracker, stop.clone()).await.unwrap();
-        let seeds = seeds.iter().map(|seed| seed.me.cluster_addr.to_string()).collect();
-        let config = GossipConfig { interval, seeds };
+        let config = GossipConfig { interval, seeds: seeds.to_vec() };
         let gossip = Gossip::start(&me, config, datagrams, inbox, transport, &tracker, stop.clone()).await.unwrap();
         let (driven, stopped) = (gossip.clone(), stop.clone());
         tracker.spawn(async move {
@@ -110,6 +109,10 @@ impl Node {
         timeout(PATIENCE, self.tracker.wait()).await.expect("every task ends");
         self.me.cluster_addr
     }
+}
+
+fn addresses(nodes: &[&Node]) -> Vec<String> {
+    nodes.iter().map(|node| node.me.cluster_addr.to_string()).collect()
 }
 
 async fn until_all_know_all(nodes: &mut [Node]) {
@@ -182,7 +185,7 @@ async fn what_is_too_large_for_a_packet_travels_over_the_peer_connection() {
         me.labels = (0..16).map(|n| (text(n), text(n + 100))).collect();
     };
     let first = Node::start_at(any_port(), 1, 1, OFTEN, &[], hard_to_compress).await;
-    let second = Node::start_at(any_port(), 2, 1, OFTEN, &[&first], hard_to_compress).await;
+    let second = Node::start_at(any_port(), 2, 1, OFTEN, &addresses(&[&first]), hard_to_compress).await;
     let mut nodes = [first, second];
     until_all_know_all(&mut nodes).await;
     assert!(nodes.iter().any(|node| node.gossip.status().sent_over_links > 0));
@@ -193,8 +196,8 @@ async fn a_seed_that_comes_later_and_is_known_by_name_is_found() {
     let (socket, listener) = sockets(any_port()).await;
     let addr = listener.local_addr().unwrap();
     drop((socket, listener));
-    let mut early = Node::start(1, OFTEN, &[]).await;
-    early.gossip.contact([addr]);
+    let by_name = [format!("localhost:{}", addr.port()), "nobody.invalid:1".to_owned()];
+    let mut early = Node::start_at(any_port(), 1, 1, OFTEN, &by_name, |_| {}).await;
     let mut late = Node::start_at(addr, 2, 1, OFTEN, &[], |_| {}).await;
     early.until_it_knows(&late.me).await;
     late.until_it_knows(&early.me).await;
@@ -234,7 +237,7 @@ async fn a_restart_with_the_same_generation_is_heard_all_the_same() {
     }
     stays.until_it_knows(&goes.me).await;
     let addr = goes.stop().await;
-    let mut back = Node::start_at(addr, 2, 1, OFTEN, &[&stays], |me| me.weight = 9).await;
+    let mut back = Node::start_at(addr, 2, 1, OFTEN, &addresses(&[&stays]), |me| me.weight = 9).await;
     stays.until_it_knows(&back.me).await;
     back.until_it_knows(&stays.me).await;
     assert!(back.gossip.status().restarts > 0);
@@ -245,7 +248,7 @@ async fn of_two_starts_of_one_node_the_later_counts() {
     let mut stays = Node::start(1, OFTEN, &[]).await;
     let earlier = Node::start(2, OFTEN, &[&stays]).await;
     stays.until_it_knows(&earlier.me).await;
-    let mut later = Node::start_at(any_port(), 2, 2, OFTEN, &[&stays], |_| {}).await;
+    let mut later = Node::start_at(any_port(), 2, 2, OFTEN, &addresses(&[&stays]), |_| {}).await;
     stays.until_it_knows(&later.me).await;
     // The library goes on showing both, and here even both live.
     later.publish(false, |me| me.load = Load { backlog: 5, ..me.load }).await;
