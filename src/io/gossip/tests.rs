@@ -196,7 +196,7 @@ async fn a_seed_that_comes_later_and_is_known_by_name_is_found() {
     let (socket, listener) = sockets(any_port()).await;
     let addr = listener.local_addr().unwrap();
     drop((socket, listener));
-    let by_name = [format!("localhost:{}", addr.port()), "nobody.invalid:1".to_owned()];
+    let by_name = [format!("localhost:{}", addr.port()), "no port in it".to_owned()];
     let mut early = Node::start_at(any_port(), 1, 1, OFTEN, &by_name, |_| {}).await;
     let mut late = Node::start_at(addr, 2, 1, OFTEN, &[], |_| {}).await;
     early.until_it_knows(&late.me).await;
