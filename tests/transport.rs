@@ -1,4 +1,6 @@
 //! Stories of peer connections: what gets through, what is refused, and what a bad peer cannot do.
+#![allow(clippy::unwrap_used, reason = "a test stops at what it cannot do")]
+#![allow(clippy::disallowed_methods, reason = "a test of sockets owns its clock")]
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -98,10 +100,8 @@ fn numbered(seq: u64) -> Frame {
 }
 
 fn number_of(frame: &Frame) -> u64 {
-    match frame {
-        Frame::Message(Message::Stored { seq, .. }) => *seq,
-        other => panic!("unexpected {other:?}"),
-    }
+    let Frame::Message(Message::Stored { seq, .. }) = frame else { panic!("unexpected {frame:?}") };
+    *seq
 }
 
 fn framed(payload: &[u8]) -> Vec<u8> {
@@ -240,6 +240,14 @@ async fn a_restarted_peer_replaces_its_earlier_start_which_is_refused_from_then_
     assert_eq!(node.transport.refused_connections(), 1);
     second.write_all(&framed(&rmp_serde::to_vec_named(&numbered(3)).unwrap())).await.unwrap();
     assert_eq!(node.next_number().await, (NodeId(2), 3));
+    drop(second);
+    assert!(matches!(node.next_event().await, (NodeId(2), LinkEvent::Closed(_))));
+
+    // Called at its address, the earlier start is refused as well, and not called again at once.
+    let earlier = Node::start_with(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap(), 2, 5, |_| {});
+    node.transport.send(NodeId(2), earlier.addr, &numbered(4));
+    assert!(matches!(node.next_event().await, (NodeId(2), LinkEvent::Unreachable(_))));
+    assert_eq!(node.link(NodeId(2)).state, LinkState::Backoff);
 }
 
 #[tokio::test]

@@ -6,8 +6,8 @@
 //! dropped and counted, as the network would drop it.
 //!
 //! Whatever comes from the network and cannot be read is counted and otherwise without effect. Datagrams are
-//! neither authenticated nor encrypted yet; a layer that seals them belongs in [`Datagrams::send`] and
-//! [`receive`], where the whole payload passes.
+//! neither authenticated nor encrypted yet; a layer that seals them belongs in `Datagrams::send` and
+//! `receive`, where the whole payload passes.
 
 use std::io;
 use std::net::SocketAddr;

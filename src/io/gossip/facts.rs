@@ -134,9 +134,7 @@ pub(super) fn encode(facts: &Facts) -> Result<Keys, EncodeFactsError> {
 
 /// The votes that fit into one value: those against the lowest node ids. In a mass failure every voter leaves
 /// out the same ones, so that the votes that remain still add up; the others' turn comes as verdicts fall.
-fn suspicions_that_fit(
-    suspicions: &BTreeMap<NodeId, (Generation, Incarnation)>,
-) -> Result<String, EncodeFactsError> {
+fn suspicions_that_fit(suspicions: &BTreeMap<NodeId, (Generation, Incarnation)>) -> Result<String, EncodeFactsError> {
     let mut some = suspicions.clone();
     loop {
         let value = json(SUSPICIONS, &some)?;

@@ -2,7 +2,7 @@
 //!
 //! The library trusts its peers: some messages that it can parse make its task panic, and with it all gossip of
 //! the node. A key whose first character is not ASCII does, a version that goes backwards inside one message,
-//! a peer that speaks in our own name, and so many nodes that their digest no longer fits into a message. The
+//! a peer that tells us what we say ourselves, and so many nodes that their digest no longer fits into a message. The
 //! guard reads every message first, in the library's own format, and passes on only what is safe. It keeps
 //! count of the nodes it has let in, because how much room is left depends on all of them together.
 //!
@@ -80,10 +80,17 @@ pub(super) enum Unsafe {
     ForeignId,
     #[error("its versions go backwards")]
     Backwards,
-    #[error("it speaks in this node's own name")]
+    #[error("it tells this node what its own present start says")]
     InOurName,
-    #[error("with the nodes it names, the digest would no longer fit into a message")]
-    Full,
+}
+
+/// A message that is safe.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    pub(super) message: ChitchatMessage,
+    /// Starts of nodes that were taken out of it, because with them our own digest would no longer fit into a
+    /// message. The others it speaks of are heard as ever.
+    pub(super) kept_out: usize,
 }
 
 /// What others believe of this node's latest start.
@@ -97,6 +104,8 @@ pub(super) struct Claim {
 #[derive(Debug)]
 pub(super) struct Guard {
     own: NodeId,
+    /// The library's generation of this node's present start. Of its earlier ones others may speak.
+    present: u64,
     /// Every start that the library knows, or is about to, with its keys.
     known: BTreeMap<Start, BTreeSet<String>>,
     /// Of the message let through last. The library may not have looked at it when it is asked what it knows.
@@ -107,11 +116,16 @@ pub(super) struct Guard {
 
 impl Guard {
     pub(super) fn new(own: NodeId) -> Self {
-        Self { own, known: BTreeMap::new(), latest: BTreeSet::new(), claim: None }
+        Self { own, present: 0, known: BTreeMap::new(), latest: BTreeSet::new(), claim: None }
     }
 
-    /// The message, if the library can be given it.
-    pub(super) fn admit(&mut self, bytes: &[u8]) -> Result<ChitchatMessage, Unsafe> {
+    /// From now on the library speaks for this node under `generation`.
+    pub(super) fn begin(&mut self, generation: u64) {
+        self.present = generation;
+    }
+
+    /// The message, as far as the library can be given it.
+    pub(super) fn admit(&mut self, bytes: &[u8]) -> Result<Admitted, Unsafe> {
         if bytes.len() > MAX_MESSAGE_BYTES {
             return Err(Unsafe::Malformed("too long"));
         }
@@ -119,13 +133,8 @@ impl Guard {
         for entry in contents.digest.iter().filter(|entry| entry.start.node == self.own) {
             self.claim = self.claim.max(Some(Claim { generation: entry.start.generation, heartbeat: entry.heartbeat }));
         }
-        if contents.deltas.keys().any(|start| start.node == self.own) {
+        if contents.deltas.keys().any(|start| start.node == self.own && start.generation == self.present) {
             return Err(Unsafe::InOurName);
-        }
-        let named: BTreeSet<Start> = contents.digest.iter().map(|entry| entry.start).collect();
-        let new = named.iter().filter(|start| !self.known.contains_key(start));
-        if self.digest_bytes() + new.map(Start::digest_bytes).sum::<usize>() > MAX_DIGEST_BYTES {
-            return Err(Unsafe::Full);
         }
         for (start, keys) in &contents.deltas {
             let known = self.known.get(start).into_iter().flatten().filter(|key| !keys.contains(*key)).count();
@@ -133,7 +142,19 @@ impl Guard {
                 return Err(Unsafe::TooManyKeys);
             }
         }
-        let message = ChitchatMessage::deserialize(&mut &*bytes).map_err(|_| Unsafe::Malformed("unreadable"))?;
+        let mut room = MAX_DIGEST_BYTES.saturating_sub(self.digest_bytes());
+        let mut named = BTreeSet::new();
+        for DigestEntry { start, .. } in &contents.digest {
+            if !self.known.contains_key(start) && !named.contains(start) {
+                let Some(left) = room.checked_sub(start.digest_bytes()) else { continue };
+                room = left;
+            }
+            named.insert(*start);
+        }
+        let kept_out = contents.digest.iter().filter(|entry| !named.contains(&entry.start)).count();
+        let without = (kept_out > 0).then(|| contents.without_those_not_in(&named));
+        let message = ChitchatMessage::deserialize(&mut without.as_deref().unwrap_or(bytes))
+            .map_err(|_| Unsafe::Malformed("unreadable"))?;
         for start in &named {
             self.known.entry(*start).or_default();
         }
@@ -144,7 +165,7 @@ impl Guard {
             }
         }
         self.latest = named;
-        Ok(message)
+        Ok(Admitted { message, kept_out })
     }
 
     /// Learns which starts the library knows now; it forgets dead ones in time.
@@ -182,49 +203,49 @@ impl Guard {
     }
 }
 
-struct DigestEntry {
+struct DigestEntry<'a> {
     start: Start,
     heartbeat: u64,
+    raw: &'a [u8],
 }
 
 /// What matters of a message.
-#[derive(Default)]
-struct Contents {
-    digest: Vec<DigestEntry>,
+struct Contents<'a> {
+    /// What comes before the digest.
+    head: &'a [u8],
+    digest: Vec<DigestEntry<'a>>,
+    /// What comes after the digest.
+    tail: &'a [u8],
     deltas: BTreeMap<Start, BTreeSet<String>>,
 }
 
-impl Contents {
-    fn read(bytes: &[u8]) -> Result<Self, Unsafe> {
-        let mut bytes = Bytes(bytes);
+impl<'a> Contents<'a> {
+    fn read(message: &'a [u8]) -> Result<Self, Unsafe> {
+        let mut bytes = Bytes(message);
         if bytes.u16()? != MAGIC || bytes.u8()? != 0 {
             return Err(Unsafe::Malformed("another protocol"));
         }
-        let mut contents = Self::default();
-        match bytes.u8()? {
+        let kind = bytes.u8()?;
+        let head = &message[..message.len() - bytes.0.len()];
+        let digest = if kind <= 1 { read_digest(&mut bytes)? } else { Vec::new() };
+        let mut contents = Self { head, digest, tail: bytes.0, deltas: BTreeMap::new() };
+        match kind {
             0 => {
-                contents.read_digest(&mut bytes)?;
                 bytes.text()?;
             }
-            1 => {
-                contents.read_digest(&mut bytes)?;
-                contents.read_delta(&unpack(&mut bytes)?)?;
-            }
-            2 => contents.read_delta(&unpack(&mut bytes)?)?,
+            1 | 2 => contents.read_delta(&unpack(&mut bytes)?)?,
             3 => {}
             _ => return Err(Unsafe::Malformed("unknown kind")),
         }
         if bytes.0.is_empty() { Ok(contents) } else { Err(Unsafe::Malformed("something follows it")) }
     }
 
-    fn read_digest(&mut self, bytes: &mut Bytes<'_>) -> Result<(), Unsafe> {
-        for _ in 0..bytes.u16()? {
-            let start = bytes.start()?;
-            let heartbeat = bytes.u64()?;
-            let (_collected_up_to, _version) = (bytes.u64()?, bytes.u64()?);
-            self.digest.push(DigestEntry { start, heartbeat });
-        }
-        Ok(())
+    /// The message, of whose digest only what `named` holds is left.
+    fn without_those_not_in(&self, named: &BTreeSet<Start>) -> Vec<u8> {
+        let kept: Vec<&[u8]> =
+            self.digest.iter().filter(|entry| named.contains(&entry.start)).map(|entry| entry.raw).collect();
+        let count = (kept.len() as u16).to_le_bytes();
+        [self.head, &count, &kept.concat(), self.tail].concat()
     }
 
     fn read_delta(&mut self, operations: &[u8]) -> Result<(), Unsafe> {
@@ -275,6 +296,18 @@ impl Contents {
         }
         Ok(())
     }
+}
+
+fn read_digest<'a>(bytes: &mut Bytes<'a>) -> Result<Vec<DigestEntry<'a>>, Unsafe> {
+    let mut digest = Vec::new();
+    for _ in 0..bytes.u16()? {
+        let before = bytes.0;
+        let start = bytes.start()?;
+        let heartbeat = bytes.u64()?;
+        let (_collected_up_to, _version) = (bytes.u64()?, bytes.u64()?);
+        digest.push(DigestEntry { start, heartbeat, raw: &before[..before.len() - bytes.0.len()] });
+    }
+    Ok(digest)
 }
 
 /// The operations of a delta, out of its blocks.
@@ -411,14 +444,17 @@ pub(super) mod tests {
     }
 
     fn refused(forgery: Forgery) -> Unsafe {
-        Guard::new(NodeId(1)).admit(&forgery.forge()).expect_err("it is unsafe")
+        let mut guard = Guard::new(NodeId(1));
+        guard.begin(7);
+        guard.admit(&forgery.forge()).expect_err("it is unsafe")
     }
 
     #[test]
     fn what_is_as_it_should_be_passes() {
         let mut guard = Guard::new(NodeId(1));
         let message = Forgery::default().name("00000002", 7, 3).about("00000002", 7).set("a.b/c-1", "x", 5).raise(6);
-        assert!(matches!(guard.admit(&message.forge()), Ok(ChitchatMessage::SynAck { .. })));
+        let admitted = guard.admit(&message.forge()).unwrap();
+        assert!(matches!(admitted, Admitted { message: ChitchatMessage::SynAck { .. }, kept_out: 0 }));
         let addr = SocketAddr::from(([127, 0, 0, 1], 1_000));
         assert_eq!((guard.node_at(addr), guard.addr_of(NodeId(2))), (Some(NodeId(2)), Some(addr)));
         assert_eq!(guard.size().0, 1);
@@ -466,8 +502,10 @@ pub(super) mod tests {
         assert!(guard.size().1 < CROWDED_DIGEST_BYTES);
         assert!(guard.admit(&crowd(700..1_100)).is_ok());
         assert!(guard.size().1 > CROWDED_DIGEST_BYTES);
-        assert!(matches!(guard.admit(&crowd(1_100..1_300)), Err(Unsafe::Full)));
-        assert!(guard.admit(&crowd(900..1_100)).is_ok(), "those who are known are still heard");
+        let kept_out = guard.admit(&crowd(1_000..1_300)).unwrap().kept_out;
+        assert!(kept_out > 100 && guard.size().1 <= MAX_DIGEST_BYTES);
+        assert_eq!(guard.size().0 + kept_out, 1_298, "those for whom there was room are in");
+        assert_eq!(guard.admit(&crowd(900..1_100)).unwrap().kept_out, 0, "those who are known are still heard");
     }
 
     #[test]

@@ -9,12 +9,12 @@
 //! The protocol is the `chitchat` library's; this is the one place that knows it, and it stands between the
 //! library and its traps:
 //! - The library also judges who is alive. Nobody here asks it: it only means that somebody relays a heartbeat.
-//! - Some messages make it panic, and some values silence a node for good: [`guard`] and [`facts`] keep
+//! - Some messages make it panic, and some values silence a node for good: `guard` and `facts` keep
 //!   both out, on the way in and on the way out.
 //! - A start that it has seen before is ignored until it says more than before. So its generation is ours with
 //!   a count of our own restarts of it below (an epoch); when others turn out to know more of our present
 //!   start than we have said, as after a restart with the same generation, the next epoch begins.
-//! - Of two starts of one node both are shown; the [`view`] takes the later.
+//! - Of two starts of one node both are shown; the `view` takes the later.
 //! - Its digest grows with every start it remembers, up to a size at which it panics. It is told to forget the
 //!   dead within minutes, the size is shown and warned about, and the guard stops newcomers before it is reached.
 //! - If its task dies all the same, it is started anew with another epoch, loudly. What was known stays known.
@@ -67,9 +67,9 @@ const COALESCE: Duration = Duration::from_millis(2);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often seeds' names are resolved while nobody is known.
 const RESOLVE_EVERY: Duration = Duration::from_secs(3);
-/// How often, when others are known, some address is called that may have been forgotten: a seed, a node that
-/// was met before. This is how two halves that have forgotten each other meet again.
-const REUNION_EVERY: Duration = Duration::from_secs(10);
+/// How often, in rounds, some address is called that may have been forgotten: a seed, a node that was met
+/// before. This is how two halves that have forgotten each other meet again.
+const REUNION_EVERY: u32 = 40;
 /// How long resolving one name may take.
 const RESOLVE_WITHIN: Duration = Duration::from_secs(2);
 /// Addresses to call that are remembered.
@@ -123,6 +123,8 @@ pub struct GossipStatus {
     pub crowded: bool,
     /// Messages that were refused as unsafe.
     pub refused_messages: u64,
+    /// How often a start of a node was kept out, because the digest had no room for it.
+    pub kept_out_starts: u64,
     /// Messages lost for want of room.
     pub dropped_messages: u64,
     /// Messages sent as datagrams.
@@ -280,6 +282,7 @@ impl Gossip {
             digest_limit_bytes: MAX_DIGEST_BYTES,
             crowded: digest_bytes > CROWDED_DIGEST_BYTES,
             refused_messages: get(&shared.wire.refused),
+            kept_out_starts: get(&shared.wire.kept_out),
             dropped_messages: get(&shared.wire.dropped),
             sent_as_datagrams: get(&shared.wire.by_datagram),
             sent_over_links: get(&shared.wire.by_link),
@@ -325,16 +328,18 @@ impl Shared {
             catchup_callback: None,
             extra_liveness_predicate: None,
         };
+        self.wire.guard().begin(generation);
         let keys = lock(&self.published).clone();
         let handle = spawn_chitchat(config, keys.into_iter().collect(), &Sockets(Arc::clone(&self.wire)))
             .await
             .map_err(|error| GossipError::Library(error.to_string()))?;
         let changed = Arc::clone(&self.changed);
-        handle.with_chitchat(|chitchat| {
-            let changed = Arc::clone(&changed);
-            chitchat.subscribe_event("", move |_| changed.notify_one()).forever();
-        })
-        .await;
+        handle
+            .with_chitchat(|chitchat| {
+                let changed = Arc::clone(&changed);
+                chitchat.subscribe_event("", move |_| changed.notify_one()).forever();
+            })
+            .await;
         let handle = Arc::new(handle);
         *lock(&self.running) = Some(Arc::clone(&handle));
         // What was published while it started.
@@ -534,7 +539,7 @@ impl Shared {
                 self.interval.saturating_mul(2)
             } else {
                 self.call(candidates.into_iter().choose(&mut rand::rng()).into_iter().collect());
-                REUNION_EVERY
+                self.interval.saturating_mul(REUNION_EVERY)
             };
             let until_company_changes = async {
                 // Facts change all the time; only whether there are any matters here.

@@ -3,7 +3,7 @@
 //! The gossip library shows every start of every node that it still remembers, some incomplete. Out of that this
 //! makes one answer per node: the facts of its latest start that has been heard out. A value that cannot be read
 //! leaves the last good facts standing, and is complained about once. The library forgets dead nodes after some
-//! minutes, and everything when it has to be started anew; facts outlive that by [`REMEMBERED`].
+//! minutes, and everything when it has to be started anew; facts outlive that by `REMEMBERED`.
 //!
 //! It also notices what deserves to be handed on at once: a change of the urgent keys, which it sees once per
 //! version.
@@ -40,9 +40,9 @@ impl Shown {
         let start = Start::of(state.chitchat_id())?;
         let version = state.max_version();
         let urgent = URGENT.iter().filter_map(|key| state.get_versioned(key)).map(|value| value.version).max();
-        let keys = view.wants(start, version).then(|| {
-            state.key_values().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
-        });
+        let keys = view
+            .wants(start, version)
+            .then(|| state.key_values().map(|(key, value)| (key.to_owned(), value.to_owned())).collect());
         Some(Self { start, version, urgent: urgent.unwrap_or(0), keys })
     }
 }
@@ -78,7 +78,9 @@ pub(super) struct View {
 
 impl View {
     fn wants(&self, start: Start, version: u64) -> bool {
-        self.seen.get(&start.node).is_none_or(|seen| start > seen.start || (start == seen.start && version > seen.version))
+        self.seen
+            .get(&start.node)
+            .is_none_or(|seen| start > seen.start || (start == seen.start && version > seen.version))
     }
 
     /// Takes in what the library shows.

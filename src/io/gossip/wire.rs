@@ -5,7 +5,7 @@
 //! somebody whose node id is not known yet: then even a large one goes as a datagram, and the network cuts it.
 //!
 //! The library sends and receives in one task, so sending only enqueues: a full queue loses the message, and the
-//! next round repeats what it said. Everything that comes in passes the [`Guard`] first.
+//! next round repeats what it said. Everything that comes in passes the `Guard` first.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,7 +22,7 @@ use crate::io::transport::Transport;
 use crate::model::id::NodeId;
 use crate::model::wire::Frame;
 
-use super::guard::{Guard, MAX_MESSAGE_BYTES};
+use super::guard::{Admitted, Guard, MAX_MESSAGE_BYTES};
 
 /// The first byte of a datagram's payload.
 const PLAIN: u8 = 0;
@@ -42,6 +42,8 @@ pub(super) struct Wire {
     refusals: Throttle,
     /// Messages that were not passed on to the library.
     pub(super) refused: AtomicU64,
+    /// How often a start of a node was kept out, for want of room in the digest.
+    pub(super) kept_out: AtomicU64,
     /// Messages lost here, for want of room or of an address.
     pub(super) dropped: AtomicU64,
     /// Messages sent as one datagram.
@@ -75,6 +77,7 @@ impl Wire {
             frames,
             refusals: Throttle::default(),
             refused: AtomicU64::new(0),
+            kept_out: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             by_datagram: AtomicU64::new(0),
             by_link: AtomicU64::new(0),
@@ -88,7 +91,8 @@ impl Wire {
     /// Takes a message that came over the peer connection from `from`.
     pub(super) fn take_frame(&self, from: NodeId, message: Vec<u8>) {
         let addr = self.transport.address_of(from).or_else(|| self.guard().addr_of(from));
-        if !addr.is_some_and(|addr| self.frames.try_send((addr, message)).is_ok()) {
+        let taken = addr.map(|addr| self.frames.try_send((addr, message)));
+        if !matches!(taken, Some(Ok(()))) {
             count(&self.dropped);
         }
     }
@@ -120,6 +124,7 @@ impl Wire {
             let (from, message) = {
                 let mut inbox = self.inbox.lock().await;
                 let Inbox { datagrams, frames } = &mut *inbox;
+                // The second never closes: its sender is here. So there is always something to wait for.
                 tokio::select! {
                     Some((from, payload)) = datagrams.recv() => (from, unpack(&payload)),
                     Some((from, message)) = frames.recv() => (from, Some(message)),
@@ -130,7 +135,15 @@ impl Wire {
                 None => Err("its packing is unreadable".to_owned()),
             };
             match admitted {
-                Ok(message) => return (from, message),
+                Ok(Admitted { message, kept_out }) => {
+                    if kept_out > 0 {
+                        self.kept_out.fetch_add(kept_out as u64, Ordering::Relaxed);
+                        if let Some(left_out) = self.refusals.admit() {
+                            tracing::error!(%from, kept_out, left_out, "too many starts of nodes: newcomers are kept out");
+                        }
+                    }
+                    return (from, message);
+                }
                 Err(reason) => {
                     count(&self.refused);
                     if let Some(left_out) = self.refusals.admit() {

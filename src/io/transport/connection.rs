@@ -56,6 +56,13 @@ pub(super) enum Refusal {
     Io(#[from] io::Error),
 }
 
+impl Refusal {
+    /// Whether the other machine itself said that nobody listens there.
+    pub(super) fn is_by_the_machine(&self) -> bool {
+        matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused)
+    }
+}
+
 /// Why a frame cannot be sent.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum EncodeError {
@@ -66,14 +73,14 @@ pub(super) enum EncodeError {
 }
 
 /// Writes `frame` as it travels, without its length.
-pub(super) fn encode(frame: &Frame, max_bytes: usize) -> Result<Vec<u8>, EncodeError> {
+pub(super) fn encode(frame: &Frame, max_bytes: usize) -> Result<Bytes, EncodeError> {
     let encoded = rmp_serde::to_vec_named(frame)?;
-    if encoded.len() > max_bytes { Err(EncodeError::TooLong(encoded.len())) } else { Ok(encoded) }
+    if encoded.len() > max_bytes { Err(EncodeError::TooLong(encoded.len())) } else { Ok(encoded.into()) }
 }
 
 /// Appends an encoded frame to `buffer`, with its length.
-pub(super) fn append(encoded: &[u8], buffer: &mut BytesMut) -> io::Result<()> {
-    codec(encoded.len()).encode(Bytes::copy_from_slice(encoded), buffer)
+pub(super) fn append(encoded: Bytes, buffer: &mut BytesMut) -> io::Result<()> {
+    codec(encoded.len()).encode(encoded, buffer)
 }
 
 fn codec(max_bytes: usize) -> LengthDelimitedCodec {
@@ -163,7 +170,7 @@ impl Greeter {
     async fn say_hello(&self, writer: &mut Writer) -> Result<(), Refusal> {
         let encoded = rmp_serde::to_vec_named(&self.hello).map_err(io::Error::other)?;
         let mut buffer = BytesMut::new();
-        append(&encoded, &mut buffer)?;
+        append(encoded.into(), &mut buffer)?;
         writer.write_all(&buffer).await?;
         Ok(writer.flush().await?)
     }
@@ -191,9 +198,10 @@ impl Greeter {
 
 async fn hear_hello(reader: &mut Reader) -> Result<Hello, Refusal> {
     let frame = reader.next().await.ok_or(Refusal::ClosedEarly)?;
-    let frame = frame.map_err(|error| match error.kind() {
-        io::ErrorKind::InvalidData => Refusal::NotAHello(error.to_string()),
-        _ => Refusal::Io(error),
+    let frame = frame.map_err(|error| {
+        // This is how the codec says that the length is none that a greeting has.
+        let too_long = error.kind() == io::ErrorKind::InvalidData;
+        if too_long { Refusal::NotAHello(error.to_string()) } else { Refusal::Io(error) }
     })?;
     rmp_serde::from_slice(&frame).map_err(|error| Refusal::NotAHello(error.to_string()))
 }

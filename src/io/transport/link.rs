@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -68,7 +68,7 @@ impl Peer {
     }
 
     /// Lets an encoded frame wait for the peer, or says why not.
-    pub(super) fn queue(&self, addr: SocketAddr, encoded: &[u8], max_bytes: usize) -> Result<(), &'static str> {
+    pub(super) fn queue(&self, addr: SocketAddr, encoded: Bytes, max_bytes: usize) -> Result<(), &'static str> {
         let mut outbox = self.outbox();
         if outbox.addr != addr {
             // It moved. What was learned about the old address says nothing about the new one.
@@ -264,28 +264,32 @@ impl Link {
         match arrival {
             Arrival::Accepted(greeted) => {
                 let addr = greeted.hello.cluster_addr;
-                self.adopt(addr, greeted).await;
+                if let Err(refusal) = self.adopt(addr, greeted).await {
+                    self.shared.note_refusal(&addr, &refusal);
+                }
             }
             Arrival::Called(addr, called) => {
                 self.calling = false;
-                match called {
+                let adopted = match called {
                     Ok(greeted) => self.adopt(addr, greeted).await,
-                    // The peer called in the meantime; that serves as well.
-                    Err(_) if !self.connections.is_empty() => {}
-                    Err(refusal) => self.fail(addr, refusal).await,
+                    Err(refusal) => Err(refusal),
+                };
+                match adopted {
+                    // If the peer has called in the meantime, that serves as well.
+                    Err(refusal) if self.connections.is_empty() => self.fail(addr, refusal).await,
+                    Ok(()) | Err(_) => {}
                 }
             }
         }
     }
 
     /// Takes a connection into use, unless it comes from an earlier start of the peer.
-    async fn adopt(&mut self, addr: SocketAddr, greeted: Greeted) {
+    async fn adopt(&mut self, addr: SocketAddr, greeted: Greeted) -> Result<(), Refusal> {
         let generation = greeted.hello.generation;
         if let Some(known) = self.known
             && generation < known
         {
-            let refusal = Refusal::OlderGeneration { found: generation, known };
-            return self.shared.note_refusal(&self.peer.node, &refusal);
+            return Err(Refusal::OlderGeneration { found: generation, known });
         }
         if self.known.is_some_and(|known| known < generation) {
             for older in &self.connections {
@@ -319,6 +323,7 @@ impl Link {
             self.tell(addr, LinkEvent::Up).await;
         }
         self.shared.tracker.spawn(reading);
+        Ok(())
     }
 
     /// Lets go of connections that are over. Where the last one is, the link closes; one that did not last
@@ -350,10 +355,8 @@ impl Link {
 
     /// The peer was called, and no connection came of it.
     async fn fail(&mut self, addr: SocketAddr, refusal: Refusal) {
-        let event = match &refusal {
-            Refusal::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => LinkEvent::Refused,
-            other => LinkEvent::Unreachable(other.to_string()),
-        };
+        let event =
+            if refusal.is_by_the_machine() { LinkEvent::Refused } else { LinkEvent::Unreachable(refusal.to_string()) };
         if self.failures == 0 {
             tracing::info!(node = %self.peer.node, %addr, reason = %refusal, "a peer cannot be reached");
         }

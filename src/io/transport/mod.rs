@@ -5,7 +5,7 @@
 //! believed; then frames flow both ways, each prefixed with its length. Whoever hands over a frame never
 //! waits and is never told what became of it: frames may be lost, and the floors above are built for that.
 //!
-//! Each peer has one task ([`link`]) that owns its connections and doubles as its circuit breaker:
+//! Each peer has one task (`link`) that owns its connections and doubles as its circuit breaker:
 //!
 //! ```text
 //! closed --frame--> connecting --hello--> open --lost--> closed (or backoff, if it did not last)
@@ -28,7 +28,7 @@
 //! - Of two starts of one node only the later is listened to.
 //!
 //! It knows nothing of what the frames mean. Connections are not yet encrypted or authenticated: a peer is
-//! believed to be whom its `Hello` says. Where a security layer belongs is [`connection::Greeter`], which turns a
+//! believed to be whom its `Hello` says. Where a security layer belongs is `connection::Greeter`, which turns a
 //! socket into a reader and a writer before the first byte.
 
 mod connection;
@@ -253,7 +253,7 @@ impl Transport {
                 } else {
                     let peer = shared.peer(&mut peers, to, addr);
                     // While the table is held, the link cannot be dismantled under the frame.
-                    match peer.queue(addr, &encoded, shared.config.queue_bytes) {
+                    match peer.queue(addr, encoded, shared.config.queue_bytes) {
                         Ok(()) => return,
                         Err(reason) => (Some(peer.clone()), reason.to_owned()),
                     }
