@@ -10,7 +10,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,7 +34,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 struct Workshop {
     executor: Executor,
     events: mpsc::UnboundedReceiver<PodEvent>,
+    tracker: TaskTracker,
     dir: TempDir,
+    /// How many jobs were named here rather than by the test.
+    named: u128,
 }
 
 impl Workshop {
@@ -48,7 +51,9 @@ impl Workshop {
         config.stop_grace = Duration::from_millis(300);
         change(&mut config);
         let (sender, events) = mpsc::unbounded_channel();
-        Self { executor: Executor::start(config, sender, TaskTracker::new()).unwrap(), events, dir }
+        let tracker = TaskTracker::new();
+        let executor = Executor::start(config, sender, tracker.clone()).unwrap();
+        Self { executor, events, tracker, dir, named: 0 }
     }
 
     /// Starts job `number` and answers with the name of its attempt.
@@ -78,7 +83,8 @@ impl Workshop {
     }
 
     async fn run(&mut self, spec: Spec) -> (PodEnd, String, String) {
-        let key = self.start(1, spec);
+        self.named += 1;
+        let key = self.start(1_000 + self.named, spec);
         let end = self.end().await;
         let text = |(_, bytes)| String::from_utf8(bytes).unwrap();
         (end, text(self.log(key, Stream::Stdout).await), text(self.log(key, Stream::Stderr).await))
@@ -97,6 +103,13 @@ impl Workshop {
                 return (begin.unwrap(), all);
             }
         }
+    }
+
+    /// Shuts down, and returns when nothing of the executor is left.
+    async fn close(&self) {
+        self.executor.shut_down().await;
+        self.tracker.close();
+        tokio::time::timeout(PATIENCE, self.tracker.wait()).await.expect("every task ends");
     }
 
     /// The first line that the pod writes, as a number.
@@ -161,10 +174,8 @@ const OK: PodEnd = PodEnd::Exited(Exit::Code(0));
 
 #[track_caller]
 fn assert_could_not_start(end: &PodEnd, expected: i32, mentions: &str) {
-    match end {
-        PodEnd::CouldNotStart { code, reason } if *code == expected => assert!(reason.contains(mentions), "{reason}"),
-        other => panic!("{other:?}"),
-    }
+    let PodEnd::CouldNotStart { code, reason } = end else { panic!("{end:?}") };
+    assert!(*code == expected && reason.contains(mentions), "{end:?}");
 }
 
 #[tokio::test]
@@ -257,7 +268,7 @@ async fn a_relative_program_is_seen_from_the_working_directory() {
 #[tokio::test]
 async fn a_process_that_ignores_sigterm_is_killed_when_its_time_is_over() {
     let mut shop = Workshop::new();
-    let script = "trap 'echo asked' TERM; echo ready; while :; do sleep 0.05; done";
+    let script = "trap 'echo asked' TERM; echo ready; while :; do sleep 1000 & wait; done";
     let (end, out, _) = shop.run(Spec { timeout: Some(Duration::from_millis(400)), ..sh(script) }).await;
     assert_eq!(end, PodEnd::Exited(Exit::TimedOut));
     assert!(out.starts_with("ready\nasked\n"), "{out}");
@@ -266,7 +277,7 @@ async fn a_process_that_ignores_sigterm_is_killed_when_its_time_is_over() {
 #[tokio::test]
 async fn a_stopped_pod_is_asked_first() {
     let mut shop = Workshop::with(|config| config.stop_grace = PATIENCE);
-    let key = shop.start(1, sh("trap 'exit 7' TERM; echo $$; while :; do sleep 0.05; done"));
+    let key = shop.start(1, sh("trap 'exit 7' TERM; echo $$; sleep 1000 & wait"));
     let pid = shop.number_told(key).await;
     shop.executor.stop_pod(key);
     assert_eq!(shop.end().await, PodEnd::Stopped(Exit::Code(7)));
@@ -284,20 +295,22 @@ async fn a_stopped_pod_is_asked_first() {
 #[tokio::test]
 async fn children_die_with_their_pod() {
     let mut shop = Workshop::new();
-    let key = shop.start(
-        1,
-        sh("sh -c \"trap '' TERM HUP; while :; do sleep 100; done\" & echo $!; read line < /dev/null; exit 0"),
-    );
+    let key = shop.start(1, sh("sh -c \"trap '' TERM HUP; while :; do sleep 100; done\" & echo $!"));
     assert_eq!(shop.end().await, OK);
     let (_, out) = shop.log(key, Stream::Stdout).await;
     let child: i32 = String::from_utf8(out).unwrap().trim().parse().unwrap();
     assert!(!is_alive(child));
 }
 
+/// A script that starts `command` in a session of its own, reads its pid from the pipe `pid`, prints it and exits.
+fn daemon(command: &str) -> String {
+    format!("mkfifo pid; setsid {command} & read pid < pid; echo $pid; exit 4")
+}
+
 #[tokio::test]
 async fn a_daemon_that_holds_the_output_open_does_not_hold_up_the_end() {
     let mut shop = Workshop::new();
-    let (end, out, _) = shop.run(sh("setsid sh -c 'echo $$; exec sleep 1000' & wait_for=$!; sleep 0.2; exit 4")).await;
+    let (end, out, _) = shop.run(sh(&daemon("sh -c 'echo $$ > pid; exec sleep 1000'"))).await;
     assert_eq!(end, PodEnd::Exited(Exit::Code(4)));
     wait_until_gone(out.trim().parse().unwrap()).await;
 }
@@ -305,8 +318,7 @@ async fn a_daemon_that_holds_the_output_open_does_not_hold_up_the_end() {
 #[tokio::test]
 async fn a_daemon_without_a_trace_of_its_pod_is_given_up() {
     let mut shop = Workshop::new();
-    let (end, out, _) =
-        shop.run(sh("setsid env -i /bin/sh -c 'echo $$; exec /bin/sleep 1000' & sleep 0.2; exit 4")).await;
+    let (end, out, _) = shop.run(sh(&daemon("env -i /bin/sh -c 'echo $$ > pid; exec /bin/sleep 1000'"))).await;
     assert_eq!(end, PodEnd::Exited(Exit::Code(4)));
     let daemon = Pid::from_raw(out.trim().parse().unwrap()).unwrap();
     rustix::process::kill_process(daemon, Signal::KILL).unwrap();
@@ -315,8 +327,8 @@ async fn a_daemon_without_a_trace_of_its_pod_is_given_up() {
 #[tokio::test]
 async fn a_silent_daemon_is_found_after_the_end() {
     let mut shop = Workshop::new();
-    let (end, out, _) = shop.run(sh("setsid sh -c 'echo $$; exec sleep 1000 > /dev/null 2>&1' & sleep 0.2")).await;
-    assert_eq!(end, OK);
+    let (end, out, _) = shop.run(sh(&daemon("sh -c 'echo $$ > pid; exec sleep 1000 > /dev/null 2>&1'"))).await;
+    assert_eq!(end, PodEnd::Exited(Exit::Code(4)));
     wait_until_gone(out.trim().parse().unwrap()).await;
 }
 
@@ -335,16 +347,10 @@ async fn of_too_much_output_the_end_is_kept() {
     assert!(on_disk < 2_100_000, "{on_disk}");
 
     // The job is swept, and nothing is left.
-    let everything = files_below(shop.dir.path()).len();
     shop.executor.sweep(key.job);
-    shop.executor.shut_down().await;
-    assert!(everything > 1);
-    let unknown = loop {
-        match shop.executor.read_log(request(key, Stream::Stdout, 0)).await {
-            Ok(_) => tokio::task::yield_now().await,
-            Err(reason) => break reason,
-        }
-    };
+    shop.close().await;
+    assert_eq!(files_below(shop.dir.path()), [shop.dir.path().join("id")]);
+    let unknown = shop.executor.read_log(request(key, Stream::Stdout, 0)).await.unwrap_err();
     assert!(unknown.contains("no log"), "{unknown}");
 }
 
@@ -360,19 +366,20 @@ fn files_below(dir: &Path) -> Vec<std::path::PathBuf> {
 #[tokio::test]
 async fn a_log_can_be_followed_while_it_is_written() {
     let mut shop = Workshop::new();
-    // Each line is written only when the one before has been read here.
-    let fifo = shop.dir.path().join("fifo");
-    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
-    let key = shop.start(1, sh(&format!("for n in 1 2 3; do echo $n; read go < {}; done", fifo.display())));
+    // Each line is written only when the one before has been read here. A pipe for each: of one that is opened
+    // again, a reader may find the end that its last writer is about to make.
+    let pipes: Vec<_> = (1..=3).map(|n| shop.dir.path().join(format!("go.{n}"))).collect();
+    assert!(Command::new("mkfifo").args(&pipes).status().unwrap().success());
+    let go = shop.dir.path().join("go").display().to_string();
+    let key = shop.start(1, sh(&format!("for n in 1 2 3; do echo $n; read go < {go}.$n; done")));
     let mut seen = String::new();
-    for n in 1..=3 {
-        while seen.lines().count() < n {
+    for (lines_before, pipe) in pipes.into_iter().enumerate() {
+        while seen.lines().count() <= lines_before {
             let chunk = shop.executor.read_log(request(key, Stream::Stdout, seen.len() as u64)).await.unwrap();
             assert!(!chunk.end);
             seen.push_str(std::str::from_utf8(&chunk.bytes).unwrap());
         }
-        let fifo = fifo.clone();
-        tokio::task::spawn_blocking(move || fs::write(fifo, "go\n")).await.unwrap().unwrap();
+        tokio::task::spawn_blocking(move || fs::write(pipe, "go\n")).await.unwrap().unwrap();
     }
     let last = shop.executor.read_log(request(key, Stream::Stdout, seen.len() as u64)).await.unwrap();
     assert_eq!((seen.as_str(), last.end, last.bytes.len()), ("1\n2\n3\n", true, 0));
@@ -412,7 +419,7 @@ async fn shutting_down_ends_every_pod_and_refuses_new_ones() {
         shop.start(number, sh("sleep 1000 & sleep 1000"));
     }
     shop.started().await;
-    shop.executor.shut_down().await;
+    shop.close().await;
     assert_eq!(shop.executor.pods(), 0);
     shop.start(8, sh("true"));
     let mut ended = BTreeSet::new();
@@ -447,7 +454,7 @@ async fn two_hundred_at_once_are_each_reported_once() {
             }
         }
     }
-    shop.executor.shut_down().await;
+    shop.close().await;
     assert!(shop.events.try_recv().is_err());
     assert_eq!(fs::read_dir(shop.dir.path().join("tmp")).unwrap().count(), 0);
 }
@@ -536,7 +543,7 @@ fn play_a_role() {
         let config = ExecutorConfig { guard, ..ExecutorConfig::new(dir, "doomed") };
         let executor = Executor::start(config, sender, TaskTracker::new()).unwrap();
         // A pod that goes on in its group, and in a daemon outside of it.
-        let script = "setsid sh -c 'echo $$; exec sleep 1000' & read x < /dev/null; echo $$; exec sleep 1000";
+        let script = "setsid sh -c 'echo $$; exec sleep 1000' & echo $$; exec sleep 1000";
         let start = pod(1, sh(script));
         let key = start.key;
         executor.start_pod(start);
@@ -550,46 +557,107 @@ fn play_a_role() {
     });
 }
 
-/// Starts a node with a pod in a process of its own, kills it with SIGKILL, and says which processes its pod had.
-fn kill_a_node(role: &str, dir: &Path) -> Vec<i32> {
-    let (program, arguments) = in_role(role);
-    let mut command = Command::new(program);
-    command.args(arguments).env("FLOCKWORK_TEST_DIR", dir).stdout(Stdio::piped()).stdin(Stdio::null());
-    let mut node = command.spawn().unwrap();
-    let lines = BufReader::new(node.stdout.take().unwrap()).lines();
-    let pids = lines.map_while(Result::ok).find_map(|line| Some(line.split_once("pids: ")?.1.to_owned()));
-    let pids: Vec<i32> = pids.unwrap().split(' ').map(|pid| pid.parse().unwrap()).collect();
-    assert!(pids.len() == 2 && pids.iter().all(|pid| is_alive(*pid)));
-    node.kill().unwrap();
-    assert_eq!(node.wait().unwrap().signal(), Some(9));
-    pids
+/// A node in a process of its own, with one pod that has two processes.
+struct Node {
+    process: Child,
+    pids: Vec<i32>,
+}
+
+impl Node {
+    fn start(role: &str, dir: &Path) -> Self {
+        let (program, arguments) = in_role(role);
+        let mut command = Command::new(program);
+        command.args(arguments).env("FLOCKWORK_TEST_DIR", dir).stdout(Stdio::piped()).stdin(Stdio::null());
+        let mut process = command.spawn().unwrap();
+        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let pids = lines.map_while(Result::ok).find_map(|line| Some(line.split_once("pids: ")?.1.to_owned()));
+        let pids: Vec<i32> = pids.unwrap().split(' ').map(|pid| pid.parse().unwrap()).collect();
+        assert!(pids.len() == 2 && pids.iter().all(|pid| is_alive(*pid)));
+        Self { process, pids }
+    }
+
+    /// Kills it with SIGKILL, and says which processes its pod had.
+    fn kill(mut self) -> Vec<i32> {
+        self.process.kill().unwrap();
+        assert_eq!(self.process.wait().unwrap().signal(), Some(9));
+        self.pids
+    }
+
+    /// The guard that it has now, if any.
+    fn guard(&self) -> Option<i32> {
+        let node = i32::try_from(self.process.id()).unwrap();
+        let children = fs::read_dir(format!("/proc/{node}/task")).unwrap().flatten().flat_map(|thread| {
+            let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+            children.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<i32>>()
+        });
+        children.into_iter().find(|child| {
+            let environment = fs::read(format!("/proc/{child}/environ")).unwrap_or_default();
+            environment.split(|byte| *byte == 0).any(|variable| variable == b"FLOCKWORK_TEST_ROLE=guard")
+        })
+    }
 }
 
 #[tokio::test]
 async fn no_pod_outlives_a_node_that_is_killed() {
     let dir = tempfile::tempdir().unwrap();
-    for pid in kill_a_node("node", dir.path()) {
+    for pid in Node::start("node", dir.path()).kill() {
         wait_until_gone(pid).await;
     }
 }
 
 #[tokio::test]
-async fn a_guard_without_a_program_of_ours_ends_the_groups_at_least() {
+async fn a_guard_that_dies_is_replaced_and_told_everything() {
     let dir = tempfile::tempdir().unwrap();
-    let mut shop = Workshop::new();
-    let pids = kill_a_node("node-with-awk", dir.path());
-    let leader = pids.into_iter().filter(|pid| is_group_leader_without_session(*pid));
-    for pid in leader {
+    let node = Node::start("node", dir.path());
+    let guard = node.guard().unwrap();
+    // Politeness does not impress it; SIGKILL does, and is no reason for the pods to go.
+    for signal in [Signal::TERM, Signal::KILL] {
+        rustix::process::kill_process(Pid::from_raw(guard).unwrap(), signal).unwrap();
+    }
+    wait_until_gone(guard).await;
+    // Nothing outside of the node could tell when it has its next guard.
+    let replaced = async {
+        while node.guard().is_none_or(|next| next == guard) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, replaced).await.unwrap();
+    assert!(node.pids.iter().all(|pid| is_alive(*pid)));
+    for pid in node.kill() {
+        wait_until_gone(pid).await;
+    }
+}
+
+#[tokio::test]
+async fn a_guard_that_is_no_program_of_ours_ends_the_groups_at_least() {
+    let dir = tempfile::tempdir().unwrap();
+    let pids = Node::start("node-with-awk", dir.path()).kill();
+    // The leader of a group, but not of a session: the one of the two that did not leave.
+    let stayed = |pid: i32| {
+        let process = Pid::from_raw(pid).unwrap();
+        rustix::process::getsid(Some(process)) != Ok(process)
+    };
+    for pid in pids.into_iter().filter(|pid| stayed(*pid)) {
         wait_until_gone(pid).await;
     }
     assert_eq!(reaped_in(dir.path()).await, 1, "the daemon waits for the next start");
-    assert_eq!(shop.run(sh("true")).await.0, OK);
 }
 
-/// Of the two processes of the pod, the one that did not leave it: it leads a group, but no session.
-fn is_group_leader_without_session(pid: i32) -> bool {
-    let process = Pid::from_raw(pid).unwrap();
-    rustix::process::getsid(Some(process)).is_ok_and(|session| session != process)
+#[tokio::test]
+async fn what_even_the_guard_left_is_ended_by_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let pids = Node::start("node-alone", dir.path()).kill();
+    assert!(pids.iter().all(|pid| is_alive(*pid)), "nobody has ended them");
+    assert_eq!(reaped_in(dir.path()).await, 1);
+    for pid in pids {
+        wait_until_gone(pid).await;
+    }
+    assert!(!dir.path().join("tmp").exists());
+    // The log of the attempt is still there to be read.
+    let (sender, _events) = mpsc::unbounded_channel();
+    let executor = Executor::start(ExecutorConfig::new(dir.path(), "next"), sender, TaskTracker::new()).unwrap();
+    let chunk = executor.read_log(request(pod(1, sh("")).key, Stream::Stdout, 0)).await.unwrap();
+    assert_eq!((chunk.end, chunk.bytes.iter().filter(|byte| **byte == b'\n').count()), (true, 2));
 }
 
 /// Starts a node where one was killed, and says of how many pods it found something.
@@ -600,59 +668,4 @@ async fn reaped_in(dir: &Path) -> usize {
     assert!(executor.reap_leftovers().await.is_empty());
     executor.shut_down().await;
     found.len()
-}
-
-#[tokio::test]
-async fn what_even_the_guard_left_is_ended_by_the_next_start() {
-    let dir = tempfile::tempdir().unwrap();
-    let pids = kill_a_node("node-alone", dir.path());
-    assert!(pids.iter().all(|pid| is_alive(*pid)), "nobody has ended them");
-    assert_eq!(reaped_in(dir.path()).await, 1);
-    for pid in pids {
-        wait_until_gone(pid).await;
-    }
-    assert_eq!(
-        fs::read_dir(dir.path()).unwrap().filter(|entry| entry.as_ref().unwrap().file_name() == "tmp").count(),
-        0
-    );
-    // The log of the attempt is still there to be read.
-    let (sender, _events) = mpsc::unbounded_channel();
-    let executor = Executor::start(ExecutorConfig::new(dir.path(), "next"), sender, TaskTracker::new()).unwrap();
-    let chunk = executor.read_log(request(pod(1, sh("")).key, Stream::Stdout, 0)).await.unwrap();
-    assert_eq!((chunk.end, chunk.bytes.iter().filter(|byte| **byte == b'\n').count()), (true, 2));
-}
-
-#[tokio::test]
-async fn a_guard_that_dies_is_replaced_and_told_everything() {
-    let mut shop = Workshop::with(|config| config.guard = own_guard());
-    let key = shop.start(1, sh("echo $$; exec sleep 1000"));
-    let pid = shop.number_told(key).await;
-    let guard = children_of_this_process().into_iter().find(|child| is_guard(*child, "guard")).unwrap();
-    rustix::process::kill_process(Pid::from_raw(guard).unwrap(), Signal::KILL).unwrap();
-    let next = loop {
-        tokio::task::yield_now().await;
-        let others = children_of_this_process().into_iter().filter(|child| *child != guard);
-        if let Some(next) = others.into_iter().find(|child| is_guard(*child, "guard")) {
-            break next;
-        }
-    };
-    assert!(is_alive(pid), "the death of a guard is not the end of the pods");
-    shop.executor.shut_down().await;
-    assert_eq!(shop.end().await, PodEnd::Stopped(Exit::Signal(15)));
-    wait_until_gone(next).await;
-}
-
-fn children_of_this_process() -> Vec<i32> {
-    let mut children = Vec::new();
-    for task in fs::read_dir("/proc/self/task").unwrap().flatten() {
-        let text = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-        children.extend(text.split_whitespace().map(|pid| pid.parse::<i32>().unwrap()));
-    }
-    children
-}
-
-fn is_guard(pid: i32, role: &str) -> bool {
-    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-    let wanted = format!("FLOCKWORK_TEST_ROLE={role}");
-    is_alive(pid) && environment.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes())
 }

@@ -3,7 +3,7 @@
 //! A node that is killed with SIGKILL cannot clean up. Its guard can: it holds one end of a pipe from the node
 //! and is told the process group of every pod that starts (`+123`) and ends (`-123`). The kernel closes the
 //! pipe when the node is gone, however it went; the guard then kills every group it still has on its list,
-//! looks for processes that carry the mark of this start of the node ([`super::marker`]), kills those too, and
+//! looks for processes that carry the mark of this start of the node (`marker`), kills those too, and
 //! ends. It ignores polite signals and leads a group of its own, so that what is meant for the node spares it.
 //!
 //! The window: a pod is told to the guard right after it is spawned, by the thread that spawned it. A node that
@@ -71,7 +71,9 @@ impl GuardProgram {
     fn command(&self) -> io::Result<Command> {
         let mut command = match self {
             Self::ThisProgram => {
-                let mut command = Command::new(std::env::current_exe()?);
+                // The file may have been replaced since, by an upgrade; the program that runs is still there.
+                let program = std::env::current_exe().ok().filter(|file| file.exists());
+                let mut command = Command::new(program.unwrap_or_else(|| "/proc/self/exe".into()));
                 command.arg(GUARD_ARGUMENT);
                 command
             }

@@ -119,14 +119,14 @@ impl LogWriter {
 /// Runs the pod to its end.
 pub(super) async fn run(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart) -> PodEnd {
     let spec = &start.submission.spec;
-    let name = spec.handler.as_deref().unwrap_or_default();
-    let Some(handler) = core.config.handlers.by_name.get(name).cloned() else {
-        return PodEnd::CouldNotStart { code: 127, reason: format!("this node has no handler `{name}`") };
-    };
     let dir = core.layout.attempt(start.key);
     if let Ok(Err(error)) = tokio::task::spawn_blocking(move || std::fs::create_dir_all(dir)).await {
         return PodEnd::Unable { reason: format!("the attempt's directory cannot be made: {error}") };
     }
+    let name = spec.handler.as_deref().unwrap_or_default();
+    let Some(handler) = core.config.handlers.by_name.get(name).cloned() else {
+        return PodEnd::CouldNotStart { code: 127, reason: format!("this node has no handler `{name}`") };
+    };
     let context = HandlerContext {
         job: start.key.job,
         name: spec.name.clone(),

@@ -82,11 +82,13 @@ fn parse_claim(text: &str) -> Option<Dot> {
 /// leads. Blocks: it looks at every process. Answers with the marks found, one for each process.
 pub(super) fn kill_marked(doomed: impl Fn(&Mark) -> bool) -> Vec<Mark> {
     let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
+    // A node may itself have been started by a job of its earlier self, one that was to restart it.
+    let myself = rustix::process::getpid();
     let mut found = Vec::new();
     for entry in processes.flatten() {
         let pid = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
         let Some(pid) = pid else { continue };
-        if mark_of(pid).is_some_and(|mark| doomed(&mark)) {
+        if pid != myself && mark_of(pid).is_some_and(|mark| doomed(&mark)) {
             found.extend(kill_if(pid, &doomed));
         }
     }

@@ -2,8 +2,8 @@
 //!
 //! Picture a workshop with a foreman. The driver hands in slips (start this, stop that) and never waits; the
 //! foreman gives every pod a task that looks after it from its start to its end, and puts what happens into the
-//! driver's letter box. A pod is either a group of processes ([`process`]) or an async function of the
-//! embedding program ([`handler`]); what it writes goes into a capped log ([`log`]), which outlives it until its
+//! driver's letter box. A pod is either a group of processes (`process`) or an async function of the
+//! embedding program (`handler`); what it writes goes into a capped log (`log`), which outlives it until its
 //! job is swept.
 //!
 //! What always holds:
@@ -12,9 +12,9 @@
 //! - When the end is reported, nothing of the pod's process group runs, its log is complete, and its own
 //!   directory is gone.
 //! - No process group outlives its node. While the node lives, its tasks see to that; when it is killed, its
-//!   guard does ([`guard`]); when both are killed, the next start does
+//!   guard does (`guard`); when both are killed, the next start does
 //!   ([`reap_leftovers`](Executor::reap_leftovers)). Processes that left their group are found by a mark in
-//!   their environment ([`marker`]), as well as Linux allows: before the end is reported where they hold the
+//!   their environment (`marker`), as well as Linux allows: before the end is reported where they hold the
 //!   pod's output open, and otherwise about a second later.
 //!
 //! On disk, below the configured directory: `id`, a number that says whose marks are this node's;
@@ -31,10 +31,11 @@ mod marker;
 mod process;
 
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, ErrorKind};
-use std::path::PathBuf;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -140,7 +141,7 @@ struct Core {
     strays: Notify,
     /// The last pod has ended.
     idle: Notify,
-    /// The last pod of the last day: what runs beside the pods ends as well.
+    /// There are no pods any more: what runs beside them ends as well.
     closing: CancellationToken,
 }
 
@@ -223,7 +224,8 @@ impl Executor {
         tracker: TaskTracker,
     ) -> io::Result<Self> {
         let runtime = Handle::try_current().map_err(io::Error::other)?;
-        fs::create_dir_all(&config.dir)?;
+        // What jobs write is nobody else's business.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.dir)?;
         let layout = Layout { dir: fs::canonicalize(&config.dir)? };
         let origin = Origin { directory: directory_id(&layout)?, start: rand::random() };
         let guard = match Guard::start(config.guard.clone(), origin.clone()) {
@@ -235,9 +237,8 @@ impl Executor {
             Err(error) => return Err(error),
         };
         let (guard, guard_process) = guard.unzip();
-        let passed_on = process::PASSED_ON.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
         let core = Arc::new(Core {
-            passed_on: passed_on.collect(),
+            passed_on: process::passed_on(),
             config,
             layout,
             origin,
@@ -356,8 +357,8 @@ impl Executor {
         }
     }
 
-    /// Stops all pods, and returns when every one has been reported as ended and the guard is gone. Pods that
-    /// come after this are refused. What cannot be killed (a process that the kernel does not let go of, a handler
+    /// Stops all pods, and returns when every one has been reported as ended. The guard then goes; the tracker
+    /// knows when it has. Pods that come after this are reported as [`PodEnd::Unable`]. What cannot be killed (a process that the kernel does not let go of, a handler
     /// that never awaits) is not waited for beyond the grace period and ten seconds, and not reported.
     pub async fn shut_down(&self) {
         let core = &self.core;
@@ -405,10 +406,6 @@ impl Pod {
 impl Core {
     fn registry(&self) -> MutexGuard<'_, Registry> {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn passed_on(&self, name: &str) -> Option<&OsStr> {
-        self.passed_on.iter().find(|(passed, _)| *passed == name).map(|(_, value)| value.as_os_str())
     }
 
     fn guard_adds(&self, group: Pid) {
@@ -520,7 +517,7 @@ async fn watch_for_strays(core: Arc<Core>) {
 }
 
 /// Removes a directory with what is in it. One that is not there is as good; an empty one is the common case.
-fn remove_all(dir: &std::path::Path) -> io::Result<()> {
+fn remove_all(dir: &Path) -> io::Result<()> {
     match fs::remove_dir(dir).or_else(|_| fs::remove_dir_all(dir)) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
         _ => Ok(()),

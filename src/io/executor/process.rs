@@ -10,7 +10,7 @@
 //! - The group is killed while its leader is dead but not yet reaped: until then the number of the group cannot
 //!   become another's.
 //! - A daemon that left the group may hold on to the pod's output for ever. The reading is given a moment; then
-//!   whatever carries the pod's mark ([`super::marker`]) is killed; then, soon, the reading is given up.
+//!   whatever carries the pod's mark (`marker`) is killed; then, soon, the reading is given up.
 //! - Programs are looked up here rather than by the C library: that says plainly what is missing, and keeps
 //!   spawning on `posix_spawn`, which costs the same however much memory the node has.
 //! - What blocks (looking up, spawning, writing logs, removing directories) runs on threads made for it. Waiting
@@ -40,12 +40,11 @@ use super::{Cause, Core, Pod, until};
 use crate::model::record::Exit;
 use crate::protocol::effect::{PodEnd, PodStart};
 
-/// The variables of the node's own environment that every pod is given. Who is who, where programs are, how to
+/// The variables of the node's own environment that every pod is given beside `PATH`. Who is who, where programs are, how to
 /// write text and time; nothing else, so that a job does not depend on how its node was started.
-pub(super) const PASSED_ON: [&str; 9] =
-    ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "LC_CTYPE", "TZ"];
+const PASSED_ON: [&str; 8] = ["HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "LC_CTYPE", "TZ"];
 
-/// Where programs are looked for when neither the node nor the job says.
+/// The `PATH` of pods, which is the node's, where neither the node nor the job has one.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// After the end of its group, how long a pod's output may stay open before what holds it is looked for, and how
@@ -60,6 +59,13 @@ const LOOKS_AT_A_KILLED_GROUP: u32 = 8;
 /// What is read at once: little at first, more where there is more.
 const FIRST_READ_BYTES: usize = 4 << 10;
 const LARGEST_READ_BYTES: usize = 64 << 10;
+
+/// What every pod is given of the node's environment.
+pub(super) fn passed_on() -> Vec<(&'static str, OsString)> {
+    let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
+    let others = PASSED_ON.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
+    [("PATH", path)].into_iter().chain(others).collect()
+}
 
 /// A pod that was just spawned.
 struct Spawned {
@@ -163,8 +169,9 @@ fn spawn(core: &Core, start: &PodStart) -> Result<Spawned, PodEnd> {
     let Some((name, arguments)) = spec.command.split_first() else {
         return Err(cannot(126, "there is no command to run".to_owned()));
     };
-    let path = spec.env.get("PATH").map(OsStr::new).or_else(|| core.passed_on("PATH"));
-    let program = look_up(name, path.unwrap_or(OsStr::new(DEFAULT_PATH)), cwd)?;
+    let nodes_path = core.passed_on.iter().find(|(name, _)| *name == "PATH").map(|(_, path)| path.as_os_str());
+    let path = spec.env.get("PATH").map(OsStr::new).or(nodes_path).unwrap_or_default();
+    let program = look_up(name, path, cwd)?;
 
     let mut command = Command::new(&program);
     command.arg0(name).args(arguments).current_dir(cwd).process_group(0);
@@ -316,7 +323,11 @@ async fn wait_for_exit(pid: Pid) {
     {
         return;
     }
-    // No pidfd: an old kernel, or no more files. A thread that waits needs neither.
+    wait_with_thread(pid).await;
+}
+
+/// The way without a pidfd, for an old kernel or a node that has no more files.
+async fn wait_with_thread(pid: Pid) {
     let (done, waited) = oneshot::channel::<()>();
     let waiting = std::thread::Builder::new().name("pod-wait".to_owned()).spawn(move || {
         let wait = || rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
@@ -408,6 +419,14 @@ fn non_blocking<T>(pipe: OwnedFd, watched: impl FnOnce(OwnedFd) -> io::Result<T>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn without_pidfds_an_end_is_noticed_too() {
+        let mut child = Command::new("sh").args(["-c", "exit 3"]).spawn().unwrap();
+        wait_with_thread(Pid::from_child(&child)).await;
+        // It was left to be reaped.
+        assert_eq!(child.try_wait().unwrap().and_then(|status| status.code()), Some(3));
+    }
 
     #[test]
     fn a_node_without_room_is_not_the_fault_of_the_job() {
