@@ -5,9 +5,9 @@
 //! protocol's state, and keeps none of its own but a few counters, so that nothing here can disagree with the
 //! node.
 //!
-//! What always holds: every refusal has the same shape ([`errors`]); every buffer, queue and number of requests
+//! What always holds: every refusal has the same shape (`errors`); every buffer, queue and number of requests
 //! is bounded, and every wait has a deadline; a panic while answering is one client's 500 and no more; a web page
-//! that a person visits cannot use their browser to submit commands ([`guard`]); and the OpenAPI document is
+//! that a person visits cannot use their browser to submit commands (`guard`); and the OpenAPI document is
 //! generated from the handlers themselves, so it cannot lag behind.
 //!
 //! Requests come in two kinds. Short ones are answered at once and share one bound. Long ones (event streams,
