@@ -5,9 +5,9 @@
 //! protocol's state, and keeps none of its own but a few counters, so that nothing here can disagree with the
 //! node.
 //!
-//! What always holds: every refusal has the same shape ([`errors`]); every buffer, queue and number of requests
+//! What always holds: every refusal has the same shape (`errors`); every buffer, queue and number of requests
 //! is bounded, and every wait has a deadline; a panic while answering is one client's 500 and no more; a web page
-//! that a person visits cannot use their browser to submit commands ([`guard`]); and the OpenAPI document is
+//! that a person visits cannot use their browser to submit commands (`guard`); and the OpenAPI document is
 //! generated from the handlers themselves, so it cannot lag behind.
 //!
 //! Requests come in two kinds. Short ones are answered at once and share one bound. Long ones (event streams,
@@ -295,10 +295,15 @@ fn router(app: &App) -> Router {
     let (short, unbounded) = documented_routes();
     let short = short.layer(axum::middleware::from_fn_with_state(app.clone(), guard::take_slot));
     let (router, _) = unbounded.merge(short).split_for_parts();
+    let router = router.route("/page.js", get(page::script)).route("/page.css", get(page::style));
+    guarded(router, app)
+}
+
+/// What goes for every request, whatever it asks: from the outside in, it is counted, it cannot bring down the node,
+/// and it comes from somebody who may ask.
+fn guarded(router: Router<App>, app: &App) -> Router {
     let panics = app.clone();
     router
-        .route("/page.js", get(page::script))
-        .route("/page.css", get(page::style))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(axum::middleware::from_fn_with_state(app.clone(), guard::admit))
@@ -338,4 +343,79 @@ fn openapi_text() -> Result<Bytes, serde_json::Error> {
     }
     let text = Bytes::from(serde_json::to_vec(&openapi())?);
     Ok(TEXT.get_or_init(|| text).clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::http::{Request, StatusCode};
+    use tokio::sync::{broadcast, mpsc, watch};
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::model::id::{Generation, Incarnation, NodeId};
+    use crate::model::member::{ClusterSettings, Facts, Fingerprint, Load, PartitionSet, Status, View, WIRE_VERSION};
+    use crate::model::resources::Resources;
+    use crate::model::ring::Placement;
+    use crate::protocol::snapshot::{Convergence, JobCounts, Snapshot};
+
+    fn snapshot() -> Snapshot {
+        let cluster =
+            ClusterSettings { name: "c".into(), partitions: 1, replicas: 1, forget_after: Duration::from_secs(1) };
+        let facts = Facts {
+            node: NodeId(1),
+            name: "n".into(),
+            generation: Generation(1),
+            incarnation: Incarnation(0),
+            cluster_addr: ([127, 0, 0, 1], 1).into(),
+            http_addr: ([127, 0, 0, 1], 2).into(),
+            status: Status::Serving,
+            capacity: Resources::default(),
+            weight: 1,
+            load: Load::default(),
+            labels: [].into(),
+            drivers: [].into(),
+            held: PartitionSet::default(),
+            ring: Fingerprint(0),
+            cluster,
+            wire_version: WIRE_VERSION,
+            version: "0".into(),
+            suspicions: [].into(),
+        };
+        Snapshot {
+            now: crate::model::time::Now::default(),
+            node: NodeId(1),
+            generation: Generation(1),
+            facts,
+            not_ready: None,
+            view: View::new(),
+            placement: Arc::new(Placement::new(&View::new(), 1, 1)),
+            convergence: Convergence::default(),
+            jobs: JobCounts::default(),
+            counters: Vec::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_one_clients_500_and_is_counted() {
+        let (commands, _) = mpsc::channel(1);
+        let (_, snapshots) = watch::channel(Arc::new(snapshot()));
+        let handle = Handle::new(commands, snapshots, broadcast::channel(1).0);
+        let app = App::new(handle, ApiConfig::default(), CancellationToken::new());
+        let panics = Router::new().route("/panics", get(async || -> StatusCode { panic!("as asked") }));
+        let router = guarded(panics.route("/metrics", get(health::metrics)), &app);
+        let ask = async |path: &str| {
+            let request = Request::get(path).header("host", "localhost").body(Body::empty()).unwrap();
+            let response = router.clone().oneshot(request).await.unwrap();
+            let status = response.status();
+            let bytes = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+            (status, String::from_utf8(bytes.to_vec()).unwrap())
+        };
+        let (status, body) = ask("/panics").await;
+        assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(body.contains("\"code\":\"internal\"") && !body.contains("as asked"), "{body}");
+        let (_, metrics) = ask("/metrics").await;
+        assert!(metrics.contains("flockwork_http_panics_total 1"), "{metrics}");
+        assert!(metrics.contains("route=\"/panics\",status=\"500\"} 1"), "{metrics}");
+    }
 }

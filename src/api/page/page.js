@@ -4,7 +4,7 @@
 
 const JOBS_SHOWN = 50;
 const EVENTS_SHOWN = 30;
-const LOG_BYTES_SHOWN = 200_000;
+const LOG_CHARACTERS_SHOWN = 200_000;
 const REFRESH_AFTER_EVENT_MS = 250;
 const REFRESH_ALWAYS_MS = 10_000;
 
@@ -45,14 +45,14 @@ async function read(path) {
 function showConvergence(seen) {
   const members = Object.values(seen.members);
   const live = members.filter((member) => ["alive", "suspect", "draining"].includes(member.state)).length;
-  const { total, in_sync: inSync, behind } = seen.partitions;
+  const { total, in_sync: inSync } = seen.partitions;
   const tile = (value, label, tone) =>
     element("div", { class: "tile", ...(tone ? { "data-tone": tone } : {}) }, element("b", {}, value), element("span", {}, label));
   byId("convergence").replaceChildren(
     tile(seen.converged ? "converged" : "not yet", `since ${clock(seen.since)}`, seen.converged ? "good" : "warn"),
     tile(`${live} of ${members.length}`, "members live", live === members.length ? "good" : "warn"),
     tile(seen.ring.agree ? "one" : "several", seen.ring.agree ? "ring, the same for all" : "rings: views differ", seen.ring.agree ? "good" : "warn"),
-    tile(`${inSync} of ${total}`, "partitions in sync here", behind.length ? "warn" : "good"),
+    tile(`${inSync} of ${total}`, "partitions in sync here", inSync < total ? "warn" : "good"),
     tile(String(seen.strays), "records to hand on", seen.strays ? "warn" : "good"),
   );
 }
@@ -75,7 +75,7 @@ function showNodes({ nodes }) {
 function showJobs({ jobs, partial, missing }) {
   byId("partial").hidden = !partial;
   byId("partial").textContent = partial ? `Some jobs may be missing: ${missing.join(", ")} could not be asked.` : "";
-  rows("jobs", jobs.map((job) => element("tr", { "data-id": job.id, onclick: () => openJob(job.id) },
+  rows("jobs", jobs.map((job) => element("tr", { "data-id": job.id, onclick: () => { location.hash = job.id; } },
     cell(element("button", { class: "link", type: "button" }, job.id.slice(0, 8))),
     cell(job.name ?? (job.spec.handler || (job.spec.command ?? []).join(" ")).slice(0, 80), "wide"),
     cell(badge(job.state)),
@@ -86,6 +86,7 @@ function showJobs({ jobs, partial, missing }) {
 }
 
 let openId = null;
+let logReading = new AbortController();
 
 async function openJob(id) {
   openId = id;
@@ -94,7 +95,28 @@ async function openJob(id) {
   byId("job-log").textContent = "";
   byId("job-attempts").replaceChildren();
   if (!byId("job").open) byId("job").showModal();
-  await refreshJob();
+  await Promise.all([refreshJob(), followLog(id)]);
+}
+
+// Read once and followed from there: a log may be large, and only its end is kept here.
+async function followLog(id) {
+  logReading.abort();
+  logReading = new AbortController();
+  const { signal } = logReading;
+  let shown = "";
+  try {
+    const answer = await fetch(`/v1/jobs/${id}/logs?follow&attempt=all`, { signal });
+    if (!answer.ok) throw new Error((await answer.json()).error.message);
+    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    for (let part = await reader.read(); !part.done; part = await reader.read()) {
+      shown += part.value;
+      if (shown.length > LOG_CHARACTERS_SHOWN) shown = `…${shown.slice(-LOG_CHARACTERS_SHOWN)}`;
+      byId("job-log").textContent = shown;
+    }
+    if (!shown) byId("job-log").textContent = "nothing written";
+  } catch (error) {
+    if (!signal.aborted) byId("job-log").textContent = `${shown}\n[the rest cannot be read: ${error.message}]`;
+  }
 }
 
 async function refreshJob() {
@@ -102,8 +124,6 @@ async function refreshJob() {
   if (!id) return;
   try {
     const job = await read(`/v1/jobs/${id}`);
-    const answer = await fetch(`/v1/jobs/${id}/logs?attempt=all`);
-    const log = answer.ok ? await answer.text() : (await answer.json()).error.message;
     if (openId !== id) return;
     byId("job-title").textContent = `${job.name ?? (job.spec.command ?? []).join(" ")} · ${id}`;
     byId("job-reason").replaceChildren(badge(job.state), ` ${job.reason} (${job.replicas.agree} of ${job.replicas.of} replicas agree)`);
@@ -112,7 +132,6 @@ async function refreshJob() {
       cell(clock(attempt.started_at)), cell(clock(attempt.ended_at)),
       cell(attempt.reason + attempt.overlaps.map((other) => ` [${other.certain ? "overlaps" : "may overlap"} ${other.number}]`).join(""), "wide"),
     )), 6, "none yet");
-    byId("job-log").textContent = log.length > LOG_BYTES_SHOWN ? `…${log.slice(-LOG_BYTES_SHOWN)}` : log || "nothing written";
   } catch (error) {
     if (openId === id) byId("job-reason").textContent = error.message;
   }
@@ -138,9 +157,10 @@ async function refresh() {
   waiting = null;
   if (busy) return refreshSoon();
   busy = true;
+  refreshJob();
   try {
     const [nodes, seen, jobs] = await Promise.all([
-      read("/v1/nodes"), read("/debug/convergence"), read(`/v1/jobs?limit=${JOBS_SHOWN}`), refreshJob(),
+      read("/v1/nodes"), read("/debug/convergence"), read(`/v1/jobs?limit=${JOBS_SHOWN}`),
     ]);
     showNodes(nodes);
     showConvergence(seen);
@@ -171,6 +191,18 @@ events.addEventListener("job", ({ data }) => {
   note(`${event.title.slice(0, 60)} (${event.id.slice(0, 8)}) is ${event.state}${event.reason ? `: ${event.reason}` : ""}`, event.at);
   refreshSoon();
 });
-byId("job").addEventListener("close", () => { openId = null; });
+// The open job is in the address, so that it can be passed on.
+function openFromAddress() {
+  const id = location.hash.slice(1);
+  if (/^[0-9a-f]{4,32}$/.test(id)) openJob(id);
+}
+
+byId("job").addEventListener("close", () => {
+  openId = null;
+  logReading.abort();
+  history.replaceState(null, "", location.pathname);
+});
+addEventListener("hashchange", openFromAddress);
+openFromAddress();
 setInterval(refreshSoon, REFRESH_ALWAYS_MS);
 refresh();
