@@ -4,5 +4,7 @@
 //! gives something to do, plain nouns read.
 
 pub mod effect;
+mod failure_detector;
 pub mod gateway;
+pub mod membership;
 pub mod snapshot;
