@@ -61,6 +61,8 @@ pub enum Effect {
         /// What happened.
         event: Event,
     },
+    /// Note in this node's own log what it has just told.
+    Note(Event),
     /// Forget a finished attempt's local leavings (its log, its directory): its record is gone from the cluster.
     Sweep(JobId),
 }

@@ -5,6 +5,7 @@
 
 pub mod comparison;
 pub mod effect;
+pub mod failure_detector;
 pub mod gateway;
 pub mod lifecycle;
 pub mod membership;

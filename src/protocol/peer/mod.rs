@@ -252,6 +252,11 @@ impl Peer {
         self.membership.handle_link_up(now, node);
     }
 
+    /// The last connection with `node` was lost, or none came about.
+    pub fn handle_link_down(&mut self, now: Now, node: NodeId) {
+        self.membership.handle_link_down(now, node);
+    }
+
     /// How busy the machine is.
     pub fn handle_machine_load(&mut self, cpu_permille: u16, memory_available_bytes: u64) {
         self.membership.update_own(|facts| {
@@ -620,6 +625,7 @@ impl Peer {
         if self.events.len() == EVENTS_KEPT {
             self.events.pop_front();
         }
+        self.outbox.send_when_stored(Effect::Note(event.clone()));
         self.events.push_back(event);
         self.answer_event_readers(now);
     }
