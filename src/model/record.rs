@@ -401,16 +401,21 @@ impl Record {
     }
 
     /// Every pair of attempts that ran, or may have run, at the same time: neither claim had seen the other
-    /// attempt's end from the other's own executor.
+    /// attempt's end from the other's own executor. Two starts of one node take turns by themselves: pods do
+    /// not outlive their start.
     pub fn overlaps(&self) -> Vec<Overlap> {
         let ran: Vec<_> = self.attempts.iter().filter(|(_, attempt)| attempt.may_have_run()).collect();
         let mut overlaps = Vec::new();
         for (at, (first_dot, first)) in ran.iter().enumerate() {
             for (second_dot, second) in &ran[at + 1..] {
-                let in_turn = first.end_was_seen(&second.claim.seen) || second.end_was_seen(&first.claim.seen);
+                let (one, other) = (first.claim.executor, second.claim.executor);
+                let in_turn = (one.node == other.node && one.generation != other.generation)
+                    || first.end_was_seen(&second.claim.seen)
+                    || second.end_was_seen(&first.claim.seen);
                 if !in_turn {
-                    let spoken = |a: &Attempt| a.ran() && (a.is_live() || a.fate.by_executor);
-                    let certain = spoken(first) && spoken(second);
+                    // A lost attempt may have died before the other began, whoever says that it was lost.
+                    let ran_on = |attempt: &Attempt| attempt.ran() && attempt.fate.phase != Phase::Lost;
+                    let certain = ran_on(first) && ran_on(second);
                     overlaps.push(Overlap { first: **first_dot, second: **second_dot, certain });
                 }
             }
