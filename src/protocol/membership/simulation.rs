@@ -60,6 +60,13 @@ pub(super) struct Host {
     version: u64,
 }
 
+impl Host {
+    /// The next start counts on from here.
+    pub(super) fn set_generation(&mut self, generation: u64) {
+        self.generation = generation;
+    }
+}
+
 pub(super) enum Process {
     Off,
     Running(Box<Membership>),
@@ -275,7 +282,7 @@ impl World {
             self.deliver(host, delivery);
         }
         let life = self.hosts[host].life;
-        self.hosts[host].wake_at = None;
+        self.hosts[host].wake_at = Some(self.now);
         self.schedule(Duration::ZERO, Event::Wake { host, life });
         self.schedule(ms(1), Event::GossipTick { host, life });
     }
@@ -388,7 +395,7 @@ impl World {
         }
     }
 
-    fn moment(&self) -> Now {
+    pub(super) fn moment(&self) -> Now {
         let wall = Timestamp(1_700_000_000_000) + self.now;
         Now { moment: Moment::from_start(self.now), wall }
     }
@@ -403,7 +410,8 @@ impl World {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Wake { host, life } => {
-                if self.hosts[host].life != life {
+                // A wake that an earlier one has replaced is no longer meant.
+                if self.hosts[host].life != life || self.hosts[host].wake_at != Some(self.now) {
                     return;
                 }
                 self.hosts[host].wake_at = None;
@@ -456,7 +464,7 @@ impl World {
         Duration::from_micros(self.rng.random_range(100..1_500)) + self.network.slowness.mul_f64(self.rng.random_range(0.0..2.0))
     }
 
-    fn drain(&mut self, host: HostId) {
+    pub(super) fn drain(&mut self, host: HostId) {
         loop {
             let Process::Running(membership) = &mut self.hosts[host].process else { return };
             let Some(output) = membership.poll_output() else { break };
@@ -466,8 +474,9 @@ impl World {
         let due = membership.poll_timeout().expect("a membership always has something due").since_start();
         let life = self.hosts[host].life;
         if self.hosts[host].wake_at.is_none_or(|at| due < at) {
-            self.hosts[host].wake_at = Some(due.max(self.now));
-            self.schedule(due.saturating_sub(self.now), Event::Wake { host, life });
+            let due = due.max(self.now);
+            self.hosts[host].wake_at = Some(due);
+            self.schedule(due - self.now, Event::Wake { host, life });
         }
     }
 
@@ -574,7 +583,7 @@ impl World {
         }
     }
 
-    fn gossip_with(&mut self, host: HostId, peer: HostId, hops: u8) {
+    pub(super) fn gossip_with(&mut self, host: HostId, peer: HostId, hops: u8) {
         if host != peer && !self.is_lost(host, peer) {
             let delay = self.delay();
             let delivery = Delivery::Gossip { from: host, life: self.hosts[host].life, hops };
