@@ -257,9 +257,11 @@ impl World {
         }
     }
 
-    /// Takes away the knowledge of who is connected to whom, so that a crash is noticed by probes only.
-    pub(super) fn forget_links(&mut self) {
-        self.links.clear();
+    /// All are connected with all, or nobody with anybody, so that a crash is noticed by probes only.
+    pub(super) fn set_links(&mut self, connected: bool) {
+        let count = self.hosts.len();
+        let pairs = (0..count).flat_map(|a| (a + 1..count).map(move |b| (a, b)));
+        self.links = pairs.filter(|_| connected).collect();
     }
 
     /// As by SIGSTOP: the machine still accepts connections and packets, and nothing answers.

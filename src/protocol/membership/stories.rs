@@ -7,10 +7,14 @@ use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IteratorRandom};
 /// Names a single seed to replay.
 const SEED_VARIABLE: &str = "MEMBERSHIP_SEED";
 
+/// Asks for more seeds than a quick run has.
+const SEEDS_VARIABLE: &str = "MEMBERSHIP_SEEDS";
+
 /// Tells `story` once for every seed.
 fn tell(name: &str, seeds: u64, story: impl Fn(u64) -> Result<(), String>) {
-    let chosen: Option<u64> = std::env::var(SEED_VARIABLE).ok().and_then(|seed| seed.parse().ok());
-    for seed in chosen.map_or(0..seeds, |seed| seed..seed + 1) {
+    let number = |variable| std::env::var(variable).ok().and_then(|text| text.parse::<u64>().ok());
+    let seeds = number(SEEDS_VARIABLE).unwrap_or(seeds);
+    for seed in number(SEED_VARIABLE).map_or(0..seeds, |seed| seed..seed + 1) {
         if let Err(wrong) = story(seed) {
             panic!("{wrong}\nreplay: {SEED_VARIABLE}={seed} cargo test --lib membership::stories::{name}");
         }
@@ -48,7 +52,8 @@ fn a_killed_node_is_down_everywhere_and_its_next_start_is_alive() {
     tell("a_killed_node_is_down_everywhere_and_its_next_start_is_alive", 20, |seed| {
         let mut world = World::running(seed, 10);
         world.crash(3);
-        world.run_until_agreed(secs(3))?;
+        // A round may pass until somebody's list comes to it: SWIM bounds it by 2n - 1 probe intervals.
+        world.run_until_agreed(secs(9))?;
         world.start(3);
         world.run_until_agreed(secs(10))?;
         nobody_was_condemned(&world)
@@ -58,15 +63,18 @@ fn a_killed_node_is_down_everywhere_and_its_next_start_is_alive() {
 #[test]
 fn the_last_of_many_learns_of_a_death_within_seconds() {
     let frozen = median(times_to_know(24, 15, World::freeze));
-    let killed = median(times_to_know(24, 15, World::crash));
-    let killed_unconnected = median(times_to_know(24, 15, |world, host| {
-        world.forget_links();
-        world.crash(host);
-    }));
-    println!("24 nodes, median to the last: frozen {frozen:?}, killed {killed:?}, unconnected {killed_unconnected:?}");
-    assert!(frozen < ms(2_300), "a frozen node: {frozen:?}");
-    assert!(killed < ms(1_100), "a killed node that others are connected to: {killed:?}");
-    assert!(killed_unconnected < ms(1_500), "a killed node that nobody is connected to: {killed_unconnected:?}");
+    let killed = |connected| {
+        let crash = |world: &mut World, host| {
+            world.set_links(connected);
+            world.crash(host);
+        };
+        median(times_to_know(24, 15, crash))
+    };
+    let (connected, unconnected) = (killed(true), killed(false));
+    println!("24 nodes, median to the last: frozen {frozen:?}, killed {connected:?}, unconnected {unconnected:?}");
+    assert!(frozen < ms(2_000), "a frozen node: {frozen:?}");
+    assert!(connected < ms(800), "a killed node that the others are connected to: {connected:?}");
+    assert!(unconnected < ms(1_300), "a killed node that nobody is connected to: {unconnected:?}");
 }
 
 #[test]
@@ -196,7 +204,7 @@ fn a_firewall_that_refuses_condemns_nobody() {
 fn a_member_that_few_can_reach_lives_by_refuting() {
     tell("a_member_that_few_can_reach_lives_by_refuting", 20, |seed| {
         let mut world = World::running(seed, 10);
-        world.cut(&[9], &[0, 1, 2, 3, 4, 5, 6], true);
+        world.cut(&[9], &[0, 1, 2, 3, 4], true);
         world.run(secs(60));
         nobody_was_condemned(&world)
     });
@@ -421,8 +429,8 @@ fn soak(seed: u64) -> Result<(), String> {
     world.run_until_agreed(secs(40))?;
     world.downs.clear();
     world.run(secs(10));
-    ensure(world.downs.is_empty(), "somebody is condemned in a healthy network")?;
-    world.run_until_agreed(ms(1)).map(|_| ())
+    nobody_was_condemned(&world)?;
+    world.run_until_agreed(secs(5)).map(|_| ())
 }
 
 #[test]
