@@ -15,9 +15,9 @@ use flockwork::model::record::JobState;
 use flockwork::model::request::Draft;
 use flockwork::model::spec::{Driver, Spec};
 use flockwork::model::wire::{LogRequest, Stream};
+use flockwork::node::Node;
 use flockwork::node::handle::Handle;
 use flockwork::node::options::NodeOptions;
-use flockwork::node::Node;
 
 const SLICES: u64 = 8;
 
@@ -35,7 +35,8 @@ async fn main() -> anyhow::Result<()> {
     let slice = below.div_ceil(SLICES);
     let drafts = (0..SLICES).map(|at| {
         let payload = serde_json::json!({"from": at * slice, "to": ((at + 1) * slice).min(below)});
-        let spec = Spec { driver: Driver::Handler, handler: Some("primes".into()), payload: Some(payload), ..Spec::default() };
+        let spec =
+            Spec { driver: Driver::Handler, handler: Some("primes".into()), payload: Some(payload), ..Spec::default() };
         Draft { spec, retry_of: None }
     });
     let submitted = handle.submit(drafts.collect()).await?;

@@ -140,7 +140,11 @@ fn arbitrary_record() -> impl Strategy<Value = Record> {
             }
             for (counter, node, bits, by_executor) in attempts {
                 let dot = Dot { actor: actor(usize::from(node), 1), counter: 2 + u64::from(counter) };
-                record.claim(dot, actor(usize::from(bits % 3), u64::from(bits / 3 % 2)), Timestamp(u64::from(bits % 5)));
+                record.claim(
+                    dot,
+                    actor(usize::from(bits % 3), u64::from(bits / 3 % 2)),
+                    Timestamp(u64::from(bits % 5)),
+                );
                 let attempt = record.attempts.get_mut(&dot).expect("it was just claimed");
                 attempt.claim.number = u32::from(bits % 4) + 1;
                 let phases = [Phase::Claimed, Phase::Running, Phase::Lost, Phase::Failed, Phase::Succeeded];

@@ -37,7 +37,9 @@ pub(crate) async fn serve(session: &Session, plan: &NodePlan, until_stdin_closes
     let machine = Machine::new(&plan.data_dir.value);
     let options = plan.options(machine.capacity(), bound)?;
     let data_dir = options.data_dir.clone();
-    let node = Node::start(options, Handlers::new(), GuardProgram::ThisProgram).await.map_err(|error| failed(error.to_string()))?;
+    let node = Node::start(options, Handlers::new(), GuardProgram::ThisProgram)
+        .await
+        .map_err(|error| failed(error.to_string()))?;
     let handle = node.handle();
     let stop = CancellationToken::new();
     let config = ApiConfig { allowed_hosts: plan.allow_hosts.value.clone(), ..ApiConfig::default() };

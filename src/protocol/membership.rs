@@ -186,8 +186,7 @@ impl Membership {
     pub fn new(now: Now, config: &Config, mut me: Facts, remembered: Vec<Facts>, seed: u64) -> Self {
         me.suspicions.clear();
         let timing = config.timing.clone();
-        let detector =
-            FailureDetector::new(now.moment, &config.cluster.name, me.node, me.generation, &timing, seed);
+        let detector = FailureDetector::new(now.moment, &config.cluster.name, me.node, me.generation, &timing, seed);
         let own = Member { facts: me.clone(), state: MemberState::Alive, since: now.moment };
         let mut this = Self {
             me: me.node,

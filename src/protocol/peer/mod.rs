@@ -14,6 +14,7 @@
 
 mod ownership;
 mod reconcile;
+mod sealing;
 mod serve;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -46,6 +47,7 @@ use super::scheduler::Scheduler;
 use super::snapshot::{Convergence, JobCounts, Snapshot};
 
 use ownership::Ownership;
+use sealing::Sealing;
 use serve::{Asker, Parked};
 
 /// Events that are kept for those who ask a little late.
@@ -94,6 +96,7 @@ pub struct Peer {
     gateway: Gateway,
 
     ownership: Ownership,
+    sealing: Sealing,
     next_comparison: Moment,
     pods: BTreeMap<Dot, Pod>,
     confirming: BTreeMap<JobId, Confirming>,
@@ -166,6 +169,9 @@ struct Counters {
     comparisons: u64,
     differing_partitions: u64,
     strays_handed_over: u64,
+    sealed: u64,
+    expired: u64,
+    late_reports: u64,
 }
 
 impl Peer {
@@ -202,6 +208,7 @@ impl Peer {
             room: Room::new(config.capacity),
             gateway: Gateway::new(timing.resend_after, timing.acknowledge_within),
             ownership: Ownership::default(),
+            sealing: Sealing::default(),
             next_comparison: moment + timing.compare_interval,
             pods: BTreeMap::new(),
             confirming: BTreeMap::new(),
@@ -287,12 +294,12 @@ impl Peer {
                     self.check_copies(now, job);
                 }
             }
-            Message::Compare { round, takeover, digests } => {
-                self.handle_compare(now, from, round, takeover, &digests);
+            Message::Compare { round, takeover, horizon, digests } => {
+                self.handle_compare(now, from, round, takeover, horizon, &digests);
             }
-            Message::Differ { round, partitions } => {
+            Message::Differ { round, horizon, partitions } => {
                 let (difference, step) =
-                    self.comparison.handle_differ(now.moment, from, round, partitions, &self.records);
+                    self.comparison.handle_differ(now.moment, from, round, horizon, partitions, &self.records);
                 self.learn_difference(now, from, &difference);
                 self.step_comparison(now, from, step);
             }
@@ -304,6 +311,8 @@ impl Peer {
                 let step = self.comparison.handle_fetched(now.moment, from, round, last);
                 self.step_comparison(now, from, step);
             }
+            Message::Check { round, versions } => self.handle_check(from, round, &versions),
+            Message::Checked { round, same } => self.handle_checked(now, from, round, &same),
             Message::Offer { job, need } => {
                 let accepted = self.status() == Status::Serving && self.room.promise(now.moment, job, need);
                 let load = self.load();
@@ -475,6 +484,8 @@ impl Peer {
         if self.next_comparison <= moment {
             self.next_comparison = moment + self.jittered(self.config.timing.compare_interval);
             self.compare_with_somebody();
+            self.seal_what_can_be(now);
+            self.let_expired_go(now);
         }
     }
 
@@ -501,7 +512,7 @@ impl Peer {
             progress = true;
             self.send(to, message);
         }
-        while let Some((to, message)) = self.comparison.poll_message(now.moment, &self.records) {
+        while let Some((to, message)) = self.comparison.poll_message(now.moment, now.wall.hour(), &self.records) {
             progress = true;
             self.send(to, message);
         }
@@ -658,6 +669,9 @@ impl Peer {
             ("comparisons_total", counters.comparisons),
             ("comparisons_differing_partitions_total", counters.differing_partitions),
             ("strays_handed_over_total", counters.strays_handed_over),
+            ("records_sealed_total", counters.sealed),
+            ("records_expired_total", counters.expired),
+            ("late_reports_total", counters.late_reports),
         ];
         counted.extend(self.membership.counters());
         Snapshot {

@@ -22,6 +22,11 @@ impl Peer {
         let Some(held) = self.records.get(job) else {
             return;
         };
+        if held.record.is_final() {
+            // What is said too late of a sealed record is only counted.
+            self.counters.late_reports += 1;
+            return;
+        }
         let mut record = Record::clone(&held.record);
         write(&mut record);
         if record != *held.record {
@@ -61,6 +66,14 @@ impl Peer {
         if record.validate().is_err() {
             self.counters.rejected_records += 1;
             return None;
+        }
+        if record.seal.is_some_and(|seal| seal.expires_hour < now.wall.hour()) {
+            // Its time is over here: whoever still has it may count this node among those that had it.
+            if self.records.get(job).is_some() {
+                self.counters.expired += 1;
+                self.drop_record(job);
+            }
+            return Some(theirs);
         }
         let merged = match self.records.get(job) {
             None => record,
@@ -250,6 +263,15 @@ impl Peer {
             self.records.remove(job);
             self.outbox.save(job);
         }
+    }
+
+    /// Lets go of a record that is nobody's business any more, and of what its attempts left on this machine.
+    pub(super) fn drop_record(&mut self, job: JobId) {
+        self.replication.forget(job);
+        self.stop_deciding(job);
+        self.records.remove(job);
+        self.outbox.save(job);
+        self.outbox.send_when_stored(Effect::Sweep(job));
     }
 
     /// Copies of the record were stored: tells those who waited for that.
