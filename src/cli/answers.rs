@@ -101,7 +101,9 @@ impl Job {
         let newest = |wanted: &dyn Fn(&Attempt) -> bool| {
             self.attempts.iter().filter(|attempt| wanted(attempt)).max_by_key(|attempt| attempt.number)
         };
-        newest(&|a| a.phase == Phase::Succeeded).or_else(|| newest(&|a| a.phase.is_live())).or_else(|| newest(&|_| true))
+        newest(&|a| a.phase == Phase::Succeeded)
+            .or_else(|| newest(&|a| a.phase.is_live()))
+            .or_else(|| newest(&|_| true))
     }
 
     /// What `run` and `wait` end with for a job that has ended.

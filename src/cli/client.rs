@@ -197,11 +197,6 @@ impl Client {
         Self { patience: FOLLOWING_PATIENCE, ..self }
     }
 
-    /// The addresses it may ask.
-    pub(crate) fn bases(&self) -> &[String] {
-        &self.bases
-    }
-
     /// Asks, and reads the whole answer.
     pub(crate) async fn ask(&self, request: &Request) -> Result<Answer, Failure> {
         self.around(request, async |base| {

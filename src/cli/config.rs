@@ -165,8 +165,7 @@ impl<'a> Sources<'a> {
     /// this user runs at the moment: the first that answers is asked.
     pub(crate) fn addresses(&self, given: Option<Vec<String>>, state: &StateFolder) -> Setting<Vec<String>> {
         let default = vec![format!("127.0.0.1:{DEFAULT_HTTP_PORT}")];
-        let mut addresses =
-            self.settle("addr", given, self.file.addr.clone().map(OneOrMany::into_list), default);
+        let mut addresses = self.settle("addr", given, self.file.addr.clone().map(OneOrMany::into_list), default);
         if addresses.source == Source::Default
             && let Some(local) = state.local_cluster()
         {

@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use clap::Args;
 use flockwork::model::record::{JobState, Phase};
-use flockwork::model::time::duration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -53,9 +52,6 @@ pub(crate) struct DemoArgs {
     /// How many jobs
     #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u16).range(12..=1000))]
     jobs: u16,
-    /// How long the killed node stays away after everything is done
-    #[arg(long, value_name = "TIME", value_parser = duration::parse, default_value = "0s", hide = true)]
-    linger: Duration,
 }
 
 /// Everything that must be cleaned up, whatever happens.
@@ -181,15 +177,14 @@ impl<'a> Story<'a> {
             seed: None,
             slots: Some(SLOTS),
         });
-        // Progress goes where a table would; programs that want JSON get only that.
-        let stage_name = stage.folder.path().to_owned();
+        let folder = stage.folder.path().display().to_string();
         stage.nodes = start_cluster(launches.collect()).await?;
         let names: Vec<String> = stage.nodes.iter().map(|node| node.name().to_owned()).collect();
         let addresses: Vec<String> = stage.nodes.iter().map(|node| node.announcement.http_addr.clone()).collect();
         let picture = Picture::new(printer, &names, usize::from(args.jobs));
         let anybody = Client::new(&addresses)?.persistent();
         let mut story = Self { stage, anybody, picture, names, works: BTreeMap::new(), begun };
-        story.say(&format!("{NODES} nodes run as processes, with their data in {}", stage_name.display()))?;
+        story.say(&format!("{NODES} nodes run as processes, with their data in {folder}"))?;
         story.wait_until_all_agree().await?;
         story.say("they know each other, and agree who looks after what")?;
         story.submit(usize::from(args.jobs)).await?;
@@ -197,7 +192,6 @@ impl<'a> Story<'a> {
         let victim = story.names.get(at).cloned().unwrap_or_default();
         let noticed_after = story.notice(at, &victim).await?;
         let jobs = story.finish_all().await?;
-        tokio::time::sleep(args.linger).await;
         let agreed_again_after = story.bring_back(at, &victim).await?;
         let report = story.check(&jobs, interrupted.len(), victim, noticed_after, agreed_again_after).await?;
         story.picture.finish();

@@ -117,7 +117,8 @@ fn plain(value: &Value) -> String {
         return format!("{} ({})", plain(&value["name"]), plain(&value["node"]));
     }
     if let Some(fields) = value.as_object() {
-        let texts: Vec<String> = fields.iter().map(|(name, value)| format!("{}={}", printable(name), plain(value))).collect();
+        let texts: Vec<String> =
+            fields.iter().map(|(name, value)| format!("{}={}", printable(name), plain(value))).collect();
         return texts.join(" ");
     }
     value.to_string()

@@ -16,8 +16,8 @@ use tokio::time::Instant;
 use super::Session;
 use super::answers::{Job, JobsPage};
 use super::client::{Client, Repeat, Request};
-use super::failure::{Failure, Kind, Outcome, exit};
 use super::facts;
+use super::failure::{Failure, Kind, Outcome, exit};
 use super::render::{OutputForm, Tone, note, now, printable, short_id, shortened, span, span_between};
 
 /// How long one `/wait` may wait before it is asked again.
@@ -281,11 +281,7 @@ pub(crate) async fn wait(session: &Session, args: &WaitArgs) -> Outcome {
 }
 
 /// The job as soon as it has ended, or as it is after `patience`.
-pub(crate) async fn wait_once(
-    client: &Client,
-    id: &str,
-    patience: Option<Duration>,
-) -> Result<(Job, Value), Failure> {
+pub(crate) async fn wait_once(client: &Client, id: &str, patience: Option<Duration>) -> Result<(Job, Value), Failure> {
     let begun = Instant::now();
     loop {
         let left = patience.map(|patience| patience.saturating_sub(begun.elapsed()));

@@ -103,9 +103,14 @@ enum Line {
     Missing(Missing),
     Piece(Piece),
     /// Everything was told.
-    End { end: bool },
+    End {
+        #[serde(rename = "end")]
+        _end: bool,
+    },
     /// Not everything was told, and this node will not go on.
-    Error { error: RefusedJob },
+    Error {
+        error: RefusedJob,
+    },
     /// A remark of a node that knows more kinds of them.
     Other(IgnoredAny),
 }
@@ -250,7 +255,7 @@ impl<'a> LogReader<'a> {
                     match serde_json::from_slice::<Line>(line)? {
                         Line::Piece(piece) => self.show(&piece, line).await?,
                         Line::Missing(missing) => self.tell_missing(&missing),
-                        Line::End { end: _ } => return Ok(Told::ToTheEnd),
+                        Line::End { .. } => return Ok(Told::ToTheEnd),
                         Line::Error { error } => return Ok(Told::Broken(told.give_up(&error.message))),
                         Line::Other(_) => {}
                     }

@@ -51,12 +51,26 @@ use self::state::StateFolder;
 struct Cli {
     /// Nodes to talk to: HOST:PORT, with commas between several; the next is tried when one is gone
     /// [default: 127.0.0.1:7070, then the nodes of a running `flockwork up`]
-    #[arg(long, global = true, value_name = "ADDRS", env = "FLOCKWORK_ADDR", value_delimiter = ',',
-          help_heading = "Everywhere")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "ADDRS",
+        env = "FLOCKWORK_ADDR",
+        value_delimiter = ',',
+        help_heading = "Everywhere"
+    )]
     addr: Option<Vec<String>>,
     /// What is printed [default: table]
-    #[arg(short, long, global = true, value_name = "FORM", value_enum, env = "FLOCKWORK_OUTPUT",
-          hide_possible_values = false, help_heading = "Everywhere")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_name = "FORM",
+        value_enum,
+        env = "FLOCKWORK_OUTPUT",
+        hide_possible_values = false,
+        help_heading = "Everywhere"
+    )]
     output: Option<OutputForm>,
     /// The settings file [default: ~/.config/flockwork/config.toml, if it is there]
     #[arg(long, global = true, value_name = "FILE", env = "FLOCKWORK_CONFIG", help_heading = "Everywhere")]
@@ -243,8 +257,7 @@ fn dispatch(cli: Cli, matches: &ArgMatches) -> Outcome {
     let sources = Sources::read(matches, cli.config.as_deref())?;
     let state = StateFolder::of_user();
     let form = sources.settle("output", cli.output, sources.file.output, OutputForm::default());
-    let session =
-        Session { addresses: sources.addresses(cli.addr, &state), printer: Printer::new(form.value), state };
+    let session = Session { addresses: sources.addresses(cli.addr, &state), printer: Printer::new(form.value), state };
     if let Command::Config(ConfigCommand::Show(flags)) = &cli.command {
         let plan = node::NodePlan::settle(flags, matches, &sources)?;
         return show_config::show(&session, &form, &plan, &sources);

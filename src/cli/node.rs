@@ -132,7 +132,10 @@ impl NodePlan {
         let plan = Self {
             name: sources.settle("name", flags.name.map(Some), file.name.map(Some), None),
             data_dir: sources.settle("data_dir", flags.data_dir, file.data_dir, data_dir.unwrap_or_default()),
-            listen: address("listen", sources.settle("listen", flags.listen, file.listen, loopback(DEFAULT_CLUSTER_PORT)))?,
+            listen: address(
+                "listen",
+                sources.settle("listen", flags.listen, file.listen, loopback(DEFAULT_CLUSTER_PORT)),
+            )?,
             http: address("http", sources.settle("http", flags.http, file.http, loopback(DEFAULT_HTTP_PORT)))?,
             advertise: sources.settle("advertise", flags.advertise.map(Some), file.advertise.map(Some), None),
             seeds: sources.settle("seeds", flags.seeds, file.seeds, Vec::new()),

@@ -60,18 +60,16 @@ pub(crate) struct Launch {
 impl Launch {
     fn arguments(&self) -> Vec<String> {
         let anywhere = || "127.0.0.1:0".to_owned();
-        let mut arguments: Vec<String> = ["node", "--profile", "local", "--cluster", "local", "--name"]
-            .into_iter()
-            .map(str::to_owned)
-            .collect();
+        let mut arguments: Vec<String> =
+            ["node", "--profile", "local", "--cluster", "local", "--name"].into_iter().map(str::to_owned).collect();
         arguments.push(self.name.clone());
         arguments.extend(["--data-dir".to_owned(), self.data_dir().display().to_string()]);
         arguments.extend(["--listen".to_owned(), self.listen.clone().unwrap_or_else(anywhere)]);
         arguments.extend(["--http".to_owned(), self.http.clone().unwrap_or_else(anywhere)]);
-        for seed in &self.seed {
+        if let Some(seed) = &self.seed {
             arguments.extend(["--seed".to_owned(), seed.clone()]);
         }
-        for slots in &self.slots {
+        if let Some(slots) = &self.slots {
             arguments.extend(["--slots".to_owned(), slots.to_string()]);
         }
         arguments
@@ -129,7 +127,8 @@ impl NodeProcess {
             Ok(announcement) => announcement,
             Err(why) => {
                 let last_words = last_lines(&launch.log(), 3);
-                let hint = if last_words.is_empty() { format!("its log is {}", launch.log().display()) } else { last_words };
+                let hint =
+                    if last_words.is_empty() { format!("its log is {}", launch.log().display()) } else { last_words };
                 let message = format!("node {} did not become ready: {why}", launch.name);
                 return Err(Failure::new(Kind::Failed, message).with_hint(hint));
             }
@@ -224,7 +223,6 @@ fn last_lines(log: &Path, count: usize) -> String {
     }
     lines.into_iter().collect::<Vec<_>>().join(" | ")
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -115,13 +115,6 @@ impl Printer {
         out.flush()
     }
 
-    /// Bytes as they are.
-    pub(crate) fn bytes(self, bytes: &[u8]) -> io::Result<()> {
-        let mut out = io::stdout().lock();
-        out.write_all(bytes)?;
-        out.flush()
-    }
-
     /// One JSON value, in the form asked for.
     pub(crate) fn json(self, value: &Value) -> io::Result<()> {
         match self.form {
@@ -138,7 +131,7 @@ impl Printer {
     /// The same as text.
     pub(crate) fn drawn(self, header: &[&str], rows: Vec<Vec<String>>) -> String {
         let mut table = Table::new();
-        table.load_preset(presets::NOTHING);
+        table.load_style(presets::NOTHING);
         // A table that goes into a pipe is not folded to some screen's width.
         let arrangement =
             if io::stdout().is_terminal() { ContentArrangement::Dynamic } else { ContentArrangement::Disabled };

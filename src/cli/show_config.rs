@@ -8,12 +8,7 @@ use super::failure::{Failure, Outcome, exit};
 use super::node::NodePlan;
 use super::render::{OutputForm, Tone, printable};
 
-pub(crate) fn show(
-    session: &Session,
-    output: &Setting<OutputForm>,
-    plan: &NodePlan,
-    sources: &Sources<'_>,
-) -> Outcome {
+pub(crate) fn show(session: &Session, output: &Setting<OutputForm>, plan: &NodePlan, sources: &Sources<'_>) -> Outcome {
     let addresses = &session.addresses;
     let client = [
         ("addr", serde_json::to_value(&addresses.value).ok(), addresses.source.clone()),

@@ -139,8 +139,9 @@ async fn interrupted(client: &Client, id: &str) -> Result<(), Failure> {
         note(&format!("left running: {id}"));
         return Ok(());
     }
+    let cancel = cancel_request(id, Some("Ctrl-C in flockwork run"));
     tokio::select! {
-        cancelled = client.ask(&cancel_request(id, Some("Ctrl-C in flockwork run"))) => match cancelled {
+        cancelled = client.ask(&cancel) => match cancelled {
             Ok(_) => note("cancelled; waiting for its end (Ctrl-C stops the waiting)"),
             Err(failure) => note(&format!("it could not be cancelled: {failure}")),
         },
@@ -331,7 +332,8 @@ fn batches(specs: Vec<Value>) -> Vec<Vec<Value>> {
     let mut bytes = 0;
     for spec in specs {
         let size = spec.to_string().len();
-        let full = batches.last().is_some_and(|batch| batch.len() >= JOBS_PER_REQUEST || bytes + size > BYTES_PER_REQUEST);
+        let full =
+            batches.last().is_some_and(|batch| batch.len() >= JOBS_PER_REQUEST || bytes + size > BYTES_PER_REQUEST);
         if full {
             batches.push(Vec::new());
             bytes = 0;

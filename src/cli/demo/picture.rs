@@ -2,7 +2,7 @@
 //! terminal; a plain line now and then anywhere else.
 
 use std::collections::BTreeMap;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use flockwork::model::record::JobState;
@@ -10,7 +10,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::Instant;
 
 use super::super::answers::Job;
-use super::super::render::{Printer, Tone};
+use super::super::render::{OutputForm, Printer, Tone};
 
 /// How often a plain line is printed where nothing can be redrawn.
 const PLAIN_EVERY: Duration = Duration::from_secs(2);
@@ -64,7 +64,8 @@ pub(super) struct Picture {
 
 impl Picture {
     pub(super) fn new(printer: Printer, names: &[String], jobs: usize) -> Self {
-        let multi = io::stdout().is_terminal().then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stdout()));
+        let multi = (printer.form == OutputForm::Table && io::stdout().is_terminal())
+            .then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stdout()));
         let line = |template: &str, length: u64| {
             let style = ProgressStyle::with_template(template).expect("the template is a constant, and right");
             let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::hidden()).with_style(style);
@@ -78,28 +79,30 @@ impl Picture {
         Self { printer, multi, nodes, total, begun: Instant::now(), last_plain: None }
     }
 
-    /// A line that stays, with the time since the demo began.
+    /// A line that stays, with the time since the demo began. On standard error where standard output is for a
+    /// program.
     pub(super) fn say(&self, text: &str) -> io::Result<()> {
         let time = self.printer.paint(&format!("{:5.1}s", self.begun.elapsed().as_secs_f64()), Tone::Faint);
         let line = format!("{time}  {text}");
         match &self.multi {
             Some(multi) => multi.println(line),
-            None => self.printer.line(&line),
+            None if self.printer.form == OutputForm::Table => self.printer.line(&line),
+            None => writeln!(io::stderr(), "{line}"),
         }
     }
 
     /// Shows the jobs as they are, and each node's state as `state_of` has it.
     pub(super) fn show(&mut self, scene: &Scene, state_of: &BTreeMap<String, String>) -> io::Result<()> {
-        let counts =
-            format!("{} wait, {} run, {} done", scene.pending, scene.running, scene.succeeded);
+        let counts = format!("{} wait, {} run, {} done", scene.pending, scene.running, scene.succeeded);
         if self.multi.is_none() {
             if self.last_plain.is_some_and(|at| at.elapsed() < PLAIN_EVERY) {
                 return Ok(());
             }
             self.last_plain = Some(Instant::now());
-            let busy = self.nodes.iter().map(|(name, _)| {
-                format!("{name} runs {}", scene.nodes.get(name).copied().unwrap_or_default().0)
-            });
+            let busy = self
+                .nodes
+                .iter()
+                .map(|(name, _)| format!("{name} runs {}", scene.nodes.get(name).copied().unwrap_or_default().0));
             return self.say(&format!("{counts} ({})", busy.collect::<Vec<_>>().join(", ")));
         }
         for (name, line) in &self.nodes {
