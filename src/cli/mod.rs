@@ -25,7 +25,6 @@ mod node;
 mod nodes;
 mod process;
 mod render;
-#[cfg(any())]
 mod serve;
 mod show_config;
 mod signals;
@@ -294,7 +293,7 @@ fn dispatch(cli: Cli, matches: &ArgMatches) -> Outcome {
         }
         // These two read no settings, and work where those are broken.
         Command::Passive(PassiveCommand::Completions { shell }) => completions(shell),
-        Command::Passive(PassiveCommand::PodGuard { arguments }) => pod_guard(&arguments),
+        Command::Passive(PassiveCommand::PodGuard { .. }) => flockwork::io::executor::guard_main(),
     }
 }
 
@@ -304,7 +303,7 @@ async fn perform(session: &Session, command: ActiveCommand, matches: &ArgMatches
         ActiveCommand::Demo(args) => demo::demo(session, &args).await,
         ActiveCommand::Node(args) => {
             let plan = node::NodePlan::settle(&args.settings, matches, sources)?;
-            run_node(session, &plan, args.until_stdin_closes).await
+            serve::serve(session, &plan, &args).await
         }
         ActiveCommand::Run(args) => submit::run(session, &args).await,
         ActiveCommand::Submit(args) => submit::submit(session, &args).await,
@@ -323,18 +322,6 @@ async fn perform(session: &Session, command: ActiveCommand, matches: &ArgMatches
     }
 }
 
-#[cfg(any())]
-async fn run_node(session: &Session, plan: &node::NodePlan, until_stdin_closes: bool) -> Outcome {
-    serve::serve(session, plan, until_stdin_closes).await
-}
-
-#[cfg(not(any()))]
-async fn run_node(_: &Session, plan: &node::NodePlan, _: bool) -> Outcome {
-    let bound = plan.http.value;
-    plan.options(flockwork::model::resources::Resources::default(), bound)?;
-    Err(Failure::internal("this build has no node in it"))
-}
-
 fn completions(shell: clap_complete::Shell) -> Outcome {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "flockwork", &mut script);
@@ -342,9 +329,4 @@ fn completions(shell: clap_complete::Shell) -> Outcome {
     out.write_all(&script)?;
     out.flush()?;
     Ok(exit::SUCCESS)
-}
-
-/// Wire: `flockwork::io::executor::guard_main()`, which never returns.
-fn pod_guard(_arguments: &[String]) -> Outcome {
-    Err(Failure::internal("this build has no executor in it"))
 }

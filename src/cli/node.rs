@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use clap::builder::FalseyValueParser;
 use clap::{ArgMatches, Args};
+use flockwork::io::telemetry::LogFormat;
 use flockwork::model::config::{Config, MAX_WEIGHT, Profile};
 use flockwork::model::member::ClusterSettings;
 use flockwork::model::resources::{Cpus, Memory, Resources};
@@ -29,6 +30,9 @@ use super::state::user_folder;
 pub(crate) struct NodeArgs {
     #[command(flatten)]
     pub(crate) settings: NodeFlags,
+    /// For whom the log on standard error is written; FLOCKWORK_LOG says how much of it
+    #[arg(long, value_enum, value_name = "FORMAT", env = "FLOCKWORK_LOG_FORMAT", default_value = "text")]
+    pub(crate) log_format: LogFormat,
     /// Leave when standard input is closed: for programs that start nodes of their own
     #[arg(long, hide = true)]
     pub(crate) until_stdin_closes: bool,

@@ -162,6 +162,20 @@ pub struct Config {
 pub const MAX_WEIGHT: u16 = 64;
 
 impl Config {
+    /// The usual settings for a machine that has `capacity` for jobs, in a cluster of the default name. Its share
+    /// of the ring follows from its processors.
+    pub fn new(profile: Profile, capacity: Resources) -> Self {
+        let cpus = capacity.cpus.millis.div_ceil(1_000);
+        Self {
+            cluster: ClusterSettings::default(),
+            timing: Timing::of(profile),
+            capacity,
+            weight: u16::try_from(cpus).unwrap_or(MAX_WEIGHT).clamp(1, MAX_WEIGHT),
+            labels: BTreeMap::new(),
+            drivers: BTreeSet::from([Driver::Process]),
+        }
+    }
+
     /// Checks the settings and their relations.
     ///
     /// # Errors

@@ -28,6 +28,13 @@ pub struct ClusterSettings {
     pub forget_after: Duration,
 }
 
+impl Default for ClusterSettings {
+    fn default() -> Self {
+        let day = Duration::from_secs(24 * 3_600);
+        Self { name: "flockwork".to_owned(), partitions: 1_024, replicas: 3, forget_after: day }
+    }
+}
+
 /// What a node says it is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -37,7 +37,12 @@ pub struct NewJob {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Request {
     /// Write these jobs down. Answered by [`Response::Submitted`], one outcome for each in order.
-    Submit(Vec<NewJob>),
+    Submit {
+        /// The jobs.
+        jobs: Vec<NewJob>,
+        /// The owner is silent: take them although you do not decide for them.
+        insist: bool,
+    },
     /// The job with this id. Answered by [`Response::Job`].
     Job(JobIdPrefix),
     /// The same, as soon as its record differs from `known`, or after `patience`.
@@ -71,7 +76,7 @@ pub enum Request {
         partitions: PartitionSet,
     },
     /// The asked node's own copy of a record, for debugging. Answered by [`Response::Copy`].
-    Copy(JobId),
+    Copy(JobIdPrefix),
     /// Events of the asked node with a sequence number above `after`, as soon as there are any, or after
     /// `patience`. Answered by [`Response::Events`].
     Events {
@@ -108,7 +113,7 @@ pub struct Cursor {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Response {
     /// To [`Request::Submit`].
-    Submitted(Vec<Result<Submitted, Refusal>>),
+    Submitted(Vec<SubmitOutcome>),
     /// A job.
     Job(JobAnswer),
     /// To [`Request::List`]: at most as many as asked; `more` if the limit cut the list.
@@ -133,6 +138,17 @@ pub enum Response {
     NotOwner,
     /// It cannot be, and why.
     Refused(Refusal),
+}
+
+/// What became of one job of a submit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum SubmitOutcome {
+    /// It is written down.
+    Written(Submitted),
+    /// It cannot be.
+    Refused(Refusal),
+    /// The asked node does not decide for it, or not yet.
+    NotOwner,
 }
 
 /// A job that was written down.

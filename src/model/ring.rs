@@ -35,6 +35,8 @@ pub struct Placement {
     starts: Vec<usize>,
     home: Vec<Vec<NodeId>>,
     acting: Vec<Vec<NodeId>>,
+    /// The node after the acting list, which was in it before the last of it came.
+    next: Vec<Option<NodeId>>,
     fingerprint: Fingerprint,
 }
 
@@ -50,17 +52,16 @@ impl Placement {
         let weights: BTreeMap<NodeId, u16> = members.iter().map(|m| (m.facts.node, m.facts.weight.max(1))).collect();
         let (circle, starts) = lay_out(&weights, partitions);
         let replicas = replicas as usize;
-        let walk = |start: usize, keep: &dyn Fn(NodeId) -> bool| distinct(&circle, start, keep, replicas);
+        let walk = |start: usize, keep: &dyn Fn(NodeId) -> bool, most| distinct(&circle, start, keep, most);
         let can_act = |node: NodeId| view.get(&node).is_some_and(acts);
         let nobody_acts = !weights.keys().any(|node| can_act(*node));
         let is_live = |node: NodeId| view.get(&node).is_some_and(Member::is_live);
-        let home: Vec<_> = starts.iter().map(|start| walk(*start, &|_| true)).collect();
-        let acting: Vec<_> = starts
-            .iter()
-            .map(|start| if nobody_acts { walk(*start, &is_live) } else { walk(*start, &can_act) })
-            .collect();
+        let home: Vec<_> = starts.iter().map(|start| walk(*start, &|_| true, replicas)).collect();
+        let keep: &dyn Fn(NodeId) -> bool = if nobody_acts { &is_live } else { &can_act };
+        let mut acting: Vec<_> = starts.iter().map(|start| walk(*start, keep, replicas + 1)).collect();
+        let next = acting.iter_mut().map(|list| list.split_off(list.len().min(replicas)).pop()).collect();
         let fingerprint = fingerprint_of(&weights, &home, &acting);
-        Self { circle, starts, home, acting, fingerprint }
+        Self { circle, starts, home, acting, next, fingerprint }
     }
 
     /// Equal for all nodes that compute the same lists.
@@ -86,6 +87,11 @@ impl Placement {
     /// The nodes that keep and serve this partition's records now. The first is its owner.
     pub fn acting(&self, partition: Partition) -> &[NodeId] {
         &self.acting[usize::from(partition.0)]
+    }
+
+    /// The node after the acting list, if there is one: it acted before the newest of the list did.
+    pub fn next(&self, partition: Partition) -> Option<NodeId> {
+        self.next[usize::from(partition.0)]
     }
 
     /// The node that decides for this partition.

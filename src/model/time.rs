@@ -9,22 +9,30 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// A point of the local monotonic clock: how long this process (or this simulation) has run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+/// A point of the local monotonic clock, told from the start of this process (or this simulation).
+///
+/// The start itself lies well above zero, so that what happened before it has a moment too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Moment(Duration);
+
+impl Default for Moment {
+    fn default() -> Self {
+        Self::START
+    }
+}
 
 impl Moment {
     /// The start of the process.
-    pub const START: Self = Self(Duration::ZERO);
+    pub const START: Self = Self(Duration::from_secs(10 * 365 * 24 * 3_600));
 
     /// The moment `since_start` after the process began.
     pub fn from_start(since_start: Duration) -> Self {
-        Self(since_start)
+        Self::START + since_start
     }
 
     /// How long the process had run at this moment.
     pub fn since_start(self) -> Duration {
-        self.0
+        self.since(Self::START)
     }
 
     /// Time passed from `earlier` to this moment; zero where `earlier` is the later one.

@@ -4,7 +4,7 @@
 //! them by hand. Both are held to the same rules by [`NodeOptions::validate`], above all to this one: whoever
 //! can reach a node can run commands on it, so a node without security listens on loopback only.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::model::config::Config;
@@ -44,6 +44,22 @@ pub struct NodeOptions {
 }
 
 impl NodeOptions {
+    /// A node that keeps its files in `data_dir`, listens on a free port of loopback, and joins nobody.
+    pub fn new(data_dir: impl Into<PathBuf>, config: Config) -> Self {
+        let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        Self {
+            name: None,
+            data_dir: data_dir.into(),
+            listen: loopback,
+            http_addr: loopback,
+            advertise: None,
+            seeds: Vec::new(),
+            config,
+            insecure: false,
+            log_limit_bytes: DEFAULT_LOG_LIMIT_BYTES,
+        }
+    }
+
     /// Checks the options and their relations, the protocol's settings included.
     ///
     /// # Errors

@@ -54,8 +54,15 @@ pub enum Effect {
     StopPod(AttemptKey),
     /// Answer a client of this node.
     Reply(Reply),
-    /// Tell whoever listens to this node's events.
-    Tell(Event),
+    /// Tell whoever listens: an event of the cluster, and the node that told it.
+    Tell {
+        /// Who told it; perhaps this node.
+        node: NodeId,
+        /// What happened.
+        event: Event,
+    },
+    /// Note in this node's own log what it has just told.
+    Note(Event),
     /// Forget a finished attempt's local leavings (its log, its directory): its record is gone from the cluster.
     Sweep(JobId),
 }

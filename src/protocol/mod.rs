@@ -3,6 +3,16 @@
 //! Everything here is told the time and given its dice. `handle_*` takes something that happened, `poll_*`
 //! gives something to do, plain nouns read.
 
+pub mod comparison;
 pub mod effect;
+pub mod failure_detector;
 pub mod gateway;
+pub mod lifecycle;
+pub mod membership;
+pub mod outbox;
+pub mod peer;
+pub mod records;
+pub mod replication;
+pub mod room;
+pub mod scheduler;
 pub mod snapshot;

@@ -1,0 +1,233 @@
+//! Anti-entropy: finding out where two nodes' records differ, and making them equal.
+//!
+//! Pushing alone forgets: a message is lost, a node was away, a ring changed. So nodes compare. The asker
+//! sends a digest for each partition in question; the other answers with what it holds where they differ;
+//! the asker fetches what it lacks and pushes what the other lacks. Equal partitions cost twenty bytes.
+//! (Demers et al., "Epidemic Algorithms for Replicated Database Maintenance", PODC 1987.)
+//!
+//! A comparison is done about a (peer, partition) pair, for a reason: routine, or because this node is about
+//! to decide for the partition ([`Purpose::Takeover`]), in which case whoever answers stops deciding for it.
+//! One round is under way with a peer at a time; wants gather meanwhile.
+//!
+//! Not known here: what is in the records, and who ought to hold what.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::model::id::{JobId, NodeId, Partition};
+use crate::model::record::Version;
+use crate::model::time::Moment;
+use crate::model::wire::Message;
+
+use super::records::Records;
+
+/// Partitions in one round, at the most.
+const ROUND_PARTITIONS: usize = 256;
+/// Records asked for in one fetch, at the most.
+const FETCH_RECORDS: usize = 4_096;
+
+/// Why a comparison is wanted. The stronger reason wins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Purpose {
+    /// To keep equal what should be.
+    Routine,
+    /// To know all that is known before deciding.
+    Takeover,
+}
+
+/// The comparisons that are wanted and under way.
+#[derive(Debug)]
+pub struct Comparison {
+    patience: Duration,
+    next_round: u64,
+    wanted: BTreeMap<NodeId, BTreeMap<Partition, Purpose>>,
+    rounds: BTreeMap<NodeId, Round>,
+}
+
+#[derive(Debug)]
+struct Round {
+    number: u64,
+    purpose: Purpose,
+    partitions: BTreeSet<Partition>,
+    /// Where the two differed.
+    differing: BTreeSet<Partition>,
+    /// Still to be fetched.
+    lacking: Vec<JobId>,
+    fetching: bool,
+    give_up_at: Moment,
+}
+
+/// What a finished round showed.
+#[derive(Debug)]
+pub struct Compared {
+    /// With whom.
+    pub peer: NodeId,
+    /// For what reason.
+    pub purpose: Purpose,
+    /// These partitions were the same.
+    pub same: Vec<Partition>,
+    /// These were not; all that the peer had has been merged, and what it lacked has been pushed.
+    pub differed: Vec<Partition>,
+}
+
+/// What the other's list of a partition means for this node.
+#[derive(Debug, Default)]
+pub struct Difference {
+    /// Records that the peer has in this very version.
+    pub same: Vec<(JobId, Version)>,
+    /// Records that the peer lacks, or has in another version.
+    pub theirs_lack: Vec<JobId>,
+}
+
+impl Comparison {
+    /// Nothing wanted; a round without progress for `patience` is given up and wanted again.
+    pub fn new(patience: Duration) -> Self {
+        Self { patience, next_round: 1, wanted: BTreeMap::new(), rounds: BTreeMap::new() }
+    }
+
+    /// Wants `partition` compared with `peer`.
+    pub fn want(&mut self, peer: NodeId, partition: Partition, purpose: Purpose) {
+        let wanted = self.wanted.entry(peer).or_default().entry(partition).or_insert(purpose);
+        *wanted = purpose.max(*wanted);
+    }
+
+    /// `peer` is gone: nothing is compared with it.
+    pub fn handle_gone(&mut self, peer: NodeId) {
+        self.wanted.remove(&peer);
+        self.rounds.remove(&peer);
+    }
+
+    /// Whether anything is wanted of or under way with `peer` about `partition`.
+    pub fn is_pending(&self, peer: NodeId, partition: Partition) -> bool {
+        self.wanted.get(&peer).is_some_and(|wanted| wanted.contains_key(&partition))
+            || self.rounds.get(&peer).is_some_and(|round| round.partitions.contains(&partition))
+    }
+
+    /// The next question to send.
+    pub fn poll_message(&mut self, now: Moment, records: &Records) -> Option<(NodeId, Message)> {
+        let peer = *self.wanted.keys().find(|peer| !self.rounds.contains_key(peer))?;
+        let wanted = self.wanted.get_mut(&peer)?;
+        let purpose = wanted.values().copied().max()?;
+        let chosen: BTreeSet<Partition> = wanted
+            .iter()
+            .filter(|(_, reason)| **reason == purpose)
+            .map(|(partition, _)| *partition)
+            .take(ROUND_PARTITIONS)
+            .collect();
+        wanted.retain(|partition, _| !chosen.contains(partition));
+        if wanted.is_empty() {
+            self.wanted.remove(&peer);
+        }
+        let number = self.next_round;
+        self.next_round += 1;
+        let digests = chosen.iter().map(|partition| (*partition, records.digest(*partition))).collect();
+        self.rounds.insert(
+            peer,
+            Round {
+                number,
+                purpose,
+                partitions: chosen,
+                differing: BTreeSet::new(),
+                lacking: Vec::new(),
+                fetching: false,
+                give_up_at: now + self.patience,
+            },
+        );
+        Some((peer, Message::Compare { round: number, takeover: purpose == Purpose::Takeover, digests }))
+    }
+
+    /// The peer listed what it holds where the two differ. Returns what that means, and the next question or
+    /// the finished round.
+    pub fn handle_differ(
+        &mut self,
+        now: Moment,
+        peer: NodeId,
+        number: u64,
+        partitions: Vec<(Partition, Vec<(JobId, Version)>)>,
+        records: &Records,
+    ) -> (Difference, Step) {
+        let mut difference = Difference::default();
+        let Some(round) = self.rounds.get_mut(&peer).filter(|round| round.number == number && !round.fetching) else {
+            return (difference, Step::Stale);
+        };
+        for (partition, theirs) in partitions {
+            if !round.partitions.contains(&partition) {
+                continue;
+            }
+            round.differing.insert(partition);
+            let theirs: BTreeMap<JobId, Version> = theirs.into_iter().collect();
+            for (job, held) in records.in_partition(partition) {
+                if theirs.get(&job) == Some(&held.version) {
+                    difference.same.push((job, held.version));
+                } else {
+                    difference.theirs_lack.push(job);
+                }
+            }
+            let mine = |job: &JobId| records.get(*job).map(|held| held.version);
+            // Only ids of the partition they are said to be in: others would never be compared again.
+            let lacking = theirs
+                .into_iter()
+                .filter(|(job, version)| records.partition_of(*job) == partition && mine(job) != Some(*version));
+            round.lacking.extend(lacking.map(|(job, _)| job));
+        }
+        round.fetching = true;
+        (difference, self.go_on(now, peer))
+    }
+
+    /// Part of what was fetched has come and has been merged.
+    pub fn handle_fetched(&mut self, now: Moment, peer: NodeId, number: u64, last: bool) -> Step {
+        match self.rounds.get_mut(&peer) {
+            Some(round) if round.number == number && round.fetching => {
+                round.give_up_at = now + self.patience;
+                if last { self.go_on(now, peer) } else { Step::Wait }
+            }
+            Some(_) | None => Step::Stale,
+        }
+    }
+
+    fn go_on(&mut self, now: Moment, peer: NodeId) -> Step {
+        let Some(round) = self.rounds.get_mut(&peer) else {
+            return Step::Stale;
+        };
+        round.give_up_at = now + self.patience;
+        if !round.lacking.is_empty() {
+            let rest = round.lacking.split_off(round.lacking.len().min(FETCH_RECORDS));
+            let jobs = std::mem::replace(&mut round.lacking, rest);
+            return Step::Ask(Message::Fetch { round: round.number, jobs });
+        }
+        let round = self.rounds.remove(&peer).expect("it was just there");
+        let (differed, same) = round.partitions.iter().partition(|partition| round.differing.contains(partition));
+        Step::Done(Compared { peer, purpose: round.purpose, same, differed })
+    }
+
+    /// The next moment at which a round is given up.
+    pub fn poll_timeout(&self) -> Option<Moment> {
+        self.rounds.values().map(|round| round.give_up_at).min()
+    }
+
+    /// Gives up rounds without progress, and wants them again.
+    pub fn handle_timeout(&mut self, now: Moment) {
+        let late: Vec<NodeId> =
+            self.rounds.iter().filter(|(_, round)| round.give_up_at <= now).map(|(peer, _)| *peer).collect();
+        for peer in late {
+            if let Some(round) = self.rounds.remove(&peer) {
+                for partition in round.partitions {
+                    self.want(peer, partition, round.purpose);
+                }
+            }
+        }
+    }
+}
+
+/// How a round goes on.
+#[derive(Debug)]
+pub enum Step {
+    /// Ask this next.
+    Ask(Message),
+    /// More is on its way.
+    Wait,
+    /// It is finished.
+    Done(Compared),
+    /// It belongs to no round under way.
+    Stale,
+}

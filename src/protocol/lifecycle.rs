@@ -1,0 +1,266 @@
+//! **Who starts a job, and who ends it.** The whole rule is here.
+//!
+//! Nobody sends orders. Every node looks at the merged record, at its view of the members and at who it is
+//! itself, and does what follows; it looks again whenever one of the three changes. So it does not matter
+//! which message was lost on the way here, only what is known now. (Level-triggered reconciliation, as
+//! controllers of other systems do it.)
+//!
+//! - [`owner_decides`] is asked by the one node that decides for the job's partition. It writes off attempts
+//!   whose executor is gone, watches the job's own time limits, and places the next attempt when it is due.
+//! - [`executor_decides`] is asked by the node that an attempt names. It starts what it was told to start,
+//!   and ends what is stopped or superseded.
+//!
+//! Everybody else only keeps the record.
+
+use std::time::Duration;
+
+use crate::model::id::{Actor, Dot, NodeId};
+use crate::model::member::{MemberState, Status, View};
+use crate::model::record::{Attempt, JobState, Phase, Record, StopKind};
+use crate::model::time::Moment;
+
+/// What the owner knows besides the record.
+#[derive(Debug, Clone, Copy)]
+pub struct OwnerSees<'a> {
+    /// The members.
+    pub view: &'a View,
+    /// When this node first knew of the job.
+    pub known_since: Moment,
+    /// When this node saw the last attempt end.
+    pub idle_since: Moment,
+    /// Until when a node that is named in a record, but is no member, may still turn up.
+    pub strangers_until: Moment,
+}
+
+/// What the owner does about a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OwnerDoes {
+    /// Nothing is left to do, ever.
+    Rest,
+    /// Nothing until the record or the members change, or until this moment.
+    Wait(Option<Moment>),
+    /// These attempts' executors are gone, for this reason: write that they are lost.
+    WriteOff(Vec<(Dot, String)>),
+    /// One of the job's time limits has passed: write that it is to end.
+    TimeOut(String),
+    /// See to it that enough nodes hold this claim, then tell its executor to start.
+    Confirm(Dot),
+    /// It is due: find it an executor.
+    Place,
+}
+
+/// The owner's rule.
+pub fn owner_decides(now: Moment, record: &Record, sees: &OwnerSees<'_>) -> OwnerDoes {
+    let state = record.state();
+    if state.is_terminal() {
+        return OwnerDoes::Rest;
+    }
+    let live = || record.attempts.iter().filter(|(_, attempt)| attempt.is_live());
+    let lost: Vec<(Dot, String)> = live()
+        .filter_map(|(dot, attempt)| match standing(now, attempt.claim.executor, sees) {
+            Standing::Gone(reason) => Some((*dot, reason)),
+            Standing::Unknown | Standing::Present => None,
+        })
+        .collect();
+    if !lost.is_empty() {
+        return OwnerDoes::WriteOff(lost);
+    }
+    let spec = record.spec();
+    let limits = TimeLimits {
+        total: spec.total_timeout.map(|limit| sees.known_since + limit),
+        queue: spec
+            .queue_timeout
+            .filter(|_| record.attempts.values().all(|attempt| attempt.started_at.is_none()))
+            .map(|limit| sees.known_since + limit),
+    };
+    if record.stop.is_none() {
+        if limits.total.is_some_and(|at| at <= now) {
+            return OwnerDoes::TimeOut("it took longer in all than its total_timeout".into());
+        }
+        if limits.queue.is_some_and(|at| at <= now) {
+            return OwnerDoes::TimeOut("it waited longer for its first attempt than its queue_timeout".into());
+        }
+    }
+    match (state, record.current()) {
+        (JobState::Running, Some((claim, attempt))) => match attempt.fate.phase {
+            Phase::Claimed => OwnerDoes::Confirm(claim),
+            _ if live().any(|(_, other)| standing(now, other.claim.executor, sees) == Standing::Unknown) => {
+                OwnerDoes::Wait(limits.earliest_with(Some(sees.strangers_until)))
+            }
+            _ => OwnerDoes::Wait(limits.earliest_with(None)),
+        },
+        (JobState::Pending, _) => {
+            let due = due_at(record, sees);
+            if due > now { OwnerDoes::Wait(limits.earliest_with(Some(due))) } else { OwnerDoes::Place }
+        }
+        (JobState::Running | JobState::Succeeded | JobState::Failed | JobState::Cancelled, _) => OwnerDoes::Rest,
+    }
+}
+
+/// When a pending job may have its next attempt, by the owner's clock: after its delay, after the backoff
+/// that its failures call for, and after a short pause where attempts were given back or lost.
+pub fn due_at(record: &Record, sees: &OwnerSees<'_>) -> Moment {
+    let spec = record.spec();
+    let start = sees.known_since + spec.delay.unwrap_or_default();
+    let last = record.attempts.iter().max_by_key(|(dot, attempt)| (attempt.claim.number, **dot));
+    let pause = match last.map(|(_, attempt)| attempt.fate.phase) {
+        Some(Phase::Failed) => jittered(spec.backoff.wait_after(record.failures()), record),
+        Some(Phase::Returned) => pause_after_returns(record),
+        Some(Phase::Claimed | Phase::Running | Phase::Lost | Phase::Stopped | Phase::Succeeded) | None => {
+            Duration::ZERO
+        }
+    };
+    start.max(if record.attempts.is_empty() { start } else { sees.idle_since + pause })
+}
+
+/// The moments at which the job's own limits pass.
+struct TimeLimits {
+    total: Option<Moment>,
+    queue: Option<Moment>,
+}
+
+impl TimeLimits {
+    fn earliest_with(&self, other: Option<Moment>) -> Option<Moment> {
+        [self.total, self.queue, other].into_iter().flatten().min()
+    }
+}
+
+/// Takes up to a quarter off, differently for every job and failure, and the same on every node.
+fn jittered(wait: Duration, record: &Record) -> Duration {
+    let mixed = (record.id.0 as u64 ^ u64::from(record.failures())).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let share = (mixed >> 32) as f64 / f64::from(u32::MAX);
+    wait.mul_f64(1.0 - share / 4.0)
+}
+
+/// A node that gave an attempt back will hardly take it at once: a tenth of a second after the first time,
+/// up to five seconds.
+fn pause_after_returns(record: &Record) -> Duration {
+    let returned = record.attempts.values().filter(|attempt| attempt.fate.phase == Phase::Returned).count();
+    Duration::from_millis(100).saturating_mul(1 << returned.min(6) as u32).min(Duration::from_secs(5))
+}
+
+/// Whether an executor can still be the one that was claimed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Standing {
+    Present,
+    Gone(String),
+    Unknown,
+}
+
+fn standing(now: Moment, executor: Actor, sees: &OwnerSees<'_>) -> Standing {
+    let Some(member) = sees.view.get(&executor.node) else {
+        return if now >= sees.strangers_until {
+            Standing::Gone(format!("node {} is not a member", executor.node))
+        } else {
+            Standing::Unknown
+        };
+    };
+    let name = &member.facts.name;
+    match member.state {
+        MemberState::Down => Standing::Gone(format!("node {name} is down")),
+        MemberState::Left => Standing::Gone(format!("node {name} left")),
+        MemberState::Alive | MemberState::Suspect if member.facts.generation > executor.generation => {
+            Standing::Gone(format!("node {name} was restarted"))
+        }
+        MemberState::Alive | MemberState::Suspect => Standing::Present,
+    }
+}
+
+/// What the executor has to do with an attempt that names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PodState {
+    /// No pod was started for it.
+    None,
+    /// A pod runs.
+    Running,
+    /// A pod is being ended.
+    Ending,
+}
+
+/// What the executor does about one attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExecutorDoes {
+    /// Nothing until the record changes, or its owner says that the claim is safe.
+    Wait,
+    /// End the pod.
+    EndPod,
+    /// Write that the attempt will not run here, and why.
+    GiveBack(&'static str),
+    /// Write that it was lost with this node's earlier start, whose pods are all gone.
+    OwnUp,
+}
+
+/// The executor's rule, for an attempt of `record` that names `me`'s node.
+pub fn executor_decides(record: &Record, claim: Dot, attempt: &Attempt, me: Actor, pod: PodState) -> ExecutorDoes {
+    debug_assert_eq!(attempt.claim.executor.node, me.node);
+    if attempt.claim.executor.generation < me.generation {
+        // The earlier start's pods were ended before this one began; what it last said may be out of date.
+        return if attempt.is_live() || (attempt.fate.phase == Phase::Lost && !attempt.fate.by_executor) {
+            ExecutorDoes::OwnUp
+        } else {
+            ExecutorDoes::Wait
+        };
+    }
+    let unwanted = if record.stop.is_some() {
+        Some("the job was stopped before it started")
+    } else if record.is_superseded(claim) {
+        Some("another attempt superseded it before it started")
+    } else if record.state().is_terminal() {
+        Some("the job ended before it started")
+    } else {
+        None
+    };
+    match (pod, unwanted) {
+        (PodState::Running, Some(_)) => ExecutorDoes::EndPod,
+        (PodState::None, Some(reason)) if attempt.is_live() => ExecutorDoes::GiveBack(reason),
+        (PodState::None | PodState::Running | PodState::Ending, _) => ExecutorDoes::Wait,
+    }
+}
+
+/// How a pod that was told to end, and did, is written down.
+pub fn phase_when_stopped(record: &Record) -> Phase {
+    match record.stop.as_ref().map(|stop| stop.kind) {
+        Some(StopKind::Cancelled | StopKind::TimedOut) | None => Phase::Stopped,
+    }
+}
+
+/// Why `node` cannot run the job, if it cannot: whether it ever could, not whether it has room now.
+pub fn unfit(record: &Record, node: NodeId, view: &View) -> Option<String> {
+    let Some(member) = view.get(&node) else {
+        return Some("it is not a member".into());
+    };
+    let (facts, spec) = (&member.facts, record.spec());
+    match member.state {
+        MemberState::Alive | MemberState::Suspect => {}
+        MemberState::Down => return Some("it is down".into()),
+        MemberState::Left => return Some("it has left".into()),
+    }
+    match facts.status {
+        Status::Serving => {}
+        Status::Joining => return Some("it is still joining".into()),
+        Status::Draining => return Some("it is draining".into()),
+        Status::ReadOnly => return Some("it cannot write to its disk".into()),
+        Status::Left => return Some("it is leaving".into()),
+    }
+    if !facts.drivers.contains(&spec.driver) {
+        return Some(format!("it has no {} driver", spec.driver.as_str()));
+    }
+    for (label, wanted) in &spec.require {
+        match facts.labels.get(label) {
+            Some(value) if value == wanted => {}
+            Some(value) => return Some(format!("its label {label} is {value}, not {wanted}")),
+            None => return Some(format!("it has no label {label}={wanted}")),
+        }
+    }
+    let (need, capacity) = (spec.need(), facts.capacity);
+    if need.slots > capacity.slots {
+        return Some(format!("it has {} slots in all, and the job takes {}", capacity.slots, need.slots));
+    }
+    if need.cpus > capacity.cpus {
+        return Some(format!("it has {} processors in all, and the job takes {}", capacity.cpus, need.cpus));
+    }
+    if need.memory > capacity.memory {
+        return Some(format!("it has {} of memory in all, and the job takes {}", capacity.memory, need.memory));
+    }
+    None
+}

@@ -1,0 +1,1093 @@
+//! Who belongs to the cluster, and who of them is alive: every node's own opinion, reached in such a way that
+//! all nodes reach the same one.
+//!
+//! Nobody is asked to decide. A node that cannot reach a member by any way casts a *vote* against it, which
+//! is nothing but an entry in the facts that it gossips about itself. Whoever sees a vote of a live member
+//! doubts too: it starts a grace period of its own, tells the suspect so, and probes it. The suspect, told by
+//! a ping or by gossip, *refutes* by raising its incarnation, which voids every vote against the one before.
+//! If it does not, and the grace period runs out, it is down for every node whose own probe failed as well.
+//! This is SWIM (Das, Gupta and Motivala, DSN 2002; section 4.2 for suspicion and incarnations) with
+//! Lifeguard's repairs (Dadgar, Phillips and Currey, arXiv 1707.00788, section IV), where the suspect, confirm
+//! and alive messages have become state that merges: a node that was out of touch when something was said
+//! reads it later.
+//!
+//! What always holds:
+//! - A verdict concerns one (generation, incarnation). A member that says something newer is alive.
+//! - `Down` needs both a vote that stands and a whole failed probe of this node's own. One cut between two
+//!   nodes condemns nobody, since others answer for either.
+//! - A node that was paused condemns nobody for what it did not hear meanwhile: all graces begin again.
+//! - A vote stands while its voter is live and neither the voter nor the suspect has said otherwise. The voter
+//!   of a `Down` member keeps its vote until the member returns or is forgotten, so verdicts spread.
+//! - `Left` is final for a generation, and so is being forgotten.
+//!
+//! What it does not know: how gossip travels, what placement makes of the view, and what time it is.
+
+mod admission;
+mod report;
+mod suspicion;
+
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod stories;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::model::config::{Config, Timing};
+use crate::model::id::{Generation, Incarnation, NodeId};
+use crate::model::member::{ClusterSettings, Facts, Load, Member, MemberState, Status, View};
+use crate::model::time::{Moment, Now, Timestamp};
+use crate::model::wire::{Probe, ProbeBody};
+
+use super::failure_detector::{DetectorOutput, FailureDetector, Finding, Standing, Target};
+
+use self::admission::{Outsider, Twin, gives_way, what_differs};
+pub use self::report::{MemberReport, MembershipReport, SuspicionReport, Verdict};
+use self::suspicion::{Cause, Suspicion};
+
+/// A tick that comes later than this is late, however short the probe timeout. Together with the interval
+/// between ticks it is shorter than any grace period, so a pause long enough for the others to condemn this
+/// node is always noticed by this node.
+const SHORTEST_LATENESS: Duration = Duration::from_millis(200);
+/// Bounds the nodes with other settings that are kept for complaints.
+const MOST_OUTSIDERS: usize = 64;
+/// Bounds the changes kept for people.
+const MOST_HISTORY: usize = 128;
+/// A second process with this node's id is asked again after so many probe intervals...
+const TWIN_EVERY: u32 = 5;
+/// ...and taken for gone after so many questions in a row without an answer.
+const TWIN_SILENCES: u32 = 3;
+
+/// What the membership wants done, or has to tell.
+#[derive(Debug, Clone, PartialEq)]
+pub enum MembershipOutput {
+    /// Send a failure detector's packet. May be lost.
+    Probe {
+        /// To whom.
+        to: NodeId,
+        /// Where.
+        addr: SocketAddr,
+        /// What.
+        probe: Probe,
+        /// Over the peer connection instead of as a datagram. If its machine refuses the connection, report
+        /// that by [`Membership::handle_refused`].
+        by_link: bool,
+    },
+    /// [`Membership::me`] has changed and is to be gossiped.
+    OwnFactsChanged {
+        /// Do not wait for the next gossip interval.
+        urgent: bool,
+    },
+    /// A member's state, generation or status has changed; the view shows it already.
+    MemberChanged {
+        /// Whose.
+        node: NodeId,
+        /// What it was before; none for one that was not known.
+        was: Option<MemberState>,
+        /// Why, for people.
+        reason: String,
+    },
+    /// A member that had been gone for long is no longer in the view.
+    Forgotten {
+        /// Who.
+        node: NodeId,
+    },
+    /// This process was paused or starved: whatever it believed about the others' silence is void.
+    LateTick {
+        /// By how much.
+        by: Duration,
+    },
+}
+
+/// One node's knowledge of the members. See the top of this file.
+#[derive(Debug)]
+pub struct Membership {
+    me: NodeId,
+    settings: ClusterSettings,
+    timing: Timing,
+    view: View,
+    epoch: u64,
+    known: BTreeMap<NodeId, Acquaintance>,
+    detector: FailureDetector,
+    forgotten: BTreeMap<NodeId, Tombstone>,
+    outsiders: BTreeMap<NodeId, Outsider>,
+    /// An older process with this node's id.
+    twin: Option<Twin>,
+    /// A newer one, which should give way.
+    newer_self: Option<SocketAddr>,
+    /// When the next tick is due, by which lateness is measured.
+    next_tick: Moment,
+    /// No verdicts before.
+    calm_at: Moment,
+    /// Own facts have changed; urgently?
+    own_changed: Option<bool>,
+    outputs: VecDeque<MembershipOutput>,
+    history: VecDeque<Verdict>,
+    counters: Counters,
+}
+
+/// What this node makes of another member, beyond what the view shows.
+#[derive(Debug)]
+struct Acquaintance {
+    opinion: Opinion,
+    /// It has answered this start of this node, in its present generation.
+    answered: bool,
+    /// Facts of a later start at another address, while the present one still answers.
+    rival: Option<Facts>,
+}
+
+#[derive(Debug)]
+enum Opinion {
+    Trusted,
+    Suspected(Suspicion),
+    Condemned,
+    Departed,
+}
+
+impl Opinion {
+    fn state(&self) -> MemberState {
+        match self {
+            Self::Trusted => MemberState::Alive,
+            Self::Suspected(_) => MemberState::Suspect,
+            Self::Condemned => MemberState::Down,
+            Self::Departed => MemberState::Left,
+        }
+    }
+}
+
+/// What was known of a forgotten member: gossip that says no more than this does not bring it back.
+#[derive(Debug, Clone, Copy)]
+struct Tombstone {
+    known: (Generation, Incarnation),
+    until: Moment,
+    /// When it was last asked to say something newer.
+    asked_at: Option<Moment>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Counters {
+    suspicions: u64,
+    votes: u64,
+    refutations: u64,
+    downs: u64,
+    false_downs: u64,
+    late_ticks: u64,
+    stray_packets: u64,
+    forgotten: u64,
+}
+
+impl Membership {
+    /// A node that has just started, as `me`, and remembers these members from earlier starts.
+    ///
+    /// The remembered are suspects with a full grace period, and are probed at once: that this node hears
+    /// nobody yet says nothing about them.
+    pub fn new(now: Now, config: &Config, mut me: Facts, remembered: Vec<Facts>, seed: u64) -> Self {
+        me.suspicions.clear();
+        let timing = config.timing.clone();
+        let detector =
+            FailureDetector::new(now.moment, &config.cluster.name, me.node, me.generation, &timing, seed);
+        let own = Member { facts: me.clone(), state: MemberState::Alive, since: now.moment };
+        let mut this = Self {
+            me: me.node,
+            settings: config.cluster.clone(),
+            view: View::from([(me.node, own)]),
+            epoch: 0,
+            known: BTreeMap::new(),
+            detector,
+            forgotten: BTreeMap::new(),
+            outsiders: BTreeMap::new(),
+            twin: None,
+            newer_self: None,
+            next_tick: now.moment + timing.probe_interval,
+            calm_at: now.moment,
+            own_changed: None,
+            outputs: VecDeque::new(),
+            history: VecDeque::new(),
+            counters: Counters::default(),
+            timing,
+        };
+        for mut facts in remembered {
+            let fits = facts.node != this.me && what_differs(&this.settings, &facts).is_none();
+            if fits && facts.status != Status::Left && !this.view.contains_key(&facts.node) {
+                // What it thought of others then is no vote now.
+                facts.suspicions.clear();
+                let node = facts.node;
+                let doubt = Opinion::Suspected(Suspicion::new(Cause::Remembered, now.moment));
+                this.admit(now, facts, doubt, "known from an earlier start");
+                this.detector.look(now.moment, node, Duration::ZERO, false);
+            }
+        }
+        this.settle(now);
+        this
+    }
+
+    /// Takes in what others gossip about themselves: everything that is new since the last call, all
+    /// generations of a node included. Which of them counts is decided here.
+    pub fn handle_facts(&mut self, now: Now, facts: Vec<Facts>) {
+        self.notice_pause(now);
+        for facts in facts {
+            if facts.node == self.me {
+                self.handle_own_id(now, facts);
+            } else if let Some(differs) = what_differs(&self.settings, &facts) {
+                self.handle_outsider(now, &facts, differs);
+            } else {
+                self.handle_one(now, facts);
+            }
+        }
+        self.settle(now);
+    }
+
+    /// Takes in a failure detector's packet.
+    pub fn handle_probe(&mut self, now: Now, from_addr: SocketAddr, probe: Probe, by_link: bool) {
+        self.notice_pause(now);
+        if probe.cluster != self.settings.name || probe.to != self.me {
+            self.counters.stray_packets += 1;
+            return;
+        }
+        if probe.from == self.me {
+            self.handle_probe_of_twin(now, from_addr, &probe, by_link);
+            return;
+        }
+        if let ProbeBody::Ping { seq, suspected } = &probe.body {
+            if let Some(accused) = suspected {
+                self.refute(*accused);
+            }
+            self.acknowledge(probe.from, from_addr, *seq, by_link);
+            self.look_at_doubtful(now, probe.from);
+        } else {
+            self.detector.handle_probe(now.moment, from_addr, probe, by_link);
+        }
+        self.settle(now);
+    }
+
+    /// The machine of `node` refused a connection: nothing listens there.
+    pub fn handle_refused(&mut self, now: Now, node: NodeId) {
+        self.notice_pause(now);
+        self.detector.handle_refused(now.moment, node);
+        self.settle(now);
+    }
+
+    /// A connection to `node` with a valid Hello exists. Its process said something not long ago, but may be
+    /// frozen since: what a process has written still arrives afterwards. So this is a reason to ask it again
+    /// at once, and no verdict.
+    pub fn handle_link_up(&mut self, now: Now, node: NodeId) {
+        self.handle_heard(now, node);
+    }
+
+    /// The connection to `node` broke: a reason to look at once. A process that was killed is noticed by this.
+    pub fn handle_link_down(&mut self, now: Now, node: NodeId) {
+        self.notice_pause(now);
+        if self.known.get(&node).is_some_and(|known| matches!(known.opinion, Opinion::Trusted)) {
+            self.detector.look(now.moment, node, self.timing.probe_timeout, true);
+        }
+        self.settle(now);
+    }
+
+    /// Any message came from `node` over its connection just now. It saves one probe that would otherwise fail,
+    /// not two in a row, and answers no suspicion, for the reason given at [`Membership::handle_link_up`].
+    pub fn handle_heard(&mut self, now: Now, node: NodeId) {
+        self.notice_pause(now);
+        self.detector.handle_heard(now.moment, node);
+        if self.look_at_doubtful(now, node) {
+            self.settle(now);
+        }
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Now) {
+        self.notice_pause(now);
+        self.detector.handle_timeout(now.moment);
+        if now.moment >= self.next_tick {
+            self.next_tick = now.moment + self.timing.probe_interval;
+            self.forget(now);
+            self.ask_twin(now);
+        }
+        self.settle(now);
+    }
+
+    /// When [`Membership::handle_timeout`] is due. Always within a probe interval, since lateness is measured
+    /// by it.
+    pub fn poll_timeout(&self) -> Option<Moment> {
+        let verdicts = self.known.iter().filter_map(|(node, known)| match &known.opinion {
+            Opinion::Suspected(doubt) if doubt.silent => {
+                Some(doubt.until(&self.timing, self.possible_confirmations(*node)).max(self.calm_at))
+            }
+            Opinion::Suspected(_) | Opinion::Trusted | Opinion::Condemned | Opinion::Departed => None,
+        });
+        Some(verdicts.fold(self.next_tick.min(self.detector.poll_timeout()), Moment::min))
+    }
+
+    /// The next thing to do or to tell.
+    pub fn poll_output(&mut self) -> Option<MembershipOutput> {
+        let own_change = |urgent| MembershipOutput::OwnFactsChanged { urgent };
+        self.outputs.pop_front().or_else(|| self.own_changed.take().map(own_change))
+    }
+
+    /// Says what this node is doing from now on.
+    pub fn set_status(&mut self, _now: Now, status: Status) {
+        let own = self.own_mut();
+        if own.status != status {
+            own.status = status;
+            self.epoch += 1;
+            self.gossip_own(true);
+        }
+    }
+
+    /// Changes what this node says about itself, apart from what is the membership's own: who it is, in which
+    /// start and incarnation, its status and its votes.
+    pub fn update_own(&mut self, change: impl FnOnce(&mut Facts)) {
+        let before = self.me().clone();
+        let mut after = before.clone();
+        change(&mut after);
+        after.node = before.node;
+        after.generation = before.generation;
+        after.incarnation = before.incarnation;
+        after.status = before.status;
+        after.suspicions.clone_from(&before.suspicions);
+        if after == before {
+            return;
+        }
+        if after.weight != before.weight {
+            self.epoch += 1;
+        }
+        *self.own_mut() = after;
+        self.gossip_own(false);
+    }
+
+    /// A member told its load in an answer, sooner than gossip would.
+    pub fn update_load(&mut self, node: NodeId, load: Load) {
+        if let Some(member) = self.view.get_mut(&node).filter(|_| node != self.me) {
+            member.facts.load = load;
+        }
+    }
+
+    /// All members that are known and not forgotten, this node included, which is always alive.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// Counts the changes of everything that placement depends on: who is a member, in which state, generation
+    /// and status, with what weight.
+    pub fn view_epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// What this node says about itself.
+    pub fn me(&self) -> &Facts {
+        &self.view.get(&self.me).expect("a node is always in its own view").facts
+    }
+
+    /// Why this node must not serve, if it must not: it is not the only one with its id or name, or the cluster
+    /// that it is joining has other settings. The newer of two nodes gives way; the other only complains.
+    pub fn conflict(&self) -> Option<String> {
+        let me = self.me();
+        let mine = (me.generation, self.me);
+        if let Some(twin) = self.twin.as_ref().filter(|twin| twin.is_running(TWIN_SILENCES)) {
+            let (addr, node) = (twin.facts.cluster_addr, self.me);
+            return Some(format!(
+                "another process already runs as node {node}, at {addr}: was the data directory copied? \
+                 Every node needs its own"
+            ));
+        }
+        if let Some(other) = self.namesakes().find(|other| gives_way(mine, (other.generation, other.node))) {
+            return Some(format!(
+                "the name {} is taken by node {} at {}: give this node another name",
+                me.name, other.node, other.cluster_addr
+            ));
+        }
+        if me.status != Status::Joining {
+            return None;
+        }
+        let stands = |(node, outsider): (&NodeId, &Outsider)| match outsider.status {
+            Status::Serving | Status::Draining | Status::ReadOnly => Some(outsider.differs.clone()),
+            Status::Joining => gives_way(mine, (outsider.generation, *node)).then(|| outsider.differs.clone()),
+            Status::Left => None,
+        };
+        self.outsiders.iter().find_map(stands)
+    }
+
+    /// What else is wrong and worth a person's look, one sentence each.
+    pub fn complaints(&self) -> Vec<String> {
+        let mut complaints: Vec<String> = self.outsiders.values().map(|outsider| outsider.differs.clone()).collect();
+        for other in self.namesakes() {
+            let (name, node, addr) = (&other.name, other.node, other.cluster_addr);
+            complaints.push(format!("node {node} at {addr} has this node's name, {name}"));
+        }
+        if let Some(addr) = self.newer_self {
+            complaints.push(format!("a newer process at {addr} runs as this node, {}", self.me));
+        }
+        for (node, known) in &self.known {
+            if let (Some(rival), Some(member)) = (&known.rival, self.view.get(node)) {
+                let (here, there) = (member.facts.cluster_addr, rival.cluster_addr);
+                complaints.push(format!("two processes run as node {node}: at {here} and, newer, at {there}"));
+            }
+        }
+        complaints
+    }
+
+    /// What has been counted since the start.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        let (own, detector) = (self.counters, self.detector.counters());
+        vec![
+            ("probes", detector.probes),
+            ("probes_answered", detector.answered),
+            ("probes_saved_by_others", detector.saved_by_others),
+            ("probes_saved_by_link", detector.saved_by_link),
+            ("probes_saved_by_hearing", detector.saved_by_hearing),
+            ("probes_silent", detector.silent),
+            ("probes_relayed", detector.relayed),
+            ("missed_nacks", detector.missed_nacks),
+            ("local_health", u64::from(self.detector.health())),
+            ("suspicions", own.suspicions),
+            ("votes", own.votes),
+            ("refutations", own.refutations),
+            ("downs", own.downs),
+            ("false_downs", own.false_downs),
+            ("late_ticks", own.late_ticks),
+            ("stray_probe_packets", own.stray_packets),
+            ("forgotten_members", own.forgotten),
+        ]
+    }
+
+    /// The members to keep on disk for the next start: all that have neither left nor been forgotten.
+    pub fn remembered(&self) -> Vec<Facts> {
+        let kept = self.view.values().filter(|member| member.facts.node != self.me);
+        kept.filter(|member| member.state != MemberState::Left).map(|member| member.facts.clone()).collect()
+    }
+
+    /// Everything at once, for people.
+    pub fn report(&self, now: Now) -> MembershipReport {
+        MembershipReport {
+            local_health: self.detector.health(),
+            withheld_until: (self.calm_at > now.moment).then(|| wall_time(now, self.calm_at)),
+            conflict: self.conflict(),
+            complaints: self.complaints(),
+            members: self.view.values().map(|member| self.report_member(now, member)).collect(),
+            history: self.history.iter().cloned().collect(),
+        }
+    }
+
+    fn report_member(&self, now: Now, member: &Member) -> MemberReport {
+        let node = member.facts.node;
+        let suspicion = match self.known.get(&node).map(|known| &known.opinion) {
+            Some(Opinion::Suspected(doubt)) => Some(SuspicionReport {
+                since: wall_time(now, doubt.since),
+                until: wall_time(now, doubt.until(&self.timing, self.possible_confirmations(node))),
+                voters: doubt.voters.clone(),
+                silent: doubt.silent,
+                refused: doubt.refused_since.is_some(),
+                remembered: doubt.cause == Cause::Remembered,
+            }),
+            Some(Opinion::Trusted | Opinion::Condemned | Opinion::Departed) | None => None,
+        };
+        MemberReport {
+            node,
+            name: member.facts.name.clone(),
+            generation: member.facts.generation,
+            incarnation: member.facts.incarnation,
+            status: member.facts.status,
+            state: member.state,
+            since: wall_time(now, member.since),
+            round_trip_ms: self.detector.round_trip(node).map(|trip| trip.as_secs_f64() * 1_000.0),
+            suspicion,
+        }
+    }
+
+    // Gossip, one node's facts at a time.
+
+    fn handle_one(&mut self, now: Now, facts: Facts) {
+        let node = facts.node;
+        let said = (facts.generation, facts.incarnation);
+        if let Some(tombstone) = self.forgotten.get_mut(&node) {
+            if said <= tombstone.known {
+                // Either gossip still speaks of the dead, or it was only out of reach: then it can say so.
+                let may_ask = tombstone.asked_at.is_none_or(|at| now.moment >= at + self.timing.probe_interval);
+                if may_ask && facts.status != Status::Left {
+                    tombstone.asked_at = Some(now.moment);
+                    let body = ProbeBody::Ping { seq: self.detector.take_seq(), suspected: Some(said) };
+                    let (addr, probe) = (facts.cluster_addr, self.detector.packet(node, body));
+                    self.outputs.push_back(MembershipOutput::Probe { to: node, addr, probe, by_link: false });
+                }
+                return;
+            }
+            self.forgotten.remove(&node);
+        }
+        self.outsiders.remove(&node);
+        let Some(member) = self.view.get(&node) else {
+            self.hear_votes(now, &facts);
+            let opinion = if facts.status == Status::Left { Opinion::Departed } else { Opinion::Trusted };
+            let same_name = facts.name == self.me().name;
+            self.admit(now, facts, opinion, "first heard of");
+            if same_name {
+                // Whether it is there, or only spoken of, decides whether the name is taken.
+                self.detector.look(now.moment, node, Duration::ZERO, false);
+            }
+            return;
+        };
+        if facts.generation < member.facts.generation {
+            return;
+        }
+        if facts.generation == member.facts.generation {
+            self.hear_votes(now, &facts);
+            self.renew(now, facts);
+            return;
+        }
+        // A new start. At the old address the old process cannot be running; elsewhere it might.
+        let moved = facts.cluster_addr != member.facts.cluster_addr;
+        let Some(known) = self.known.get_mut(&node) else { return };
+        if moved && matches!(known.opinion, Opinion::Trusted) && facts.status != Status::Left {
+            if known.rival.as_ref().is_none_or(|rival| rival.generation <= facts.generation) {
+                known.rival = Some(facts);
+                self.detector.look(now.moment, node, self.timing.probe_interval, true);
+            }
+        } else {
+            self.hear_votes(now, &facts);
+            self.replace(now, facts);
+        }
+    }
+
+    /// A node that is not yet in the view.
+    fn admit(&mut self, now: Now, facts: Facts, opinion: Opinion, reason: &str) {
+        let node = facts.node;
+        self.view.insert(node, Member { facts, state: opinion.state(), since: now.moment });
+        self.known.insert(node, Acquaintance { opinion, answered: false, rival: None });
+        self.epoch += 1;
+        self.retarget(node);
+        self.tell_change(now, node, None, reason);
+    }
+
+    /// Newer facts of the start that is known.
+    fn renew(&mut self, now: Now, mut facts: Facts) {
+        let node = facts.node;
+        let Some(member) = self.view.get_mut(&node) else { return };
+        // An answer may have told of a later incarnation than this gossip.
+        let raised = facts.incarnation > member.facts.incarnation;
+        facts.incarnation = facts.incarnation.max(member.facts.incarnation);
+        if member.state == MemberState::Left {
+            return;
+        }
+        let before = member.facts.status;
+        let (was, after) = (member.state, facts.status);
+        if before != after || member.facts.weight != facts.weight {
+            self.epoch += 1;
+        }
+        member.facts = facts;
+        if after == Status::Left {
+            self.withdraw_vote(node);
+            self.set_opinion(now, node, Opinion::Departed, "left");
+            return;
+        }
+        if raised {
+            self.revive(now, node, "refuted by gossip");
+        }
+        if before != after {
+            self.tell_change(now, node, Some(was), &format!("says that it is {}", status_name(after)));
+        }
+        self.retarget(node);
+    }
+
+    /// Facts of a later start, which replaces the one that is known.
+    fn replace(&mut self, now: Now, facts: Facts) {
+        let node = facts.node;
+        self.withdraw_vote(node);
+        let (Some(member), Some(known)) = (self.view.get_mut(&node), self.known.get_mut(&node)) else { return };
+        let reason = format!("started anew, as generation {}", facts.generation.0);
+        let was = member.state;
+        known.opinion = if facts.status == Status::Left { Opinion::Departed } else { Opinion::Trusted };
+        known.answered = false;
+        known.rival = None;
+        *member = Member { facts, state: known.opinion.state(), since: now.moment };
+        self.epoch += 1;
+        self.retarget(node);
+        self.tell_change(now, node, Some(was), &reason);
+    }
+
+    /// The member has said something newer than any vote against it.
+    fn revive(&mut self, now: Now, node: NodeId, reason: &str) {
+        self.withdraw_vote(node);
+        match self.known.get(&node).map(|known| &known.opinion) {
+            Some(Opinion::Condemned) => {
+                self.counters.false_downs += 1;
+                self.set_opinion(now, node, Opinion::Trusted, reason);
+            }
+            Some(Opinion::Suspected(_)) => self.set_opinion(now, node, Opinion::Trusted, reason),
+            Some(Opinion::Trusted) => self.retarget(node),
+            Some(Opinion::Departed) | None => {}
+        }
+    }
+
+    /// Reads what `facts` say against others: against this node, which refutes, and against others in an
+    /// incarnation later than the one known here, of which the vote is the first news.
+    fn hear_votes(&mut self, now: Now, facts: &Facts) {
+        for (node, (generation, incarnation)) in &facts.suspicions {
+            if *node == self.me {
+                self.refute((*generation, *incarnation));
+            } else if let Some(member) = self.view.get_mut(node)
+                && member.facts.generation == *generation
+                && member.facts.incarnation < *incarnation
+                && member.state != MemberState::Left
+            {
+                member.facts.incarnation = *incarnation;
+                self.revive(now, *node, "has refuted, say others");
+            }
+        }
+    }
+
+    /// This node is accused in this start and incarnation (SWIM, section 4.2).
+    fn refute(&mut self, (generation, incarnation): (Generation, Incarnation)) {
+        let own = self.own_mut();
+        if generation != own.generation || incarnation < own.incarnation || own.status == Status::Left {
+            return;
+        }
+        own.incarnation = Incarnation(incarnation.0.saturating_add(1));
+        self.counters.refutations += 1;
+        self.detector.handle_refuted();
+        self.gossip_own(true);
+    }
+
+    fn handle_outsider(&mut self, now: Now, facts: &Facts, differs: String) {
+        let node = facts.node;
+        if let Some(member) = self.view.get(&node)
+            && member.facts.generation < facts.generation
+            && member.is_live()
+        {
+            self.set_opinion(now, node, Opinion::Condemned, "came back with other cluster settings");
+        }
+        if facts.status == Status::Left {
+            self.outsiders.remove(&node);
+        } else if self.outsiders.contains_key(&node) || self.outsiders.len() < MOST_OUTSIDERS {
+            let (generation, status) = (facts.generation, facts.status);
+            self.outsiders.insert(node, Outsider { generation, status, differs, seen: now.moment });
+        }
+    }
+
+    // Other processes with this node's id.
+
+    fn handle_own_id(&mut self, now: Now, facts: Facts) {
+        let own = self.me();
+        if facts.generation > own.generation {
+            self.newer_self = (facts.status != Status::Left).then_some(facts.cluster_addr);
+        } else if facts.generation < own.generation
+            && facts.cluster_addr != own.cluster_addr
+            && facts.status != Status::Left
+            && self.twin.as_ref().is_none_or(|twin| twin.facts.generation < facts.generation)
+        {
+            // Most likely an earlier start of this very node, of which gossip still speaks.
+            self.twin = Some(Twin::new(facts));
+            self.ask_twin(now);
+        }
+    }
+
+    fn ask_twin(&mut self, now: Now) {
+        let every = self.timing.probe_interval * TWIN_EVERY;
+        let Some(twin) = self.twin.as_mut() else { return };
+        if twin.silences >= TWIN_SILENCES || twin.asked_at.is_some_and(|at| now.moment < at + every) {
+            return;
+        }
+        let seq = self.detector.take_seq();
+        twin.ask(now.moment, seq);
+        let addr = twin.facts.cluster_addr;
+        let probe = self.detector.packet(self.me, ProbeBody::Ping { seq, suspected: None });
+        self.outputs.push_back(MembershipOutput::Probe { to: self.me, addr, probe, by_link: false });
+    }
+
+    fn handle_probe_of_twin(&mut self, now: Now, from_addr: SocketAddr, probe: &Probe, by_link: bool) {
+        let own_generation = self.me().generation;
+        match probe.body {
+            ProbeBody::Ping { seq, .. } if probe.generation != own_generation => {
+                if probe.generation > own_generation {
+                    self.newer_self = Some(from_addr);
+                }
+                self.acknowledge(self.me, from_addr, seq, by_link);
+            }
+            ProbeBody::Ack { seq, generation, .. } if generation != own_generation => {
+                if let Some(twin) = self.twin.as_mut().filter(|twin| twin.seq == seq) {
+                    twin.answered(now.moment);
+                }
+            }
+            ProbeBody::Ping { .. }
+            | ProbeBody::Ack { .. }
+            | ProbeBody::PingReq { .. }
+            | ProbeBody::IndirectAck { .. }
+            | ProbeBody::Nack { .. } => {}
+        }
+    }
+
+    fn namesakes(&self) -> impl Iterator<Item = &Facts> {
+        let name = &self.me().name;
+        let live = self.view.values().filter(|member| member.is_live() && member.facts.node != self.me);
+        let answered = |node: &NodeId| self.known.get(node).is_some_and(|known| known.answered);
+        live.map(|member| &member.facts).filter(move |facts| facts.name == *name && answered(&facts.node))
+    }
+
+    // What probes found, and what follows.
+
+    /// Carries out what the detector wants, takes in what it found and judges, until nothing is left to do.
+    fn settle(&mut self, now: Now) {
+        loop {
+            while let Some(output) = self.detector.poll_output() {
+                match output {
+                    DetectorOutput::Send { to, addr, probe, by_link } => {
+                        self.outputs.push_back(MembershipOutput::Probe { to, addr, probe, by_link });
+                    }
+                    DetectorOutput::Found(finding) => self.handle_finding(now, finding),
+                }
+            }
+            if !self.judge_all(now) {
+                return;
+            }
+        }
+    }
+
+    fn handle_finding(&mut self, now: Now, finding: Finding) {
+        match finding {
+            Finding::Answered { node, generation, incarnation } => {
+                self.handle_answer(now, node, (generation, incarnation));
+            }
+            Finding::Refused { node, generation, since } => {
+                if !self.is_current(node, generation) || self.accept_rival(now, node) {
+                    return;
+                }
+                self.doubt(now, node, |doubt| {
+                    doubt.refused_since.get_or_insert(since);
+                });
+            }
+            Finding::Silent { node, generation } => {
+                if !self.is_current(node, generation) || self.accept_rival(now, node) {
+                    return;
+                }
+                self.doubt(now, node, |doubt| doubt.silent = true);
+                let live = self.view.get(&node).is_some_and(Member::is_live);
+                if live {
+                    // Tell it first, and give it every chance to answer while the grace period lasts.
+                    let gap = self.timing.probe_interval * self.detector.multiplier();
+                    self.detector.look(now.moment, node, gap, false);
+                }
+            }
+        }
+    }
+
+    fn is_current(&self, node: NodeId, generation: Generation) -> bool {
+        self.view.get(&node).is_some_and(|member| member.facts.generation == generation)
+    }
+
+    /// This node has evidence of its own against `node`: it doubts, and votes.
+    fn doubt(&mut self, now: Now, node: NodeId, evidence: impl FnOnce(&mut Suspicion)) {
+        let Some(known) = self.known.get_mut(&node) else { return };
+        match &mut known.opinion {
+            Opinion::Trusted => {
+                let mut doubt = Suspicion::new(Cause::Votes, now.moment);
+                evidence(&mut doubt);
+                self.cast_vote(node);
+                self.suspect(now, node, doubt, "does not answer");
+            }
+            Opinion::Suspected(doubt) => {
+                evidence(doubt);
+                // A member that is only remembered is voted against when its full grace has passed, or a
+                // cluster that starts together would condemn its slower half.
+                if doubt.cause == Cause::Votes {
+                    self.cast_vote(node);
+                }
+            }
+            Opinion::Condemned | Opinion::Departed => {}
+        }
+    }
+
+    fn handle_answer(&mut self, now: Now, node: NodeId, said: (Generation, Incarnation)) {
+        let (Some(member), Some(known)) = (self.view.get_mut(&node), self.known.get_mut(&node)) else { return };
+        let (generation, incarnation) = said;
+        if generation < member.facts.generation {
+            return;
+        }
+        if generation > member.facts.generation {
+            // It has started anew; the facts of that start are on their way. Until then there is nothing
+            // against it.
+            if known.rival.as_ref().is_some_and(|rival| rival.generation <= generation) {
+                self.accept_rival(now, node);
+            } else if let Opinion::Suspected(doubt) = &mut known.opinion {
+                doubt.restart(now.moment);
+                self.withdraw_vote(node);
+            }
+            return;
+        }
+        known.answered = true;
+        if incarnation > member.facts.incarnation {
+            member.facts.incarnation = incarnation;
+            self.revive(now, node, "answered and refuted");
+            return;
+        }
+        if incarnation < member.facts.incarnation {
+            // Said before it refuted; what it said then has been heard.
+            return;
+        }
+        match &mut known.opinion {
+            Opinion::Trusted | Opinion::Departed => {}
+            Opinion::Suspected(doubt) => {
+                doubt.silent = false;
+                doubt.refused_since = None;
+                // From here on it is like any other member: without votes there is nothing against it.
+                doubt.cause = Cause::Votes;
+                self.withdraw_vote(node);
+                // If others still vote, their suspect is told and asked until it refutes or falls silent.
+                self.detector.look(now.moment, node, self.timing.probe_interval, false);
+            }
+            // If others still vote against it, judging makes it a suspect again, and it will be told.
+            Opinion::Condemned => self.revive(now, node, "answers again"),
+        }
+    }
+
+    /// The start that was known does not answer, so a later one at another address has replaced it.
+    fn accept_rival(&mut self, now: Now, node: NodeId) -> bool {
+        let Some(rival) = self.known.get_mut(&node).and_then(|known| known.rival.take()) else { return false };
+        self.hear_votes(now, &rival);
+        self.replace(now, rival);
+        true
+    }
+
+    /// Who votes against whom: votes of live members against what is known of their suspects now.
+    fn votes(&self) -> BTreeMap<NodeId, BTreeSet<NodeId>> {
+        let mut votes: BTreeMap<NodeId, BTreeSet<NodeId>> = BTreeMap::new();
+        for (voter, member) in self.view.iter().filter(|(_, member)| member.is_live()) {
+            for (suspect, accused) in &member.facts.suspicions {
+                let stands = |facts: &Facts| (facts.generation, facts.incarnation) == *accused;
+                if suspect != voter && self.view.get(suspect).is_some_and(|suspect| stands(&suspect.facts)) {
+                    votes.entry(*suspect).or_default().insert(*voter);
+                }
+            }
+        }
+        votes
+    }
+
+    /// Brings every opinion in line with the votes and the time. Says whether anything changed.
+    fn judge_all(&mut self, now: Now) -> bool {
+        let mut votes = self.votes();
+        let mut changed = false;
+        let nodes: Vec<NodeId> = self
+            .known
+            .iter()
+            .filter(|(node, known)| votes.contains_key(node) || matches!(known.opinion, Opinion::Suspected(_)))
+            .map(|(node, _)| *node)
+            .collect();
+        for node in nodes {
+            changed |= self.judge(now, node, votes.remove(&node).unwrap_or_default());
+        }
+        changed
+    }
+
+    /// One opinion. This is where a suspicion is adopted, dropped or confirmed.
+    fn judge(&mut self, now: Now, node: NodeId, voters: BTreeSet<NodeId>) -> bool {
+        let possible = self.possible_confirmations(node);
+        let is_calm = now.moment >= self.calm_at;
+        let Some(known) = self.known.get_mut(&node) else { return false };
+        match &mut known.opinion {
+            Opinion::Trusted if voters.is_empty() => false,
+            // SWIM's suspect message, section 4.2: doubt too, and find out.
+            Opinion::Trusted => {
+                let mut doubt = Suspicion::new(Cause::Votes, now.moment);
+                doubt.voters = voters;
+                self.suspect(now, node, doubt, "suspected by others");
+                self.detector.look(now.moment, node, Duration::ZERO, true);
+                true
+            }
+            Opinion::Suspected(doubt) => {
+                let told_before = !doubt.voters.is_empty();
+                doubt.voters = voters;
+                if doubt.voters.is_empty() && doubt.cause == Cause::Votes {
+                    self.set_opinion(now, node, Opinion::Trusted, "nobody suspects it any longer");
+                    true
+                } else if is_calm && doubt.silent && doubt.until(&self.timing, possible) <= now.moment {
+                    let reason = doubt.explain();
+                    self.counters.downs += 1;
+                    self.cast_vote(node);
+                    self.set_opinion(now, node, Opinion::Condemned, &reason);
+                    true
+                } else {
+                    if told_before == doubt.voters.is_empty() {
+                        self.retarget(node);
+                    }
+                    false
+                }
+            }
+            Opinion::Condemned | Opinion::Departed => false,
+        }
+    }
+
+    /// How many live members, this one aside, could confirm a vote against `node`.
+    fn possible_confirmations(&self, node: NodeId) -> usize {
+        let others = self.view.iter().filter(|(other, member)| **other != node && member.is_live()).count();
+        others.saturating_sub(1)
+    }
+
+    fn suspect(&mut self, now: Now, node: NodeId, doubt: Suspicion, reason: &str) {
+        self.counters.suspicions += 1;
+        self.set_opinion(now, node, Opinion::Suspected(doubt), reason);
+    }
+
+    /// Whoever makes itself heard although it is thought to be silent is asked again, now and then.
+    fn look_at_doubtful(&mut self, now: Now, node: NodeId) -> bool {
+        let doubtful = self.known.get(&node).is_some_and(|known| match known.opinion {
+            Opinion::Suspected(_) | Opinion::Condemned => true,
+            Opinion::Trusted | Opinion::Departed => false,
+        });
+        if doubtful {
+            self.detector.look(now.moment, node, self.timing.probe_interval, false);
+        }
+        doubtful
+    }
+
+    fn cast_vote(&mut self, node: NodeId) {
+        let Some(member) = self.view.get(&node) else { return };
+        let accused = (member.facts.generation, member.facts.incarnation);
+        if self.own_mut().suspicions.insert(node, accused) != Some(accused) {
+            self.counters.votes += 1;
+            self.gossip_own(true);
+            self.retarget(node);
+        }
+    }
+
+    fn withdraw_vote(&mut self, node: NodeId) {
+        if self.own_mut().suspicions.remove(&node).is_some() {
+            self.gossip_own(false);
+        }
+    }
+
+    fn set_opinion(&mut self, now: Now, node: NodeId, opinion: Opinion, reason: &str) {
+        let (Some(member), Some(known)) = (self.view.get_mut(&node), self.known.get_mut(&node)) else { return };
+        let was = member.state;
+        member.state = opinion.state();
+        member.since = now.moment;
+        known.opinion = opinion;
+        self.epoch += 1;
+        if !self.view.get(&node).is_some_and(Member::is_live) {
+            // The start that was known is gone, so nothing keeps a later one from taking its place.
+            if self.accept_rival(now, node) {
+                return;
+            }
+        }
+        self.retarget(node);
+        self.tell_change(now, node, Some(was), reason);
+    }
+
+    /// Tells the detector whom it watches, and what to tell them.
+    fn retarget(&mut self, node: NodeId) {
+        let (Some(member), Some(known)) = (self.view.get(&node), self.known.get(&node)) else { return };
+        let accused = (member.facts.generation, member.facts.incarnation);
+        let (standing, suspected) = match &known.opinion {
+            Opinion::Trusted => (Standing::Trusted, None),
+            Opinion::Suspected(doubt) => {
+                let voted = !doubt.voters.is_empty() || self.me().suspicions.contains_key(&node);
+                (Standing::Doubted, voted.then_some(accused))
+            }
+            Opinion::Condemned => (Standing::Lost, Some(accused)),
+            Opinion::Departed => {
+                self.detector.remove_target(node);
+                return;
+            }
+        };
+        let (addr, generation) = (member.facts.cluster_addr, member.facts.generation);
+        self.detector.set_target(node, Target { addr, generation, standing, suspected });
+    }
+
+    // Time and the rest.
+
+    /// A tick that comes late means that this process did not run (a pause, a debugger, a starved machine): what
+    /// it did not hear meanwhile is no evidence (Lifeguard, section IV-A).
+    fn notice_pause(&mut self, now: Now) {
+        let late_by = now.moment.since(self.next_tick);
+        if late_by <= self.timing.probe_timeout.max(SHORTEST_LATENESS) {
+            return;
+        }
+        self.counters.late_ticks += 1;
+        self.next_tick = now.moment + self.timing.probe_interval;
+        self.detector.handle_pause(late_by);
+        self.calm_at = now.moment + self.timing.probe_interval * self.detector.multiplier();
+        let mut doubtful = Vec::new();
+        for (node, known) in &mut self.known {
+            if let Opinion::Suspected(doubt) = &mut known.opinion {
+                doubt.restart(now.moment);
+                doubtful.push(*node);
+            }
+        }
+        for node in doubtful {
+            self.detector.look(now.moment, node, Duration::ZERO, false);
+        }
+        self.outputs.push_back(MembershipOutput::LateTick { by: late_by });
+    }
+
+    fn forget(&mut self, now: Now) {
+        let after = self.settings.forget_after;
+        let gone: Vec<NodeId> = self
+            .view
+            .values()
+            .filter(|member| !member.is_live() && now.moment >= member.since + after)
+            .map(|member| member.facts.node)
+            .collect();
+        for node in gone {
+            let Some(member) = self.view.remove(&node) else { continue };
+            self.known.remove(&node);
+            self.detector.remove_target(node);
+            self.withdraw_vote(node);
+            let known = (member.facts.generation, member.facts.incarnation);
+            self.forgotten.insert(node, Tombstone { known, until: now.moment + after, asked_at: None });
+            self.counters.forgotten += 1;
+            self.epoch += 1;
+            self.write_history(now, node, Some(member.state), None, "gone for too long");
+            self.outputs.push_back(MembershipOutput::Forgotten { node });
+        }
+        self.forgotten.retain(|_, tombstone| tombstone.until > now.moment);
+        self.outsiders.retain(|_, outsider| now.moment < outsider.seen + after);
+    }
+
+    fn acknowledge(&mut self, to: NodeId, addr: SocketAddr, seq: u64, by_link: bool) {
+        let (generation, incarnation) = (self.me().generation, self.me().incarnation);
+        let probe = self.detector.packet(to, ProbeBody::Ack { seq, generation, incarnation });
+        self.outputs.push_back(MembershipOutput::Probe { to, addr, probe, by_link });
+    }
+
+    fn own_mut(&mut self) -> &mut Facts {
+        &mut self.view.get_mut(&self.me).expect("a node is always in its own view").facts
+    }
+
+    fn gossip_own(&mut self, urgent: bool) {
+        self.own_changed = Some(urgent || self.own_changed.unwrap_or(false));
+    }
+
+    fn tell_change(&mut self, now: Now, node: NodeId, was: Option<MemberState>, reason: &str) {
+        let is = self.view.get(&node).map(|member| member.state);
+        self.write_history(now, node, was, is, reason);
+        self.outputs.push_back(MembershipOutput::MemberChanged { node, was, reason: reason.to_owned() });
+    }
+
+    fn write_history(
+        &mut self,
+        now: Now,
+        node: NodeId,
+        was: Option<MemberState>,
+        is: Option<MemberState>,
+        reason: &str,
+    ) {
+        if self.history.len() == MOST_HISTORY {
+            self.history.pop_front();
+        }
+        self.history.push_back(Verdict { at: now.wall, node, was, is, reason: reason.to_owned() });
+    }
+}
+
+/// `moment` as people would write it, by what both clocks show now.
+fn wall_time(now: Now, moment: Moment) -> Timestamp {
+    let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let ago = ms(now.moment.since(moment));
+    Timestamp(now.wall.unix_ms().saturating_add(ms(moment.since(now.moment))).saturating_sub(ago))
+}
+
+fn status_name(status: Status) -> &'static str {
+    match status {
+        Status::Joining => "joining",
+        Status::Serving => "serving",
+        Status::Draining => "draining",
+        Status::ReadOnly => "read-only",
+        Status::Left => "gone",
+    }
+}

@@ -1,0 +1,735 @@
+//! A peer: everything that one node decides, in one state machine without IO.
+//!
+//! Feed it what happened (`handle_*`: a message, a gossip, a pod's end, a client's question, a finished
+//! commit, the time), then carry out what it wants (`poll_effect`, until there is nothing), and come back no
+//! later than `poll_timeout`. Given the same inputs, times and seed it does the same again.
+//!
+//! It is the parent of the smaller machines: [`Membership`] (who is there), [`Placement`] (who looks after
+//! what), [`Records`] (what is known), [`Replication`] and [`Comparison`] (making it equal elsewhere),
+//! [`Scheduler`] and [`Room`] (where work fits), [`Gateway`] (clients). It drains their outputs and turns
+//! them into each other's inputs; they do not know of one another.
+//!
+//! How a job comes along is decided in [`lifecycle`](super::lifecycle) and carried out in `reconcile`.
+//! Ownership of partitions is in `ownership`, what peers and clients are answered in `serve`.
+
+mod ownership;
+mod reconcile;
+mod serve;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use crate::model::config::Config;
+use crate::model::id::{Actor, AttemptKey, Dot, JobId, NodeId, Partition};
+use crate::model::member::{Facts, Load, Status};
+use crate::model::record::{Exit, Fate, Phase, Record, Version};
+use crate::model::request::{Event, EventKind, SubmitOutcome};
+use crate::model::ring::Placement;
+use crate::model::time::{Moment, Now, Timestamp};
+use crate::model::wire::{Message, Probe};
+
+use super::comparison::Comparison;
+use super::effect::{Effect, PodEnd, PodEvent};
+use super::gateway::{Ask, AskId, Gateway, Routing};
+use super::lifecycle::PodState;
+use super::membership::{Membership, MembershipOutput};
+use super::outbox::{Outbox, Outgoing};
+use super::records::Records;
+use super::replication::Replication;
+use super::room::Room;
+use super::scheduler::Scheduler;
+use super::snapshot::{Convergence, JobCounts, Snapshot};
+
+use ownership::Ownership;
+use serve::{Asker, Parked};
+
+/// Events that are kept for those who ask a little late.
+const EVENTS_KEPT: usize = 4_096;
+/// How long a full disk is left alone before it is tried again.
+const DISK_PAUSE: Duration = Duration::from_secs(1);
+/// Records in one answer to a fetch, at the most.
+const FETCHED_RECORDS: usize = 256;
+
+/// What a peer starts from.
+#[derive(Debug)]
+pub struct Start {
+    /// Its settings.
+    pub config: Config,
+    /// What it says of itself at first; its status must be `Joining`.
+    pub facts: Facts,
+    /// Whether it was given anybody to join.
+    pub has_seeds: bool,
+    /// The records on its disk.
+    pub records: Vec<Record>,
+    /// The members it knew when it last ran.
+    pub members: Vec<Facts>,
+    /// For its dice.
+    pub seed: u64,
+}
+
+/// One node's part of the protocol.
+#[derive(Debug)]
+pub struct Peer {
+    config: Config,
+    me: Actor,
+    rng: StdRng,
+    next_write: u64,
+    started: Moment,
+    has_seeds: bool,
+
+    membership: Membership,
+    placement: Arc<Placement>,
+    placed_epoch: Option<u64>,
+    records: Records,
+    outbox: Outbox,
+    replication: Replication<Waiting>,
+    comparison: Comparison,
+    scheduler: Scheduler,
+    room: Room,
+    gateway: Gateway,
+
+    ownership: Ownership,
+    next_comparison: Moment,
+    pods: BTreeMap<Dot, Pod>,
+    confirming: BTreeMap<JobId, Confirming>,
+    dirty: BTreeSet<JobId>,
+    timers: BTreeSet<(Moment, JobId)>,
+    timer_of: BTreeMap<JobId, Moment>,
+    must_schedule: bool,
+
+    submits: BTreeMap<u64, PendingSubmit>,
+    next_submit: u64,
+    watchers: BTreeMap<JobId, Vec<Parked<Option<Version>>>>,
+    event_readers: Vec<Parked<u64>>,
+    parked_until: BTreeSet<(Moment, u64)>,
+    next_parked: u64,
+    events: VecDeque<Event>,
+    next_event: u64,
+
+    published: Option<(Moment, Facts)>,
+    gossip_urgently: bool,
+    disk_again_at: Option<Moment>,
+    leaving: bool,
+    settled_since: Option<Now>,
+    unsettled_since: Now,
+    last_trouble: Moment,
+    counters: Counters,
+}
+
+/// Why copies are waited for.
+#[derive(Debug)]
+enum Waiting {
+    /// One job of a submit: which submit, and its place in it.
+    Submit(u64, usize),
+    /// A claim that may start once it is safe.
+    Claim(Dot),
+}
+
+/// A pod of this node.
+#[derive(Debug)]
+struct Pod {
+    job: JobId,
+    state: PodState,
+}
+
+/// A claim on its way to its executor's start.
+#[derive(Debug)]
+struct Confirming {
+    claim: Dot,
+    /// Nothing while copies are waited for; else when the executor is told again, should it still be needed.
+    tell_again_at: Option<Moment>,
+}
+
+/// A submit whose copies are waited for.
+#[derive(Debug)]
+struct PendingSubmit {
+    asker: Asker,
+    outcomes: Vec<Option<SubmitOutcome>>,
+    existed: Vec<bool>,
+}
+
+/// What has been counted since the start.
+#[derive(Debug, Default)]
+struct Counters {
+    submitted: u64,
+    claimed: u64,
+    started: u64,
+    lost: u64,
+    merged: u64,
+    rejected_records: u64,
+    takeovers: u64,
+    comparisons: u64,
+    differing_partitions: u64,
+    strays_handed_over: u64,
+}
+
+impl Peer {
+    /// A peer that has just started, with what its disk had.
+    pub fn new(now: Now, start: Start) -> Self {
+        let Start { config, facts, has_seeds, records: stored, members, seed } = start;
+        let moment = now.moment;
+        let me = Actor { node: facts.node, generation: facts.generation };
+        let mut rng = StdRng::seed_from_u64(seed);
+        let timing = &config.timing;
+        let mut records = Records::new(config.cluster.partitions);
+        let mut dirty = BTreeSet::new();
+        for record in stored {
+            let (id, submitted_at) = (record.id, record.submission.submitted_at);
+            let version = record.version();
+            records.put(moment, Arc::new(record), version);
+            // Best effort: the only clock that ran on while this process did not is the wall's.
+            records.backdate(id, moment - now.wall.since(submitted_at));
+            dirty.insert(id);
+        }
+        let membership = Membership::new(now, &config, facts, members, rng.next_u64());
+        let placement = Placement::new(membership.view(), config.cluster.partitions, config.cluster.replicas);
+        Self {
+            me,
+            next_write: 1,
+            started: moment,
+            has_seeds,
+            placement: Arc::new(placement),
+            placed_epoch: None,
+            outbox: Outbox::default(),
+            replication: Replication::new(timing.resend_after),
+            comparison: Comparison::new(timing.resend_after * 4),
+            scheduler: Scheduler::default(),
+            room: Room::new(config.capacity),
+            gateway: Gateway::new(timing.resend_after, timing.acknowledge_within),
+            ownership: Ownership::default(),
+            next_comparison: moment + timing.compare_interval,
+            pods: BTreeMap::new(),
+            confirming: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            timer_of: BTreeMap::new(),
+            must_schedule: false,
+            submits: BTreeMap::new(),
+            next_submit: 1,
+            watchers: BTreeMap::new(),
+            event_readers: Vec::new(),
+            parked_until: BTreeSet::new(),
+            next_parked: 1,
+            events: VecDeque::new(),
+            next_event: 1,
+            published: None,
+            gossip_urgently: true,
+            disk_again_at: None,
+            leaving: false,
+            settled_since: None,
+            unsettled_since: now,
+            last_trouble: moment,
+            counters: Counters::default(),
+            config,
+            rng,
+            membership,
+            records,
+            dirty,
+        }
+    }
+
+    /// Gossip brought newer facts of other nodes.
+    pub fn handle_facts(&mut self, now: Now, facts: Vec<Facts>) {
+        self.membership.handle_facts(now, facts);
+    }
+
+    /// A failure detector's packet came.
+    pub fn handle_probe(&mut self, now: Now, from: SocketAddr, probe: Probe, by_link: bool) {
+        self.membership.handle_probe(now, from, probe, by_link);
+    }
+
+    /// The machine of `node` refused a connection: nothing listens there.
+    pub fn handle_refused(&mut self, now: Now, node: NodeId) {
+        self.membership.handle_refused(now, node);
+    }
+
+    /// A connection with `node` was opened.
+    pub fn handle_link_up(&mut self, now: Now, node: NodeId) {
+        self.membership.handle_link_up(now, node);
+    }
+
+    /// The last connection with `node` was lost, or none came about.
+    pub fn handle_link_down(&mut self, now: Now, node: NodeId) {
+        self.membership.handle_link_down(now, node);
+    }
+
+    /// How busy the machine is.
+    pub fn handle_machine_load(&mut self, cpu_permille: u16, memory_available_bytes: u64) {
+        self.membership.update_own(|facts| {
+            facts.load.cpu_permille = cpu_permille;
+            facts.load.memory_available_bytes = memory_available_bytes;
+        });
+    }
+
+    /// A client of this node asks. Answered by an [`Effect::Reply`], always.
+    pub fn handle_ask(&mut self, now: Now, ask: AskId, what: Ask) {
+        let routing = Routing { me: self.me.node, view: self.membership.view(), placement: &self.placement };
+        self.gateway.handle_ask(now, ask, what, routing, &mut self.rng);
+    }
+
+    /// Whether anybody listens to the cluster's events at this node.
+    pub fn set_listening(&mut self, now: Now, on: bool) {
+        let routing = Routing { me: self.me.node, view: self.membership.view(), placement: &self.placement };
+        self.gateway.listen(now.moment, on, routing);
+    }
+
+    /// A peer's message came.
+    pub fn handle_message(&mut self, now: Now, from: NodeId, message: Message) {
+        self.membership.handle_heard(now, from);
+        match message {
+            Message::Push { seq, records } => self.handle_push(now, from, seq, records),
+            Message::Stored { seq, versions } => {
+                for job in self.replication.handle_stored(from, seq, &versions) {
+                    self.check_copies(now, job);
+                }
+            }
+            Message::Compare { round, takeover, digests } => {
+                self.handle_compare(now, from, round, takeover, &digests);
+            }
+            Message::Differ { round, partitions } => {
+                let (difference, step) =
+                    self.comparison.handle_differ(now.moment, from, round, partitions, &self.records);
+                self.learn_difference(now, from, &difference);
+                self.step_comparison(now, from, step);
+            }
+            Message::Fetch { round, jobs } => self.handle_fetch(from, round, &jobs),
+            Message::Fetched { round, records, last } => {
+                for record in records {
+                    self.absorb(now, from, record);
+                }
+                let step = self.comparison.handle_fetched(now.moment, from, round, last);
+                self.step_comparison(now, from, step);
+            }
+            Message::Offer { job, need } => {
+                let accepted = self.status() == Status::Serving && self.room.promise(now.moment, job, need);
+                let load = self.load();
+                self.send(from, Message::OfferAnswer { job, accepted, load });
+            }
+            Message::OfferAnswer { job, accepted, load } => self.handle_offer_answer(now, from, job, accepted, load),
+            Message::Withdraw { job } => {
+                self.room.withdraw(job);
+                self.must_schedule = true;
+            }
+            Message::Start { record, claim } => {
+                let job = record.id;
+                if self.absorb(now, from, record).is_some() {
+                    self.start_pod(now, job, claim);
+                }
+            }
+            Message::Idle { free } => self.handle_idle(now, from, free),
+            Message::Request { call, request } => self.serve(now, Asker::Peer { node: from, call }, request),
+            Message::Response { call, response } => {
+                let routing = Routing { me: self.me.node, view: self.membership.view(), placement: &self.placement };
+                self.gateway.handle_response(now.moment, from, call, response, routing);
+            }
+        }
+    }
+
+    /// A pod of this node started or ended.
+    pub fn handle_pod(&mut self, now: Now, event: PodEvent) {
+        match event {
+            PodEvent::Started { key, at } => {
+                let dot = self.next_dot();
+                self.change(now, key.job, |record| record.start(dot, key.claim, at));
+            }
+            PodEvent::Ended { key, at, end } => {
+                self.pods.remove(&key.claim);
+                self.must_schedule |= self.room.release(key.claim);
+                let dot = self.next_dot();
+                self.change(now, key.job, |record| {
+                    let fate = fate_of(record, key.claim, dot, at, end);
+                    record.advance(key.claim, fate);
+                });
+                self.dirty.insert(key.job);
+            }
+        }
+    }
+
+    /// Commit `number` is on disk.
+    pub fn handle_committed(&mut self, now: Now, number: u64) {
+        for (job, revision) in self.outbox.handle_committed(number) {
+            self.replication.handle_stored_here(job, revision);
+            self.check_copies(now, job);
+        }
+        if self.status() == Status::ReadOnly {
+            self.disk_again_at = None;
+            let status = if self.leaving { Status::Draining } else { Status::Serving };
+            self.membership.set_status(now, status);
+        }
+    }
+
+    /// Commit `number` failed for want of space; the disk is as it was.
+    pub fn handle_commit_failed(&mut self, now: Now, number: u64) {
+        self.outbox.handle_commit_failed(number);
+        self.disk_again_at = Some(now.moment + DISK_PAUSE);
+        self.membership.set_status(now, Status::ReadOnly);
+    }
+
+    /// Takes nothing new (`true`), or serves again.
+    pub fn drain(&mut self, now: Now, on: bool) {
+        if self.leaving {
+            return;
+        }
+        match (on, self.status()) {
+            (true, Status::Serving) => self.membership.set_status(now, Status::Draining),
+            (false, Status::Draining) => self.membership.set_status(now, Status::Serving),
+            (_, Status::Joining | Status::Serving | Status::Draining | Status::ReadOnly | Status::Left) => {}
+        }
+    }
+
+    /// Begins to leave: ends the pods, which go on elsewhere, and hands over what others should have.
+    /// [`has_handed_over`](Self::has_handed_over) says when that is done.
+    pub fn leave(&mut self, now: Now) {
+        self.leaving = true;
+        self.membership.set_status(now, Status::Draining);
+        for (claim, pod) in &mut self.pods {
+            pod.state = PodState::Ending;
+            self.outbox.send(Effect::StopPod(AttemptKey { job: pod.job, claim: *claim }));
+        }
+    }
+
+    /// Whether nothing is left here that others should have: no pod, no stray, nothing unsent or unsaved.
+    pub fn has_handed_over(&self) -> bool {
+        self.pods.is_empty() && self.strays().next().is_none() && self.outbox.is_settled() && self.nothing_spreads()
+    }
+
+    /// Says goodbye: the last thing a leaving node gossips.
+    pub fn say_goodbye(&mut self, now: Now) {
+        self.membership.set_status(now, Status::Left);
+        self.gossip_urgently = true;
+    }
+
+    /// The next effect to carry out, or nothing.
+    pub fn poll_effect(&mut self, now: Now) -> Option<Effect> {
+        loop {
+            match self.outbox.poll() {
+                Some(Outgoing::Effect(effect)) => return Some(effect),
+                Some(Outgoing::Answer { call, response }) => {
+                    let me = self.me.node;
+                    let routing = Routing { me, view: self.membership.view(), placement: &self.placement };
+                    self.gateway.handle_response(now.moment, me, call, response, routing);
+                    continue;
+                }
+                None => {}
+            }
+            if !self.settle(now) {
+                return self.outbox.poll_commit(&self.records).map(Effect::Commit);
+            }
+        }
+    }
+
+    /// When to call [`handle_timeout`](Self::handle_timeout) at the latest.
+    pub fn poll_timeout(&self) -> Option<Moment> {
+        let gossip = self.published.as_ref().map(|(at, _)| *at + self.config.timing.gossip_interval);
+        [
+            self.membership.poll_timeout(),
+            self.replication.poll_timeout(),
+            self.comparison.poll_timeout(),
+            self.scheduler.poll_timeout(),
+            self.room.poll_timeout(),
+            self.gateway.poll_timeout(),
+            self.ownership.poll_timeout(),
+            self.timers.first().map(|(at, _)| *at),
+            self.parked_until.first().map(|(at, _)| *at),
+            self.disk_again_at,
+            Some(self.next_comparison),
+            gossip,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Now) {
+        let moment = now.moment;
+        self.membership.handle_timeout(now);
+        for job in self.replication.handle_timeout(moment) {
+            self.check_copies(now, job);
+        }
+        self.comparison.handle_timeout(moment);
+        for (job, node) in self.scheduler.handle_timeout(moment) {
+            self.send(node, Message::Withdraw { job });
+            self.dirty.insert(job);
+        }
+        self.must_schedule |= self.room.handle_timeout(moment);
+        let routing = Routing { me: self.me.node, view: self.membership.view(), placement: &self.placement };
+        self.gateway.handle_timeout(moment, routing);
+        for partition in self.ownership.handle_timeout(moment) {
+            self.begin_takeover(moment, partition);
+        }
+        while let Some((at, job)) = self.timers.first().copied().filter(|(at, _)| *at <= moment) {
+            self.timers.remove(&(at, job));
+            self.timer_of.remove(&job);
+            self.dirty.insert(job);
+        }
+        self.answer_parked_until(now);
+        if self.disk_again_at.is_some_and(|at| at <= moment) {
+            self.disk_again_at = None;
+            self.outbox.resume();
+        }
+        if self.next_comparison <= moment {
+            self.next_comparison = moment + self.jittered(self.config.timing.compare_interval);
+            self.compare_with_somebody();
+        }
+    }
+
+    /// Turns the children's outputs into each other's inputs. Returns whether anything came of it.
+    fn settle(&mut self, now: Now) -> bool {
+        let mut progress = self.drain_membership(now);
+        progress |= self.refresh_placement(now);
+        while let Some((node, call, request)) = self.gateway.poll_question() {
+            progress = true;
+            if node == self.me.node {
+                self.serve(now, Asker::Gateway { call }, request);
+            } else {
+                self.send(node, Message::Request { call, request });
+            }
+        }
+        while let Some(job) = self.dirty.pop_first() {
+            progress = true;
+            self.reconcile(now, job);
+        }
+        if std::mem::take(&mut self.must_schedule) {
+            progress |= self.schedule(now);
+        }
+        while let Some((to, message)) = self.replication.poll_push(now.moment, &self.records) {
+            progress = true;
+            self.send(to, message);
+        }
+        while let Some((to, message)) = self.comparison.poll_message(now.moment, &self.records) {
+            progress = true;
+            self.send(to, message);
+        }
+        while let Some(reply) = self.gateway.poll_reply() {
+            progress = true;
+            self.outbox.send(Effect::Reply(reply));
+        }
+        while let Some((node, event)) = self.gateway.poll_heard() {
+            progress = true;
+            self.outbox.send(Effect::Tell { node, event });
+        }
+        progress | self.gossip(now)
+    }
+
+    fn drain_membership(&mut self, now: Now) -> bool {
+        let mut progress = false;
+        while let Some(output) = self.membership.poll_output() {
+            progress = true;
+            match output {
+                MembershipOutput::Probe { to, addr, probe, by_link } => {
+                    self.outbox.send(Effect::Probe { to, addr, probe, by_link });
+                }
+                MembershipOutput::OwnFactsChanged { urgent } => self.gossip_urgently |= urgent,
+                MembershipOutput::MemberChanged { node, was, reason } => {
+                    if let Some(member) = self.membership.view().get(&node) {
+                        let kind = EventKind::Member {
+                            node,
+                            name: member.facts.name.clone(),
+                            state: member.state,
+                            status: member.facts.status,
+                            was,
+                            reason,
+                        };
+                        if !member.is_live() {
+                            self.handle_gone(node);
+                        }
+                        self.tell(now, kind);
+                    }
+                    let remembered = self.membership.remembered();
+                    self.outbox.save_members(remembered);
+                }
+                MembershipOutput::Forgotten { node } => self.handle_gone(node),
+                MembershipOutput::LateTick { .. } => {
+                    // This process was paused: others may have decided in its place meanwhile.
+                    self.ownership.clear();
+                    self.placed_epoch = None;
+                }
+            }
+        }
+        progress
+    }
+
+    fn handle_gone(&mut self, node: NodeId) {
+        self.replication.handle_gone(node);
+        self.comparison.handle_gone(node);
+        self.dirty.extend(self.scheduler.handle_gone(node));
+    }
+
+    /// Gossips this node's facts when they changed and it is time, or at once if that is called for.
+    fn gossip(&mut self, now: Now) -> bool {
+        let due =
+            self.published.as_ref().is_none_or(|(at, _)| now.moment.since(*at) >= self.config.timing.gossip_interval);
+        if !due && !self.gossip_urgently {
+            return false;
+        }
+        let (load, held, ring) = (self.load(), self.records.partitions_held(), self.placement.fingerprint());
+        self.membership.update_own(|facts| {
+            facts.load = load;
+            facts.held = held;
+            facts.ring = ring;
+        });
+        let facts = self.membership.me().clone();
+        let changed = self.published.as_ref().is_none_or(|(_, published)| *published != facts);
+        let urgent = std::mem::take(&mut self.gossip_urgently);
+        if due {
+            self.ask_for_work(now);
+            self.try_to_join(now);
+            self.watch_convergence(now);
+        }
+        self.published = Some((now.moment, facts.clone()));
+        if changed {
+            self.outbox.send(Effect::Gossip { facts: Box::new(facts), urgent });
+        }
+        // A join, or a request for work, is something to go on with.
+        changed || due
+    }
+
+    /// What this node says of its load.
+    fn load(&self) -> Load {
+        Load {
+            used: self.room.used(),
+            backlog: u32::try_from(self.scheduler.backlog()).unwrap_or(u32::MAX),
+            ..self.membership.me().load
+        }
+    }
+
+    fn status(&self) -> Status {
+        self.membership.me().status
+    }
+
+    /// The name of the next write of this node. Never given twice, not even to another job's record.
+    fn next_dot(&mut self) -> Dot {
+        let dot = Dot { actor: self.me, counter: self.next_write };
+        self.next_write += 1;
+        dot
+    }
+
+    fn send(&mut self, to: NodeId, message: Message) {
+        self.outbox.send(Effect::Send { to, message });
+    }
+
+    fn jittered(&mut self, interval: Duration) -> Duration {
+        let share = f64::from(self.rng.next_u32()) / f64::from(u32::MAX);
+        interval.mul_f64(0.75 + share / 2.0)
+    }
+
+    /// Tells an event to whoever asks this node for its events, once what it speaks of is stored.
+    fn tell(&mut self, now: Now, kind: EventKind) {
+        let event = Event { seq: self.next_event, at: now.wall, kind };
+        self.next_event += 1;
+        if self.events.len() == EVENTS_KEPT {
+            self.events.pop_front();
+        }
+        self.outbox.send_when_stored(Effect::Note(event.clone()));
+        self.events.push_back(event);
+        self.answer_event_readers(now);
+    }
+
+    /// What this node knows at this moment.
+    pub fn snapshot(&self, now: Now) -> Snapshot {
+        let owned = |job: &JobId| self.ownership.is_caught_up(self.records.partition_of(*job));
+        let jobs = JobCounts {
+            held: self.records.len() as u64,
+            open: self.records.open().len() as u64,
+            owned: self.records.open().iter().filter(|job| owned(job)).count() as u64,
+            waiting: self.scheduler.backlog() as u64,
+            pods: self.pods.len() as u64,
+        };
+        let not_ready = self.membership.conflict().or_else(|| match self.status() {
+            Status::Joining => Some("looking for the other nodes of the cluster".to_owned()),
+            Status::ReadOnly => Some("the disk is full: nothing can be written".to_owned()),
+            Status::Left => Some("leaving the cluster".to_owned()),
+            Status::Serving | Status::Draining => None,
+        });
+        let counters = &self.counters;
+        let mut counted = vec![
+            ("jobs_submitted_total", counters.submitted),
+            ("attempts_claimed_total", counters.claimed),
+            ("pods_started_total", counters.started),
+            ("attempts_lost_total", counters.lost),
+            ("records_merged_total", counters.merged),
+            ("records_rejected_total", counters.rejected_records),
+            ("takeovers_total", counters.takeovers),
+            ("comparisons_total", counters.comparisons),
+            ("comparisons_differing_partitions_total", counters.differing_partitions),
+            ("strays_handed_over_total", counters.strays_handed_over),
+        ];
+        counted.extend(self.membership.counters());
+        Snapshot {
+            now,
+            node: self.me.node,
+            generation: self.me.generation,
+            facts: self.membership.me().clone(),
+            not_ready,
+            view: self.membership.view().clone(),
+            placement: Arc::clone(&self.placement),
+            convergence: self.convergence(now),
+            jobs,
+            counters: counted,
+        }
+    }
+
+    /// The records this node holds; for the simulator's checkers.
+    pub fn records(&self) -> &Records {
+        &self.records
+    }
+
+    /// The membership; for the debug pages and the simulator's checkers.
+    pub fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    /// Whether this node decides for `partition` now.
+    pub fn decides_for(&self, partition: Partition) -> bool {
+        self.ownership.is_caught_up(partition)
+    }
+
+    /// How the node stands: see [`Convergence`].
+    fn convergence(&self, now: Now) -> Convergence {
+        let fingerprints: Vec<_> = self
+            .membership
+            .view()
+            .values()
+            .filter(|member| member.is_live())
+            .map(|member| (member.facts.node, member.facts.ring))
+            .collect();
+        let mine = |partition: &Partition| self.placement.acting(*partition).contains(&self.me.node);
+        let acting = self.placement.all().filter(mine).count() as u32;
+        let behind = self.behind(now.moment);
+        let since = self.settled_since.unwrap_or(self.unsettled_since);
+        Convergence {
+            converged: self.settled_since.is_some(),
+            since: since.wall,
+            since_moment: since.moment,
+            fingerprints,
+            acting,
+            in_sync: acting - behind.len() as u32,
+            behind,
+            strays: self.strays().count() as u32,
+        }
+    }
+}
+
+/// What becomes of an attempt whose pod ended, by its executor's own word.
+fn fate_of(record: &Record, claim: Dot, dot: Dot, at: Timestamp, end: PodEnd) -> Fate {
+    let (phase, exit, reason) = match end {
+        PodEnd::Exited(Exit::Code(0)) => (Phase::Succeeded, Some(Exit::Code(0)), String::new()),
+        PodEnd::Exited(exit) => (Phase::Failed, Some(exit), String::new()),
+        PodEnd::Stopped(exit) if record.stop.is_some() => (Phase::Stopped, Some(exit), String::new()),
+        PodEnd::Stopped(exit) if record.is_superseded(claim) => {
+            (Phase::Stopped, Some(exit), "another attempt superseded it".to_owned())
+        }
+        PodEnd::Stopped(exit) if record.state().is_terminal() => {
+            (Phase::Stopped, Some(exit), "the job had ended".to_owned())
+        }
+        PodEnd::Stopped(exit) => (Phase::Returned, Some(exit), "its node was shut down".to_owned()),
+        PodEnd::CouldNotStart { code, reason } => (Phase::Failed, Some(Exit::Code(code)), reason),
+        PodEnd::Unable { reason } => (Phase::Returned, None, reason),
+    };
+    Fate { phase, by_executor: true, dot, at, exit, reason }
+}

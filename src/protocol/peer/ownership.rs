@@ -1,0 +1,432 @@
+//! Which partitions this node decides for, and how it comes to know enough to do so.
+//!
+//! The ring names the owner; being named is not enough. A node that begins to own a partition first compares
+//! what it holds with every live node that may know more, and each that answers stops deciding in its turn.
+//! Only when all have answered is it **caught up**, and acts. A node that stepped down although its own view
+//! still names it waits a little, for the view to follow, before it tries to take over again.
+//!
+//! The same comparisons, without the taking over, keep replicas equal and bring strays home.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::Rng;
+
+use crate::model::id::{JobId, NodeId, Partition};
+use crate::model::member::{MemberState, Status};
+use crate::model::record::Version;
+use crate::model::ring::Placement;
+use crate::model::time::{Moment, Now};
+use crate::model::wire::Message;
+
+use super::super::comparison::{Compared, Difference, Purpose, Step};
+use super::{FETCHED_RECORDS, Peer, Routing};
+
+/// How long a record may be on its way before its partition counts as behind: shorter lags are life.
+const LAG_ALLOWED: Duration = Duration::from_secs(5);
+/// How long all must have been well before the cluster is called converged.
+const CALM_FOR: Duration = Duration::from_millis(500);
+
+/// The partitions that this node's ring gives it.
+#[derive(Debug, Default)]
+pub(super) struct Ownership {
+    owned: BTreeMap<Partition, Owning>,
+    /// Partitions given up to somebody who asked, until the moment at which this node may ask in turn.
+    stepped_down: BTreeMap<Partition, Moment>,
+    /// What the last comparison of a partition with each peer showed.
+    agreement: BTreeMap<Partition, BTreeMap<NodeId, bool>>,
+}
+
+#[derive(Debug)]
+enum Owning {
+    /// These have not answered yet.
+    Comparing(BTreeSet<NodeId>),
+    CaughtUp,
+}
+
+impl Ownership {
+    pub(super) fn is_caught_up(&self, partition: Partition) -> bool {
+        matches!(self.owned.get(&partition), Some(Owning::CaughtUp))
+    }
+
+    /// Nothing that was known is trusted any more.
+    pub(super) fn clear(&mut self) {
+        self.owned.clear();
+        self.stepped_down.clear();
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Moment> {
+        self.stepped_down.values().min().copied()
+    }
+
+    /// The partitions that may be asked for again.
+    pub(super) fn handle_timeout(&mut self, now: Moment) -> Vec<Partition> {
+        let again: Vec<Partition> =
+            self.stepped_down.iter().filter(|(_, until)| **until <= now).map(|(partition, _)| *partition).collect();
+        for partition in &again {
+            self.stepped_down.remove(partition);
+        }
+        again
+    }
+
+    /// Whether this node and `peer` agreed on `partition` when they last compared; unknown counts as not.
+    pub(super) fn agrees(&self, partition: Partition, peer: NodeId) -> bool {
+        self.agreement.get(&partition).and_then(|peers| peers.get(&peer)).copied().unwrap_or(false)
+    }
+}
+
+impl Peer {
+    /// Computes the ring anew if the members changed, and draws the consequences.
+    pub(super) fn refresh_placement(&mut self, now: Now) -> bool {
+        let epoch = self.membership.view_epoch();
+        if self.placed_epoch == Some(epoch) {
+            return false;
+        }
+        self.placed_epoch = Some(epoch);
+        let cluster = &self.config.cluster;
+        let placement = Placement::new(self.membership.view(), cluster.partitions, cluster.replicas);
+        let before = std::mem::replace(&mut self.placement, Arc::new(placement));
+        if before.fingerprint() != self.placement.fingerprint() {
+            self.gossip_urgently |= self.status() == Status::Serving;
+        }
+        for partition in self.placement.all() {
+            self.follow_ring(now.moment, partition, &before);
+        }
+        for (job, _) in self.replication.spreading().collect::<Vec<_>>() {
+            let targets = self.targets(job);
+            self.replication.retarget(job, targets);
+            self.dirty.insert(job);
+        }
+        // A death, a restart or a new ring can change what is to be done about any open job.
+        self.dirty.extend(self.records.open().iter().copied());
+        self.must_schedule = true;
+        let routing = Routing { me: self.me.node, view: self.membership.view(), placement: &self.placement };
+        self.gateway.handle_view_change(now.moment, routing);
+        true
+    }
+
+    fn follow_ring(&mut self, now: Moment, partition: Partition, before: &Placement) {
+        let me = self.me.node;
+        if self.may_own(partition) {
+            let view = self.membership.view();
+            let caught_up = match self.ownership.owned.get_mut(&partition) {
+                Some(Owning::Comparing(waiting_for)) => {
+                    waiting_for.retain(|node| view.get(node).is_some_and(|member| member.is_live()));
+                    waiting_for.is_empty()
+                }
+                Some(Owning::CaughtUp) => false,
+                None => {
+                    self.begin_takeover(now, partition);
+                    false
+                }
+            };
+            if caught_up {
+                self.become_owner(partition);
+            }
+        } else {
+            self.ownership.owned.remove(&partition);
+            self.ownership.stepped_down.remove(&partition);
+        }
+        let acting = self.placement.acting(partition).to_vec();
+        if let Some(agreement) = self.ownership.agreement.get_mut(&partition) {
+            agreement.retain(|node, _| acting.contains(node));
+        }
+        if self.records.count_in(partition) == 0 {
+            return;
+        }
+        let is_stray = !acting.contains(&me);
+        if is_stray {
+            self.track_strays(now, partition);
+        }
+        let was_acting = before.acting(partition);
+        let newly = |node: &NodeId| is_stray || !was_acting.contains(node) || !was_acting.contains(&me);
+        for node in acting.iter().filter(|node| **node != me && newly(node)) {
+            self.comparison.want(*node, partition, Purpose::Routine);
+        }
+    }
+
+    /// Whether this node's ring and status allow it to own `partition`.
+    fn may_own(&self, partition: Partition) -> bool {
+        let serves = match self.status() {
+            Status::Serving | Status::Draining => true,
+            Status::Joining | Status::ReadOnly | Status::Left => false,
+        };
+        serves && self.placement.owner(partition) == Some(self.me.node) && self.membership.conflict().is_none()
+    }
+
+    /// Asks every live node that may know more of `partition` than this one.
+    pub(super) fn begin_takeover(&mut self, now: Moment, partition: Partition) {
+        let held_off = self.ownership.stepped_down.get(&partition).is_some_and(|until| *until > now);
+        if held_off || !self.may_own(partition) || self.ownership.owned.contains_key(&partition) {
+            return;
+        }
+        let view = self.membership.view();
+        let holders = view.values().filter(|member| member.facts.held.contains(partition)).map(|m| m.facts.node);
+        let lists = self.placement.home(partition).iter().chain(self.placement.acting(partition)).copied();
+        let waiting_for: BTreeSet<NodeId> = lists
+            .chain(self.placement.next(partition))
+            .chain(holders)
+            .filter(|node| *node != self.me.node && view.get(node).is_some_and(|member| member.is_live()))
+            .collect();
+        self.counters.takeovers += 1;
+        for node in &waiting_for {
+            self.comparison.want(*node, partition, Purpose::Takeover);
+        }
+        let alone = waiting_for.is_empty();
+        self.ownership.owned.insert(partition, Owning::Comparing(waiting_for));
+        if alone {
+            self.become_owner(partition);
+        }
+    }
+
+    fn become_owner(&mut self, partition: Partition) {
+        self.ownership.owned.insert(partition, Owning::CaughtUp);
+        let open = self.records.in_partition(partition).filter(|(_, held)| !held.state.is_terminal());
+        self.dirty.extend(open.map(|(job, _)| job));
+    }
+
+    /// Somebody compares with this node.
+    pub(super) fn handle_compare(
+        &mut self,
+        now: Now,
+        from: NodeId,
+        round: u64,
+        takeover: bool,
+        digests: &[(Partition, Version)],
+    ) {
+        let asker_is_up = self
+            .membership
+            .view()
+            .get(&from)
+            .is_some_and(|member| matches!(member.state, MemberState::Alive | MemberState::Suspect));
+        let in_range = |partition: &Partition| u32::from(partition.0) < self.placement.partitions();
+        if !asker_is_up || !digests.iter().all(|(partition, _)| in_range(partition)) {
+            // Somebody whom this node believes dead must not take over from those who took over from it: it
+            // asks again when it has refuted that.
+            return;
+        }
+        let mut differing = Vec::new();
+        for (partition, theirs) in digests {
+            if takeover {
+                self.step_down(now.moment, *partition);
+            }
+            if self.records.digest(*partition) != *theirs {
+                let held = self.records.in_partition(*partition).map(|(job, held)| (job, held.version)).collect();
+                differing.push((*partition, held));
+            }
+        }
+        self.send(from, Message::Differ { round, partitions: differing });
+    }
+
+    fn step_down(&mut self, now: Moment, partition: Partition) {
+        if self.ownership.owned.remove(&partition).is_some() {
+            let hold_off = self.config.timing.gossip_interval * 4;
+            self.ownership.stepped_down.insert(partition, now + hold_off);
+            let open = self.records.in_partition(partition).filter(|(_, held)| !held.state.is_terminal());
+            self.dirty.extend(open.map(|(job, _)| job));
+        }
+    }
+
+    /// Sends the records that a comparison showed to be wanting. A part at a time: a frame has its limits.
+    pub(super) fn handle_fetch(&mut self, from: NodeId, round: u64, jobs: &[JobId]) {
+        let records: Vec<_> =
+            jobs.iter().filter_map(|job| self.records.get(*job)).map(|held| Arc::clone(&held.record)).collect();
+        let mut parts: Vec<Vec<_>> = records.chunks(FETCHED_RECORDS).map(<[_]>::to_vec).collect();
+        let last = parts.pop().unwrap_or_default();
+        for records in parts {
+            self.send(from, Message::Fetched { round, records, last: false });
+        }
+        self.send(from, Message::Fetched { round, records: last, last: true });
+    }
+
+    /// What a peer's list showed: who has what this node has, and who lacks it.
+    pub(super) fn learn_difference(&mut self, now: Now, peer: NodeId, difference: &Difference) {
+        for (job, version) in &difference.same {
+            if let Some(held) = self.records.get(*job).filter(|held| held.version == *version) {
+                self.replication.learn(*job, peer, held.revision, *version);
+                self.check_copies(now, *job);
+            }
+        }
+        for job in &difference.theirs_lack {
+            // A node that should not hold the record is not given it.
+            if self.targets(*job).contains(&peer) {
+                self.replication.push_once(*job, peer);
+            }
+        }
+    }
+
+    pub(super) fn step_comparison(&mut self, now: Now, peer: NodeId, step: Step) {
+        match step {
+            Step::Ask(message) => self.send(peer, message),
+            Step::Done(compared) => self.finish_comparison(now, compared),
+            Step::Wait | Step::Stale => {}
+        }
+    }
+
+    fn finish_comparison(&mut self, now: Now, compared: Compared) {
+        let Compared { peer, purpose, same, differed } = compared;
+        self.counters.comparisons += 1;
+        self.counters.differing_partitions += differed.len() as u64;
+        for partition in &same {
+            self.learn_equal(now, *partition, peer);
+        }
+        let shown = same.iter().map(|p| (*p, true)).chain(differed.iter().map(|p| (*p, false)));
+        for (partition, agrees) in shown {
+            self.ownership.agreement.entry(partition).or_default().insert(peer, agrees);
+            if purpose != Purpose::Takeover {
+                continue;
+            }
+            if let Some(Owning::Comparing(waiting_for)) = self.ownership.owned.get_mut(&partition) {
+                waiting_for.remove(&peer);
+                if waiting_for.is_empty() {
+                    self.become_owner(partition);
+                }
+            }
+        }
+    }
+
+    /// The whole partition is the same at `peer`: so is every stray of it that this node still keeps.
+    fn learn_equal(&mut self, now: Now, partition: Partition, peer: NodeId) {
+        let tracked: Vec<(JobId, u64, Version)> = self
+            .records
+            .in_partition(partition)
+            .filter(|(job, _)| self.replication.is_spreading(*job))
+            .map(|(job, held)| (job, held.revision, held.version))
+            .collect();
+        for (job, revision, version) in tracked {
+            self.replication.learn(job, peer, revision, version);
+            self.check_copies(now, job);
+        }
+    }
+
+    /// Compares with one live node everything that both should hold, and what this node holds for it.
+    pub(super) fn compare_with_somebody(&mut self) {
+        let me = self.me.node;
+        let live = self.membership.view().values().filter(|m| m.is_live() && m.facts.node != me);
+        let others: Vec<NodeId> = live.map(|member| member.facts.node).collect();
+        if others.is_empty() {
+            return;
+        }
+        let peer = others[self.rng.next_u32() as usize % others.len()];
+        for partition in self.placement.all() {
+            let acting = self.placement.acting(partition);
+            let mine = acting.contains(&me) || self.records.count_in(partition) > 0;
+            if mine && acting.contains(&peer) {
+                self.comparison.want(peer, partition, Purpose::Routine);
+            }
+        }
+    }
+
+    /// Keeps account of who holds this node's strays of `partition`, so that they can be let go of.
+    fn track_strays(&mut self, now: Moment, partition: Partition) {
+        let strays: Vec<(JobId, u64)> =
+            self.records.in_partition(partition).map(|(job, held)| (job, held.revision)).collect();
+        for (job, revision) in strays {
+            let targets = self.targets(job);
+            self.replication.track(now, job, revision, targets);
+        }
+    }
+
+    /// The records that this node holds outside their acting lists, and not for a pod of its own.
+    pub(super) fn strays(&self) -> impl Iterator<Item = JobId> + '_ {
+        let me = self.me.node;
+        self.placement
+            .all()
+            .filter(move |partition| self.records.count_in(*partition) > 0)
+            .filter(move |partition| !self.placement.acting(*partition).contains(&me))
+            .flat_map(|partition| self.records.in_partition(partition))
+            .filter(move |(_, held)| !held.record.attempts.values().any(|a| a.is_live() && a.claim.executor == self.me))
+            .map(|(job, _)| job)
+    }
+
+    pub(super) fn nothing_spreads(&self) -> bool {
+        self.replication.spreading().next().is_none()
+    }
+
+    /// The nodes that should hold the record, this one apart: the acting list, and whoever runs it.
+    pub(super) fn targets(&self, job: JobId) -> BTreeSet<NodeId> {
+        let acting = self.placement.acting(self.records.partition_of(job)).iter().copied();
+        let view = self.membership.view();
+        let live = |node: &NodeId| view.get(node).is_some_and(|member| member.is_live());
+        let attempts = self.records.get(job).into_iter().flat_map(|held| held.record.attempts.values());
+        let executors = attempts.filter(|attempt| attempt.is_live()).map(|attempt| attempt.claim.executor.node);
+        acting.chain(executors).filter(|node| *node != self.me.node && live(node)).collect()
+    }
+
+    /// The partitions that this node acts for and that are not, as far as it knows, the same everywhere.
+    pub(super) fn behind(&self, now: Moment) -> Vec<Partition> {
+        let me = self.me.node;
+        let mut lagging: BTreeSet<Partition> = BTreeSet::new();
+        for (job, since) in self.replication.spreading() {
+            if now.since(since) > LAG_ALLOWED {
+                lagging.insert(self.records.partition_of(job));
+            }
+        }
+        let is_behind = |partition: &Partition| {
+            let acting = self.placement.acting(*partition);
+            if !acting.contains(&me) {
+                return false;
+            }
+            let not_caught_up = acting.first() == Some(&me) && !self.ownership.is_caught_up(*partition);
+            let differs = acting.iter().any(|node| {
+                let known = self.ownership.agreement.get(partition).and_then(|peers| peers.get(node));
+                *node != me && known.is_some_and(|agrees| !agrees) && !self.is_busy(*partition)
+            });
+            not_caught_up || lagging.contains(partition) || differs
+        };
+        self.placement.all().filter(is_behind).collect()
+    }
+
+    /// Whether records of the partition are changing at this moment: then copies differ for a moment, too.
+    fn is_busy(&self, partition: Partition) -> bool {
+        self.records.in_partition(partition).any(|(_, held)| !held.state.is_terminal())
+    }
+
+    /// Notes whether all is well, for the debug page.
+    pub(super) fn watch_convergence(&mut self, now: Now) {
+        let view = self.membership.view();
+        let mine = self.placement.fingerprint();
+        let agreed = view.values().all(|member| match member.state {
+            MemberState::Alive => member.facts.ring == mine,
+            MemberState::Suspect => false,
+            MemberState::Down | MemberState::Left => true,
+        });
+        let well = agreed
+            && self.status() == Status::Serving
+            && self.behind(now.moment).is_empty()
+            && self.strays().next().is_none();
+        if !well {
+            self.last_trouble = now.moment;
+            if self.settled_since.take().is_some() {
+                self.unsettled_since = now;
+            }
+        } else if self.settled_since.is_none() && now.moment.since(self.last_trouble) >= CALM_FOR {
+            self.settled_since = Some(now);
+        }
+    }
+
+    /// A joining node serves as soon as it sees what the others see, or has looked for long enough.
+    pub(super) fn try_to_join(&mut self, now: Now) {
+        if self.status() != Status::Joining || self.membership.conflict().is_some() {
+            return;
+        }
+        let waited = now.moment.since(self.started);
+        let timing = &self.config.timing;
+        let others = || self.membership.view().values().filter(|member| member.facts.node != self.me.node);
+        let mut serving =
+            others().filter(|m| m.state == MemberState::Alive && m.facts.status == Status::Serving).peekable();
+        let joined = if serving.peek().is_some() {
+            serving.all(|member| member.facts.ring == self.placement.fingerprint())
+        } else if others().any(|member| member.state == MemberState::Alive) {
+            // All are new. Give those who start at the same time a moment to be seen.
+            waited >= timing.gossip_interval * 3
+        } else {
+            !self.has_seeds && others().next().is_none()
+        };
+        if joined || waited >= timing.join_grace {
+            self.membership.set_status(now, Status::Serving);
+            self.gossip_urgently = true;
+        }
+    }
+}

@@ -1,0 +1,524 @@
+//! Carrying out what the rules of [`lifecycle`](crate::protocol::lifecycle) say about a job, and the two
+//! ways in which a record changes: this node writes to it, or merges what another knows.
+
+use std::sync::Arc;
+
+use crate::model::id::{Actor, AttemptKey, Dot, JobId, NodeId};
+use crate::model::member::{Load, Status};
+use crate::model::record::{Fate, JobState, Phase, Record, Stop, StopKind, Version};
+use crate::model::request::EventKind;
+use crate::model::resources::Resources;
+use crate::model::time::{Moment, Now};
+use crate::model::wire::Message;
+
+use super::super::effect::{Effect, PodStart};
+use super::super::lifecycle::{ExecutorDoes, OwnerDoes, OwnerSees, PodState, executor_decides, owner_decides, unfit};
+use super::super::records::Held;
+use super::{Confirming, Peer, Pod, Waiting};
+
+impl Peer {
+    /// Writes to a record this node holds, and spreads it if that changed anything.
+    pub(super) fn change(&mut self, now: Now, job: JobId, write: impl FnOnce(&mut Record)) {
+        let Some(held) = self.records.get(job) else {
+            return;
+        };
+        let mut record = Record::clone(&held.record);
+        write(&mut record);
+        if record != *held.record {
+            self.write(now, record);
+        }
+    }
+
+    /// Stores a record as this node now has it, and spreads it.
+    pub(super) fn write(&mut self, now: Now, record: Record) -> u64 {
+        let job = record.id;
+        let version = record.version();
+        let revision = self.put(now, Arc::new(record), version);
+        let targets = self.targets(job);
+        self.replication.spread(now.moment, job, revision, targets);
+        revision
+    }
+
+    fn put(&mut self, now: Now, record: Arc<Record>, version: Version) -> u64 {
+        let job = record.id;
+        let before = self.records.get(job).map(|held| outline(&held.record));
+        let revision = self.records.put(now.moment, record, version);
+        self.outbox.save(job);
+        self.dirty.insert(job);
+        self.answer_watchers(now, job);
+        self.tell_of_change(now, job, before);
+        revision
+    }
+
+    /// Merges what another node knows. Returns the version that came of it, or nothing if the record is not
+    /// one that can be, in which case nothing was changed.
+    pub(super) fn absorb(&mut self, now: Now, from: NodeId, record: Arc<Record>) -> Option<Version> {
+        let theirs = record.version();
+        let job = record.id;
+        if self.records.get(job).is_some_and(|held| held.version == theirs) {
+            return Some(theirs);
+        }
+        if record.validate().is_err() {
+            self.counters.rejected_records += 1;
+            return None;
+        }
+        let merged = match self.records.get(job) {
+            None => record,
+            Some(held) => {
+                let mut merged = Record::clone(&held.record);
+                merged.merge(&record);
+                if merged == *held.record {
+                    self.replication.push_once(job, from);
+                    return Some(held.version);
+                }
+                Arc::new(merged)
+            }
+        };
+        let version = merged.version();
+        self.counters.merged += 1;
+        let revision = self.put(now, merged, version);
+        if version != theirs {
+            // The other lacks something that this node had.
+            self.replication.push_once(job, from);
+        }
+        if !self.placement.acting(self.records.partition_of(job)).contains(&self.me.node) {
+            let targets = self.targets(job);
+            self.replication.track(now.moment, job, revision, targets);
+        }
+        Some(version)
+    }
+
+    /// Records were pushed to this node: merge them, and say so once they are stored.
+    pub(super) fn handle_push(&mut self, now: Now, from: NodeId, seq: u64, records: Vec<Arc<Record>>) {
+        let versions = records.into_iter().map(|record| self.absorb(now, from, record)).collect();
+        let message = Message::Stored { seq, versions };
+        self.outbox.send_when_stored(Effect::Send { to: from, message });
+    }
+
+    /// Looks at one job again, and does what follows.
+    pub(super) fn reconcile(&mut self, now: Now, job: JobId) {
+        self.see_to_own_attempts(now, job);
+        if self.ownership.is_caught_up(self.records.partition_of(job)) {
+            self.decide_as_owner(now, job);
+        } else {
+            self.stop_deciding(job);
+        }
+        self.let_go_if_done(job);
+    }
+
+    fn see_to_own_attempts(&mut self, now: Now, job: JobId) {
+        let Some(held) = self.records.get(job) else {
+            return;
+        };
+        let record = Arc::clone(&held.record);
+        for (claim, attempt) in &record.attempts {
+            if attempt.claim.executor.node != self.me.node {
+                continue;
+            }
+            if !attempt.is_live() && !self.pods.contains_key(claim) {
+                self.must_schedule |= self.room.release(*claim);
+            }
+            let pod = self.pods.get(claim).map_or(PodState::None, |pod| pod.state);
+            match executor_decides(&record, *claim, attempt, self.me, pod) {
+                ExecutorDoes::Wait => {
+                    if attempt.is_live() && attempt.claim.executor == self.me {
+                        self.room.take(job, *claim, record.spec().need());
+                    }
+                }
+                ExecutorDoes::EndPod => {
+                    if let Some(pod) = self.pods.get_mut(claim) {
+                        pod.state = PodState::Ending;
+                        self.outbox.send(Effect::StopPod(AttemptKey { job, claim: *claim }));
+                    }
+                }
+                ExecutorDoes::GiveBack(reason) => {
+                    self.say_of_own_attempt(now, job, *claim, Phase::Returned, reason);
+                }
+                ExecutorDoes::OwnUp => {
+                    self.say_of_own_attempt(now, job, *claim, Phase::Lost, "its node was restarted");
+                }
+            }
+        }
+    }
+
+    fn say_of_own_attempt(&mut self, now: Now, job: JobId, claim: Dot, phase: Phase, reason: &str) {
+        let dot = self.next_dot();
+        let reason = reason.to_owned();
+        let fate = Fate { phase, by_executor: true, dot, at: now.wall, exit: None, reason };
+        self.change(now, job, |record| record.advance(claim, fate));
+    }
+
+    fn decide_as_owner(&mut self, now: Now, job: JobId) {
+        let Some(held) = self.records.get(job) else {
+            return;
+        };
+        let record = Arc::clone(&held.record);
+        let does = owner_decides(now.moment, &record, &self.owner_sees(held));
+        if does != OwnerDoes::Place {
+            self.unqueue(job);
+        }
+        self.set_timer(job, None);
+        match does {
+            OwnerDoes::Rest => {
+                self.confirming.remove(&job);
+            }
+            OwnerDoes::Wait(at) => {
+                self.confirming.remove(&job);
+                self.set_timer(job, at);
+            }
+            OwnerDoes::WriteOff(lost) => {
+                self.counters.lost += lost.len() as u64;
+                for (claim, reason) in lost {
+                    let dot = self.next_dot();
+                    let fate = Fate { phase: Phase::Lost, by_executor: false, dot, at: now.wall, exit: None, reason };
+                    self.change(now, job, |record| record.advance(claim, fate));
+                }
+            }
+            OwnerDoes::TimeOut(reason) => {
+                let dot = self.next_dot();
+                self.change(now, job, |record| {
+                    record.request_stop(Stop { kind: StopKind::TimedOut, dot, at: now.wall, reason });
+                });
+            }
+            OwnerDoes::Confirm(claim) => self.confirm(now, job, claim),
+            OwnerDoes::Place => {
+                self.confirming.remove(&job);
+                self.scheduler.enqueue(&record);
+                self.must_schedule = true;
+                let spec = record.spec();
+                let limits = [spec.total_timeout, spec.queue_timeout].into_iter().flatten();
+                let known_since = self.records.get(job).map(|held| held.known_since);
+                let at =
+                    limits.filter_map(|limit| known_since.map(|since| since + limit)).filter(|at| *at > now.moment);
+                self.set_timer(job, at.min());
+            }
+        }
+    }
+
+    pub(super) fn owner_sees(&self, held: &Held) -> OwnerSees<'_> {
+        OwnerSees {
+            view: self.membership.view(),
+            known_since: held.known_since,
+            idle_since: held.idle_since,
+            strangers_until: self.started + self.config.timing.suspicion_max * 2,
+        }
+    }
+
+    fn stop_deciding(&mut self, job: JobId) {
+        self.unqueue(job);
+        self.set_timer(job, None);
+        self.confirming.remove(&job);
+    }
+
+    /// Takes a job out of the queue, and back from the node to which it was offered.
+    fn unqueue(&mut self, job: JobId) {
+        if let Some(node) = self.scheduler.remove(job) {
+            self.send(node, Message::Withdraw { job });
+        }
+    }
+
+    fn set_timer(&mut self, job: JobId, at: Option<Moment>) {
+        if let Some(before) = self.timer_of.remove(&job) {
+            self.timers.remove(&(before, job));
+        }
+        if let Some(at) = at {
+            self.timers.insert((at, job));
+            self.timer_of.insert(job, at);
+        }
+    }
+
+    /// Lets go of a record that is safe elsewhere and none of this node's business.
+    fn let_go_if_done(&mut self, job: JobId) {
+        if !self.replication.is_spreading(job) || !self.replication.is_complete(job) {
+            return;
+        }
+        let Some(held) = self.records.get(job) else {
+            return;
+        };
+        let acting = self.placement.acting(self.records.partition_of(job));
+        let keep = acting.is_empty()
+            || acting.contains(&self.me.node)
+            || held.record.attempts.iter().any(|(claim, attempt)| {
+                self.pods.contains_key(claim) || (attempt.is_live() && attempt.claim.executor == self.me)
+            });
+        if keep && !acting.contains(&self.me.node) {
+            return;
+        }
+        self.replication.forget(job);
+        if !keep {
+            self.counters.strays_handed_over += 1;
+            self.records.remove(job);
+            self.outbox.save(job);
+        }
+    }
+
+    /// Copies of the record were stored: tells those who waited for that.
+    pub(super) fn check_copies(&mut self, now: Now, job: JobId) {
+        for waited in self.replication.satisfied(now.moment, job, self.me.node) {
+            let enough = waited.replicas.len() >= waited.wanted as usize;
+            match waited.token {
+                Waiting::Submit(submit, at) => {
+                    self.settle_submit(submit, at, job, waited.replicas, waited.wanted);
+                }
+                Waiting::Claim(claim) => {
+                    let still_wanted = self.confirming.get(&job).is_some_and(|waiting| waiting.claim == claim);
+                    if enough && still_wanted {
+                        self.tell_executor(now, job, claim);
+                    } else if still_wanted {
+                        self.confirming.remove(&job);
+                        self.dirty.insert(job);
+                    }
+                }
+            }
+        }
+        if self.replication.is_complete(job) {
+            self.dirty.insert(job);
+        }
+    }
+
+    /// Sees to it that enough nodes hold the claim before its executor is told.
+    fn confirm(&mut self, now: Now, job: JobId, claim: Dot) {
+        match self.confirming.get(&job) {
+            Some(Confirming { claim: under_way, tell_again_at }) if *under_way == claim => match *tell_again_at {
+                // Copies are being waited for.
+                None => return,
+                Some(at) if at > now.moment => return self.set_timer(job, Some(at)),
+                Some(_) => return self.tell_executor(now, job, claim),
+            },
+            Some(_) | None => {}
+        }
+        let Some(held) = self.records.get(job) else {
+            return;
+        };
+        let revision = held.revision;
+        let partition = self.records.partition_of(job);
+        let acting = self.placement.acting(partition).len() as u32;
+        let wanted = majority(self.placement.home(partition).len()).min(acting).max(1);
+        if !self.replication.is_spreading(job) {
+            let targets = self.targets(job);
+            self.replication.spread(now.moment, job, revision, targets);
+        }
+        self.confirming.insert(job, Confirming { claim, tell_again_at: None });
+        let deadline = now.moment + self.config.timing.resend_after * 2;
+        self.replication.wait(job, revision, wanted, deadline, Waiting::Claim(claim));
+        if self.outbox.is_stored(job) {
+            self.replication.handle_stored_here(job, revision);
+        }
+        self.check_copies(now, job);
+    }
+
+    fn tell_executor(&mut self, now: Now, job: JobId, claim: Dot) {
+        let Some(held) = self.records.get(job) else {
+            return;
+        };
+        let record = Arc::clone(&held.record);
+        let Some(executor) = record.attempts.get(&claim).map(|attempt| attempt.claim.executor) else {
+            return;
+        };
+        let tell_again_at = now.moment + self.config.timing.resend_after * 2;
+        self.confirming.insert(job, Confirming { claim, tell_again_at: Some(tell_again_at) });
+        self.set_timer(job, Some(tell_again_at));
+        if executor == self.me {
+            self.start_pod(now, job, claim);
+        } else {
+            self.send(executor.node, Message::Start { record, claim });
+        }
+    }
+
+    /// This node is told that a claim which names it is safe: starts the pod, once.
+    pub(super) fn start_pod(&mut self, now: Now, job: JobId, claim: Dot) {
+        let Some(held) = self.records.get(job) else {
+            return;
+        };
+        let record = Arc::clone(&held.record);
+        let Some(attempt) = record.attempts.get(&claim) else {
+            return;
+        };
+        let startable = attempt.claim.executor == self.me
+            && attempt.fate.phase == Phase::Claimed
+            && !self.pods.contains_key(&claim)
+            && executor_decides(&record, claim, attempt, self.me, PodState::None) == ExecutorDoes::Wait;
+        if !startable {
+            return;
+        }
+        if self.status() != Status::Serving {
+            self.room.release(claim);
+            self.say_of_own_attempt(now, job, claim, Phase::Returned, "its node takes no new work");
+            return;
+        }
+        self.room.take(job, claim, record.spec().need());
+        self.pods.insert(claim, Pod { job, state: PodState::Running });
+        self.counters.started += 1;
+        self.outbox.send_when_stored(Effect::StartPod(PodStart {
+            key: AttemptKey { job, claim },
+            number: attempt.claim.number,
+            fence: attempt.fence(),
+            submission: Arc::clone(&record.submission),
+        }));
+    }
+
+    /// Finds room for the jobs that wait, best first.
+    pub(super) fn schedule(&mut self, now: Now) -> bool {
+        let mut progress = false;
+        loop {
+            let mut placed = false;
+            for job in self.scheduler.candidates() {
+                let serves = self.status() == Status::Serving;
+                let room_here = serves && self.room.free().slots > 0;
+                if !room_here && !self.scheduler.anybody_has_room(self.me.node, self.membership.view()) {
+                    return progress;
+                }
+                placed |= self.place(now, job);
+            }
+            if !placed {
+                return progress;
+            }
+            progress = true;
+        }
+    }
+
+    /// Claims the job for this node, or offers it to another. Returns whether it is out of the queue.
+    fn place(&mut self, now: Now, job: JobId) -> bool {
+        let Some(held) = self.records.get(job) else {
+            self.scheduler.remove(job);
+            return true;
+        };
+        let record = Arc::clone(&held.record);
+        let need = record.spec().need();
+        let view = self.membership.view();
+        if unfit(&record, self.me.node, view).is_none() && self.room.free().fits(&need) {
+            self.claim(now, job, self.me);
+            return true;
+        }
+        let walk = self.placement.walk(job);
+        match self.scheduler.choose(&record, &walk, self.me.node, view) {
+            Some(node) => {
+                self.scheduler.offer(now.moment, job, node, need);
+                self.send(node, Message::Offer { job, need });
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn claim(&mut self, now: Now, job: JobId, executor: Actor) {
+        self.scheduler.remove(job);
+        self.counters.claimed += 1;
+        let dot = self.next_dot();
+        self.change(now, job, |record| record.claim(dot, executor, now.wall));
+        if executor == self.me {
+            let need = self.records.get(job).map(|held| held.record.spec().need());
+            self.room.take(job, dot, need.unwrap_or_default());
+        }
+    }
+
+    pub(super) fn handle_offer_answer(&mut self, now: Now, from: NodeId, job: JobId, accepted: bool, load: Load) {
+        self.membership.update_load(from, load);
+        if !self.scheduler.handle_answer(now.moment, job, from, accepted) {
+            if accepted {
+                self.send(from, Message::Withdraw { job });
+            }
+            return;
+        }
+        let executor = self
+            .membership
+            .view()
+            .get(&from)
+            .filter(|member| member.takes_work())
+            .map(|member| Actor { node: from, generation: member.facts.generation });
+        let still_due = self.ownership.is_caught_up(self.records.partition_of(job))
+            && self.records.get(job).is_some_and(|held| {
+                owner_decides(now.moment, &held.record, &self.owner_sees(held)) == OwnerDoes::Place
+            });
+        match executor {
+            Some(executor) if accepted && still_due => self.claim(now, job, executor),
+            Some(_) | None => {
+                if accepted {
+                    self.send(from, Message::Withdraw { job });
+                }
+                self.dirty.insert(job);
+            }
+        }
+    }
+
+    /// A peer has room: it is offered what waits here and fits.
+    pub(super) fn handle_idle(&mut self, now: Now, from: NodeId, free: Resources) {
+        let view = self.membership.view();
+        if !view.get(&from).is_some_and(|member| member.takes_work()) {
+            return;
+        }
+        let mut left = free;
+        let mut offers = Vec::new();
+        for job in self.scheduler.candidates() {
+            let Some(held) = self.records.get(job) else {
+                continue;
+            };
+            let need = held.record.spec().need();
+            if left.fits(&need) && unfit(&held.record, from, view).is_none() {
+                left = left.minus(&need);
+                offers.push((job, need));
+            }
+        }
+        for (job, need) in offers {
+            self.scheduler.offer(now.moment, job, from, need);
+            self.send(from, Message::Offer { job, need });
+        }
+    }
+
+    /// With room and nothing to do, asks one of those who have more than they can do.
+    pub(super) fn ask_for_work(&mut self, _now: Now) {
+        let free = self.room.free();
+        if self.status() != Status::Serving || free.slots == 0 || self.scheduler.backlog() > 0 {
+            return;
+        }
+        let me = self.me.node;
+        let busy = self
+            .membership
+            .view()
+            .values()
+            .filter(|member| member.is_live() && member.facts.node != me && member.facts.load.backlog > 0);
+        let busy: Vec<NodeId> = busy.map(|member| member.facts.node).collect();
+        if !busy.is_empty() {
+            let chosen = busy[rand::Rng::next_u32(&mut self.rng) as usize % busy.len()];
+            self.send(chosen, Message::Idle { free });
+        }
+    }
+
+    /// The owner tells whoever listens that a job's state, or its telling attempt, changed.
+    fn tell_of_change(&mut self, now: Now, job: JobId, before: Option<Outline>) {
+        let Some(held) = self.records.get(job) else {
+            return;
+        };
+        let after = outline(&held.record);
+        if before == Some(after) || !self.ownership.is_caught_up(self.records.partition_of(job)) {
+            return;
+        }
+        let telling = held.record.telling();
+        let kind = EventKind::Job {
+            job,
+            title: held.record.spec().title(),
+            state: after.state,
+            attempt: telling.map(|attempt| attempt.claim.number),
+            node: telling.map(|attempt| attempt.claim.executor.node),
+            reason: telling.map(|attempt| attempt.fate.reason.clone()).unwrap_or_default(),
+        };
+        self.tell(now, kind);
+    }
+}
+
+/// What a change must touch to be worth an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Outline {
+    state: JobState,
+    attempt: Option<(u32, NodeId, Phase)>,
+}
+
+fn outline(record: &Record) -> Outline {
+    let attempt = record.telling().map(|a| (a.claim.number, a.claim.executor.node, a.fate.phase));
+    Outline { state: record.state(), attempt }
+}
+
+/// More than half.
+pub(super) fn majority(of: usize) -> u32 {
+    (of / 2 + 1) as u32
+}

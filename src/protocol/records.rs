@@ -1,0 +1,217 @@
+//! The records this node holds, and what can be said of them without opening one: which are open, how a
+//! partition sums up, what is newest.
+//!
+//! Every change goes through [`Records::put`] and [`Records::remove`], which keep the indexes; nobody else
+//! touches them. A partition's digest is the exclusive or of its records' versions, so it does not depend on
+//! the order in which they came and costs one operation a change.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::model::id::{JobId, JobIdPrefix, Partition};
+use crate::model::member::PartitionSet;
+use crate::model::record::{JobState, Record, Version};
+use crate::model::request::{Cursor, Filter};
+use crate::model::time::Moment;
+
+/// A record, and what is known of it besides.
+#[derive(Debug, Clone)]
+pub struct Held {
+    /// The record.
+    pub record: Arc<Record>,
+    /// Its version.
+    pub version: Version,
+    /// Its state.
+    pub state: JobState,
+    /// Counts the changes of this copy; what was sent or stored at one revision includes all earlier ones.
+    pub revision: u64,
+    /// When this node first knew of the job: its own clock's start for the job's waits.
+    pub known_since: Moment,
+    /// When this node saw the job's last attempt end.
+    pub idle_since: Moment,
+}
+
+/// All records this node holds.
+#[derive(Debug)]
+pub struct Records {
+    held: BTreeMap<JobId, Held>,
+    open: BTreeSet<JobId>,
+    by_age: BTreeSet<Cursor>,
+    digests: Vec<Digest>,
+    next_revision: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Digest {
+    versions: u128,
+    count: u32,
+}
+
+impl Records {
+    /// None yet, in `partitions` partitions.
+    pub fn new(partitions: u32) -> Self {
+        Self {
+            held: BTreeMap::new(),
+            open: BTreeSet::new(),
+            by_age: BTreeSet::new(),
+            digests: vec![Digest::default(); partitions as usize],
+            next_revision: 1,
+        }
+    }
+
+    /// The record of `job`, if held.
+    pub fn get(&self, job: JobId) -> Option<&Held> {
+        self.held.get(&job)
+    }
+
+    /// Inserts or replaces a record, and returns its new revision. `version` must be its own.
+    pub fn put(&mut self, now: Moment, record: Arc<Record>, version: Version) -> u64 {
+        let id = record.id;
+        let state = record.state();
+        let revision = self.next_revision;
+        self.next_revision += 1;
+        let before = self.held.get(&id);
+        let known_since = before.map_or(now, |held| held.known_since);
+        // Whenever an attempt may have ended, the wait for the next one starts over.
+        let idle_since = match before {
+            Some(held) if held.state == state && held.record.attempts.len() == record.attempts.len() => held.idle_since,
+            _ => now,
+        };
+        self.unindex(id);
+        self.by_age.insert(cursor_of(&record));
+        if !state.is_terminal() {
+            self.open.insert(id);
+        }
+        let digest = self.digest_mut(id);
+        digest.versions ^= version.0;
+        digest.count += 1;
+        self.held.insert(id, Held { record, version, state, revision, known_since, idle_since });
+        revision
+    }
+
+    /// Lets go of a record.
+    pub fn remove(&mut self, job: JobId) {
+        self.unindex(job);
+        self.held.remove(&job);
+    }
+
+    /// Says that the job was known for `age` before this node's clock started: after a restart.
+    pub fn backdate(&mut self, job: JobId, known_since: Moment) {
+        if let Some(held) = self.held.get_mut(&job) {
+            held.known_since = known_since;
+            held.idle_since = known_since;
+        }
+    }
+
+    fn unindex(&mut self, job: JobId) {
+        let Some(held) = self.held.get(&job) else {
+            return;
+        };
+        let (version, cursor) = (held.version, cursor_of(&held.record));
+        self.by_age.remove(&cursor);
+        self.open.remove(&job);
+        let digest = self.digest_mut(job);
+        digest.versions ^= version.0;
+        digest.count -= 1;
+    }
+
+    fn digest_mut(&mut self, job: JobId) -> &mut Digest {
+        let partition = self.partition_of(job);
+        &mut self.digests[usize::from(partition.0)]
+    }
+
+    /// The partition of `job`.
+    pub fn partition_of(&self, job: JobId) -> Partition {
+        job.partition(self.digests.len() as u32)
+    }
+
+    /// What the partition's records come down to; the default for none.
+    pub fn digest(&self, partition: Partition) -> Version {
+        Version(self.digests[usize::from(partition.0)].versions)
+    }
+
+    /// How many records of `partition` are held.
+    pub fn count_in(&self, partition: Partition) -> u32 {
+        self.digests[usize::from(partition.0)].count
+    }
+
+    /// The partitions of which any record is held.
+    pub fn partitions_held(&self) -> PartitionSet {
+        let held = self.digests.iter().enumerate().filter(|(_, digest)| digest.count > 0);
+        held.map(|(at, _)| Partition(at as u16)).collect()
+    }
+
+    /// The records of `partition`, by id.
+    pub fn in_partition(&self, partition: Partition) -> impl Iterator<Item = (JobId, &Held)> + '_ {
+        let bits = (self.digests.len() as u32).trailing_zeros();
+        let (low, high) = match bits {
+            0 => (0, u128::MAX),
+            bits => {
+                let low = u128::from(partition.0) << (128 - bits);
+                (low, low | (u128::MAX >> bits))
+            }
+        };
+        self.held.range(JobId(low)..=JobId(high)).map(|(id, held)| (*id, held))
+    }
+
+    /// The records whose ids have this prefix.
+    pub fn with_prefix(&self, prefix: JobIdPrefix) -> impl Iterator<Item = (JobId, &Held)> + '_ {
+        self.held.range(prefix.low..=prefix.high).map(|(id, held)| (*id, held))
+    }
+
+    /// The jobs that are not terminal.
+    pub fn open(&self) -> &BTreeSet<JobId> {
+        &self.open
+    }
+
+    /// How many records are held.
+    pub fn len(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Whether none is held.
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    /// Every record, by id.
+    pub fn iter(&self) -> impl Iterator<Item = (JobId, &Held)> + '_ {
+        self.held.iter().map(|(id, held)| (*id, held))
+    }
+
+    /// Up to `limit` records of `partitions` that `filter` holds for, newest first, those after `after` only;
+    /// and whether there are more.
+    pub fn list(
+        &self,
+        filter: &Filter,
+        after: Option<Cursor>,
+        limit: usize,
+        partitions: &PartitionSet,
+    ) -> (Vec<Arc<Record>>, bool) {
+        let newest = Cursor { submitted_at: crate::model::time::Timestamp(u64::MAX), job: JobId(u128::MAX) };
+        let mut matching = self
+            .by_age
+            .range(..after.unwrap_or(newest))
+            .rev()
+            .filter(|cursor| partitions.contains(self.partition_of(cursor.job)))
+            .filter_map(|cursor| self.held.get(&cursor.job))
+            .filter(|held| matches(filter, held))
+            .map(|held| Arc::clone(&held.record));
+        let page: Vec<_> = matching.by_ref().take(limit).collect();
+        let more = matching.next().is_some();
+        (page, more)
+    }
+}
+
+/// The job's place in the list of all jobs.
+pub fn cursor_of(record: &Record) -> Cursor {
+    Cursor { submitted_at: record.submission.submitted_at, job: record.id }
+}
+
+fn matches(filter: &Filter, held: &Held) -> bool {
+    filter.state.is_none_or(|state| held.state == state)
+        && filter.name.as_ref().is_none_or(|name| held.record.spec().name.as_ref() == Some(name))
+        && filter
+            .node
+            .is_none_or(|node| held.record.telling().is_some_and(|attempt| attempt.claim.executor.node == node))
+}

@@ -1,0 +1,324 @@
+//! Getting what this node wrote to the nodes that should have it, and knowing when they do.
+//!
+//! A record that this node changed is **spread**: pushed to its targets until each has acknowledged, from its
+//! disk, a push made at that revision or later. Pushes carry whole records, so a later one includes every
+//! earlier one, and what is lost is simply pushed again. Records on their way to one node are gathered into
+//! large pushes, of which a few at a time are under way; the rest waits as mere ids.
+//!
+//! Whoever wants to know that enough copies exist leaves a [`Waiter`]; it is handed back when they do, or
+//! when its time is over, with the count.
+//!
+//! Not known here: who the targets are, and what a record means.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::model::id::{JobId, NodeId};
+use crate::model::record::{Record, Version};
+use crate::model::time::Moment;
+use crate::model::wire::Message;
+
+use super::records::Records;
+
+/// Records in one push, at the most.
+const PUSH_RECORDS: usize = 256;
+/// Bytes of specs in one push, roughly, at the most.
+const PUSH_BYTES: usize = 1 << 20;
+/// Pushes to one node under way, at the most.
+const PUSHES_UNDER_WAY: usize = 4;
+
+/// The push sequence and everything that is being spread.
+#[derive(Debug)]
+pub struct Replication<W> {
+    resend_after: std::time::Duration,
+    next_seq: u64,
+    spreads: BTreeMap<JobId, Spread<W>>,
+    to_push: BTreeMap<NodeId, BTreeSet<JobId>>,
+    under_way: BTreeMap<u64, Push>,
+    resends: BTreeSet<(Moment, u64)>,
+    deadlines: BTreeSet<(Moment, JobId)>,
+}
+
+/// A record that is being spread.
+#[derive(Debug)]
+struct Spread<W> {
+    /// The first revision that all targets must reach.
+    revision: u64,
+    /// The revision on this node's own disk.
+    stored_here: u64,
+    started: Moment,
+    targets: BTreeSet<NodeId>,
+    /// What each node is known to have on disk.
+    copies: BTreeMap<NodeId, StoredCopy>,
+    waiters: Vec<Waiter<W>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct StoredCopy {
+    revision: u64,
+    version: Version,
+}
+
+#[derive(Debug)]
+struct Push {
+    to: NodeId,
+    jobs: Vec<(JobId, u64)>,
+    resend_at: Moment,
+}
+
+/// Somebody who waits for copies.
+#[derive(Debug)]
+struct Waiter<W> {
+    revision: u64,
+    wanted: u32,
+    deadline: Moment,
+    token: W,
+}
+
+/// A waiter's answer.
+#[derive(Debug)]
+pub struct Waited<W> {
+    /// The job.
+    pub job: JobId,
+    /// Which nodes have it on disk, this one included if so.
+    pub replicas: Vec<NodeId>,
+    /// How many were wanted.
+    pub wanted: u32,
+    /// What the waiter left.
+    pub token: W,
+}
+
+impl<W> Replication<W> {
+    /// Nothing under way; unanswered pushes are repeated after `resend_after`.
+    pub fn new(resend_after: std::time::Duration) -> Self {
+        Self {
+            resend_after,
+            next_seq: 1,
+            spreads: BTreeMap::new(),
+            to_push: BTreeMap::new(),
+            under_way: BTreeMap::new(),
+            resends: BTreeSet::new(),
+            deadlines: BTreeSet::new(),
+        }
+    }
+
+    /// This node changed the record: every one of `targets` must get revision `revision`.
+    pub fn spread(&mut self, now: Moment, job: JobId, revision: u64, targets: BTreeSet<NodeId>) {
+        let spread = self.spreads.entry(job).or_insert_with(|| Spread::new(now, revision));
+        spread.revision = revision;
+        spread.targets = targets;
+        for node in spread.missing() {
+            self.to_push.entry(node).or_default().insert(job);
+        }
+    }
+
+    /// This node holds a record that others should hold: keeps account of who does, pushing nothing yet.
+    pub fn track(&mut self, now: Moment, job: JobId, revision: u64, targets: BTreeSet<NodeId>) {
+        let spread = self.spreads.entry(job).or_insert_with(|| Spread::new(now, revision));
+        spread.targets = targets;
+    }
+
+    /// The targets of a record that is being spread changed.
+    pub fn retarget(&mut self, job: JobId, targets: BTreeSet<NodeId>) {
+        if let Some(spread) = self.spreads.get_mut(&job) {
+            spread.targets = targets;
+            for node in spread.missing() {
+                self.to_push.entry(node).or_default().insert(job);
+            }
+        }
+    }
+
+    /// Pushes the record once to a node that was seen to lack something, without insisting.
+    pub fn push_once(&mut self, job: JobId, to: NodeId) {
+        self.to_push.entry(to).or_default().insert(job);
+    }
+
+    /// Wants to know when `wanted` nodes have revision `revision` of a record that is being spread, or what
+    /// there is by `deadline`.
+    pub fn wait(&mut self, job: JobId, revision: u64, wanted: u32, deadline: Moment, token: W) {
+        if let Some(spread) = self.spreads.get_mut(&job) {
+            spread.waiters.push(Waiter { revision, wanted, deadline, token });
+            self.deadlines.insert((deadline, job));
+        }
+    }
+
+    /// This node has `revision` on its own disk.
+    pub fn handle_stored_here(&mut self, job: JobId, revision: u64) {
+        if let Some(spread) = self.spreads.get_mut(&job) {
+            spread.stored_here = spread.stored_here.max(revision);
+        }
+    }
+
+    /// `from` has push `seq` on its disk. Returns the records it answered for.
+    pub fn handle_stored(&mut self, from: NodeId, seq: u64, versions: &[Option<Version>]) -> Vec<JobId> {
+        let Some(push) = self.under_way.get(&seq).filter(|push| push.to == from) else {
+            return Vec::new();
+        };
+        self.resends.remove(&(push.resend_at, seq));
+        let push = self.under_way.remove(&seq).expect("it was just there");
+        for ((job, revision), version) in push.jobs.iter().zip(versions) {
+            if let (Some(spread), Some(version)) = (self.spreads.get_mut(job), version) {
+                let copy = spread.copies.entry(from).or_insert(StoredCopy { revision: 0, version: *version });
+                if *revision >= copy.revision {
+                    *copy = StoredCopy { revision: *revision, version: *version };
+                }
+            }
+        }
+        push.jobs.into_iter().map(|(job, _)| job).collect()
+    }
+
+    /// A comparison showed that `node` has exactly this node's present revision.
+    pub fn learn(&mut self, job: JobId, node: NodeId, revision: u64, version: Version) {
+        if let Some(spread) = self.spreads.get_mut(&job) {
+            spread.copies.insert(node, StoredCopy { revision, version });
+        }
+    }
+
+    /// Waiters of `job` that have what they want, or whose time is over, or who never will.
+    pub fn satisfied(&mut self, now: Moment, job: JobId, me: NodeId) -> Vec<Waited<W>> {
+        let Some(spread) = self.spreads.get_mut(&job) else {
+            return Vec::new();
+        };
+        let mut satisfied = Vec::new();
+        let mut at = 0;
+        while at < spread.waiters.len() {
+            let waiter = &spread.waiters[at];
+            let here = (spread.stored_here >= waiter.revision).then_some(me);
+            let there =
+                spread.copies.iter().filter(|(_, copy)| copy.revision >= waiter.revision).map(|(node, _)| *node);
+            let replicas: Vec<NodeId> = here.into_iter().chain(there).collect();
+            if replicas.len() >= waiter.wanted as usize || waiter.deadline <= now {
+                let waiter = spread.waiters.swap_remove(at);
+                self.deadlines.remove(&(waiter.deadline, job));
+                satisfied.push(Waited { job, replicas, wanted: waiter.wanted, token: waiter.token });
+            } else {
+                at += 1;
+            }
+        }
+        satisfied
+    }
+
+    /// Whether every target has the record, and nobody waits: there is nothing left to do about it.
+    pub fn is_complete(&self, job: JobId) -> bool {
+        self.spreads.get(&job).is_none_or(|spread| spread.waiters.is_empty() && spread.missing().is_empty())
+    }
+
+    /// Stops spreading a record.
+    pub fn forget(&mut self, job: JobId) {
+        if let Some(spread) = self.spreads.remove(&job) {
+            for waiter in spread.waiters {
+                self.deadlines.remove(&(waiter.deadline, job));
+            }
+        }
+    }
+
+    /// Whether the record is being spread.
+    pub fn is_spreading(&self, job: JobId) -> bool {
+        self.spreads.contains_key(&job)
+    }
+
+    /// Every record that is being spread, and since when.
+    pub fn spreading(&self) -> impl Iterator<Item = (JobId, Moment)> + '_ {
+        self.spreads.iter().map(|(job, spread)| (*job, spread.started))
+    }
+
+    /// The nodes known to have exactly `version`, of those that were told while the record was spread.
+    pub fn known_copies(&self, job: JobId, version: Version) -> Option<BTreeSet<NodeId>> {
+        let spread = self.spreads.get(&job)?;
+        Some(spread.copies.iter().filter(|(_, copy)| copy.version == version).map(|(node, _)| *node).collect())
+    }
+
+    /// `node` is gone: what was under way to it is not awaited, and nothing more is sent there.
+    pub fn handle_gone(&mut self, node: NodeId) {
+        self.to_push.remove(&node);
+        let lost: Vec<u64> = self.under_way.iter().filter(|(_, push)| push.to == node).map(|(seq, _)| *seq).collect();
+        for seq in lost {
+            if let Some(push) = self.under_way.remove(&seq) {
+                self.resends.remove(&(push.resend_at, seq));
+            }
+        }
+    }
+
+    /// The next moment at which an answer is overdue or a waiter's time is over.
+    pub fn poll_timeout(&self) -> Option<Moment> {
+        let resend = self.resends.first().map(|(at, _)| *at);
+        let deadline = self.deadlines.first().map(|(at, _)| *at);
+        [resend, deadline].into_iter().flatten().min()
+    }
+
+    /// Puts overdue pushes back in line; returns the jobs whose waiters' time is over.
+    pub fn handle_timeout(&mut self, now: Moment) -> Vec<JobId> {
+        while let Some((at, seq)) = self.resends.first().copied().filter(|(at, _)| *at <= now) {
+            self.resends.remove(&(at, seq));
+            if let Some(push) = self.under_way.remove(&seq) {
+                for (job, revision) in push.jobs {
+                    let still_missing = self.spreads.get(&job).is_some_and(|spread| {
+                        spread.targets.contains(&push.to)
+                            && spread.copies.get(&push.to).is_none_or(|copy| copy.revision < revision)
+                    });
+                    if still_missing {
+                        self.to_push.entry(push.to).or_default().insert(job);
+                    }
+                }
+            }
+        }
+        let mut overdue = Vec::new();
+        while let Some((at, job)) = self.deadlines.first().copied().filter(|(at, _)| *at <= now) {
+            self.deadlines.remove(&(at, job));
+            overdue.push(job);
+        }
+        overdue
+    }
+
+    /// The next push to send, if any node may be sent one.
+    pub fn poll_push(&mut self, now: Moment, records: &Records) -> Option<(NodeId, Message)> {
+        let busy = |node: &NodeId, under_way: &BTreeMap<u64, Push>| {
+            under_way.values().filter(|push| push.to == *node).count() >= PUSHES_UNDER_WAY
+        };
+        let to = self.to_push.iter().find(|(node, _)| !busy(node, &self.under_way)).map(|(node, _)| *node)?;
+        let waiting = self.to_push.get_mut(&to).expect("the node was just found there");
+        let mut batch: Vec<Arc<Record>> = Vec::new();
+        let mut jobs = Vec::new();
+        let mut bytes = 0;
+        while let Some(job) = waiting.pop_first() {
+            if let Some(held) = records.get(job) {
+                bytes += 512 + held.record.spec().stdin.as_ref().map_or(0, |stdin| stdin.0.len());
+                batch.push(Arc::clone(&held.record));
+                jobs.push((job, held.revision));
+            }
+            if batch.len() >= PUSH_RECORDS || bytes >= PUSH_BYTES {
+                break;
+            }
+        }
+        if waiting.is_empty() {
+            self.to_push.remove(&to);
+        }
+        if batch.is_empty() {
+            return self.poll_push(now, records);
+        }
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        let resend_at = now + self.resend_after;
+        self.resends.insert((resend_at, seq));
+        self.under_way.insert(seq, Push { to, jobs, resend_at });
+        Some((to, Message::Push { seq, records: batch }))
+    }
+}
+
+impl<W> Spread<W> {
+    fn new(now: Moment, revision: u64) -> Self {
+        Self {
+            revision,
+            stored_here: 0,
+            started: now,
+            targets: BTreeSet::new(),
+            copies: BTreeMap::new(),
+            waiters: Vec::new(),
+        }
+    }
+
+    fn missing(&self) -> Vec<NodeId> {
+        let has = |node: &NodeId| self.copies.get(node).is_some_and(|copy| copy.revision >= self.revision);
+        self.targets.iter().filter(|node| !has(node)).copied().collect()
+    }
+}
