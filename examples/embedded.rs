@@ -95,7 +95,7 @@ async fn count_primes(context: HandlerContext) -> Result<(), HandlerError> {
     let (from, to) = (bound("from")?, bound("to")?);
     let mut primes = 0;
     for number in from..to {
-        if number % 1_024 == 0 {
+        if number.is_multiple_of(1_024) {
             if context.cancelled.is_cancelled() {
                 return Err(format!("cancelled at {number}").into());
             }
@@ -109,7 +109,7 @@ async fn count_primes(context: HandlerContext) -> Result<(), HandlerError> {
 }
 
 fn is_prime(number: u64) -> bool {
-    number >= 2 && (2..).take_while(|divisor| divisor * divisor <= number).all(|divisor| number % divisor != 0)
+    number >= 2 && (2..).take_while(|divisor| divisor * divisor <= number).all(|divisor| !number.is_multiple_of(divisor))
 }
 
 /// Waits for the job's end; returns the node that ran it and the number that it wrote.

@@ -82,13 +82,13 @@ pub fn owner_decides(now: Moment, record: &Record, sees: &OwnerSees<'_>) -> Owne
         }
     }
     match (state, record.current()) {
-        (JobState::Running, Some((claim, attempt))) => match attempt.fate.phase {
-            Phase::Claimed => OwnerDoes::Confirm(claim),
-            _ if live().any(|(_, other)| standing(now, other.claim.executor, sees) == Standing::Unknown) => {
-                OwnerDoes::Wait(limits.earliest_with(Some(sees.strangers_until)))
-            }
-            _ => OwnerDoes::Wait(limits.earliest_with(None)),
-        },
+        (JobState::Running, Some((claim, attempt))) if attempt.fate.phase == Phase::Claimed => {
+            OwnerDoes::Confirm(claim)
+        }
+        (JobState::Running, Some(_)) => {
+            let unknown = live().any(|(_, other)| standing(now, other.claim.executor, sees) == Standing::Unknown);
+            OwnerDoes::Wait(limits.earliest_with(unknown.then_some(sees.strangers_until)))
+        }
         (JobState::Pending, _) => {
             let due = due_at(record, sees);
             if due > now { OwnerDoes::Wait(limits.earliest_with(Some(due))) } else { OwnerDoes::Place }

@@ -220,14 +220,8 @@ impl World {
             version: "0".to_owned(),
             suspicions: BTreeMap::new(),
         };
-        let config = Config {
-            cluster: this.settings.clone(),
-            timing,
-            capacity: Resources::default(),
-            weight: 1,
-            labels: BTreeMap::new(),
-            drivers: BTreeSet::new(),
-        };
+        let config =
+            Config { cluster: this.settings.clone(), timing, ..Config::new(Profile::Local, Resources::default()) };
         let membership = Membership::new(now, &config, facts, this.disk.clone(), seed);
         this.process = Process::Running(Box::new(membership));
         this.wake_at = None;

@@ -277,7 +277,11 @@ impl Peer {
         }
         let shown = same.iter().map(|p| (*p, true)).chain(differed.iter().map(|p| (*p, false)));
         for (partition, agrees) in shown {
-            self.ownership.agreement.entry(partition).or_default().insert(peer, agrees);
+            let before = self.ownership.agreement.entry(partition).or_default().insert(peer, agrees);
+            if !agrees && before != Some(false) {
+                // What differed has been exchanged: look once more, to know that it is the same now.
+                self.comparison.want(peer, partition, Purpose::Routine);
+            }
             if purpose != Purpose::Takeover {
                 continue;
             }
