@@ -177,7 +177,11 @@ fn report(cluster: &Cluster, results: &BTreeMap<&String, Done>, submitted_after:
         *by_node.entry(&done.node).or_default() += 1;
     }
     let by_node: Vec<String> = by_node.iter().map(|(node, jobs)| format!("{node} {jobs}")).collect();
-    println!("files         {}, handed in to {} nodes in {submitted_after:.1?}", results.len(), cluster.addresses.len());
+    println!(
+        "files         {}, handed in to {} nodes in {submitted_after:.1?}",
+        results.len(),
+        cluster.addresses.len()
+    );
     println!("bytes         {bytes}, compressed {packed} ({:.0}%)", 100.0 * packed as f64 / bytes.max(1) as f64);
     println!("worked on by  {}", by_node.join(", "));
     println!("run again     {}", results.values().filter(|done| done.again).count());
