@@ -70,7 +70,8 @@ async fn count_primes(context: HandlerContext) -> Result<(), HandlerError> {
 }
 
 fn is_prime(number: u64) -> bool {
-    number >= 2 && (2..).take_while(|divisor| divisor * divisor <= number).all(|divisor| !number.is_multiple_of(divisor))
+    number >= 2
+        && (2..).take_while(|divisor| divisor * divisor <= number).all(|divisor| !number.is_multiple_of(divisor))
 }
 
 /// Waits for the job's end and reads the number that it wrote.

@@ -2,6 +2,7 @@
 //! ways in which a record changes: this node writes to it, or merges what another knows.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::model::id::{Actor, AttemptKey, Dot, JobId, NodeId};
 use crate::model::member::{Load, Status};
@@ -15,6 +16,9 @@ use super::super::effect::{Effect, PodStart};
 use super::super::lifecycle::{ExecutorDoes, OwnerDoes, OwnerSees, PodState, executor_decides, owner_decides, unfit};
 use super::super::records::Held;
 use super::{Confirming, Peer, Pod, Waiting};
+
+/// How long a pod that is told to end may take, killing it included.
+const POD_GRACE: Duration = Duration::from_secs(6);
 
 impl Peer {
     /// Writes to a record this node holds, and spreads it if that changed anything.
@@ -132,15 +136,16 @@ impl Peer {
                 self.must_schedule |= self.room.release(*claim);
             }
             let pod = self.pods.get(claim).map_or(PodState::None, |pod| pod.state);
-            match executor_decides(&record, *claim, attempt, self.me, pod) {
+            match executor_decides(&record, *claim, attempt, self.me, pod, self.membership.view()) {
                 ExecutorDoes::Wait => {
                     if attempt.is_live() && attempt.claim.executor == self.me {
                         self.room.take(job, *claim, record.spec().need());
                     }
                 }
-                ExecutorDoes::EndPod => {
+                ExecutorDoes::EndPod(reason) => {
                     if let Some(pod) = self.pods.get_mut(claim) {
                         pod.state = PodState::Ending;
+                        pod.ended_because = reason;
                         self.outbox.send(Effect::StopPod(AttemptKey { job, claim: *claim }));
                     }
                 }
@@ -214,7 +219,16 @@ impl Peer {
             known_since: held.known_since,
             idle_since: held.idle_since,
             strangers_until: self.started + self.config.timing.suspicion_max * 2,
+            pause_takes: self.pause_takes(),
         }
+    }
+
+    /// A cut-off executor suspects the others after a probe of each at the worst, and doubts for no longer than the
+    /// longest grace; then its pods get theirs.
+    fn pause_takes(&self) -> Duration {
+        let timing = &self.config.timing;
+        let members = u32::try_from(self.membership.view().len()).unwrap_or(u32::MAX);
+        timing.suspicion_max + timing.probe_interval.saturating_mul(members) + POD_GRACE
     }
 
     fn stop_deciding(&mut self, job: JobId) {
@@ -359,7 +373,8 @@ impl Peer {
         let startable = attempt.claim.executor == self.me
             && attempt.fate.phase == Phase::Claimed
             && !self.pods.contains_key(&claim)
-            && executor_decides(&record, claim, attempt, self.me, PodState::None) == ExecutorDoes::Wait;
+            && executor_decides(&record, claim, attempt, self.me, PodState::None, self.membership.view())
+                == ExecutorDoes::Wait;
         if !startable {
             return;
         }
@@ -369,7 +384,7 @@ impl Peer {
             return;
         }
         self.room.take(job, claim, record.spec().need());
-        self.pods.insert(claim, Pod { job, state: PodState::Running });
+        self.pods.insert(claim, Pod { job, state: PodState::Running, ended_because: "" });
         self.counters.started += 1;
         self.outbox.send_when_stored(Effect::StartPod(PodStart {
             key: AttemptKey { job, claim },
