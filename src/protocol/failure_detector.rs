@@ -16,6 +16,8 @@
 
 mod local_health;
 mod round_trip;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -447,9 +449,8 @@ impl FailureDetector {
     }
 
     fn begin_retry(&mut self, now: Moment) {
-        let is_lost = |(node, watched): (&NodeId, &Watched)| {
-            (watched.target.standing == Standing::Lost).then_some(*node)
-        };
+        let is_lost =
+            |(node, watched): (&NodeId, &Watched)| (watched.target.standing == Standing::Lost).then_some(*node);
         let after = |last: &NodeId| (std::ops::Bound::Excluded(*last), std::ops::Bound::Unbounded);
         let next = self.last_retried.as_ref().and_then(|last| self.watched.range(after(last)).find_map(is_lost));
         let next = next.or_else(|| self.watched.iter().find_map(is_lost));
@@ -667,8 +668,15 @@ impl FailureDetector {
         let rest = self.timing.probe_interval.saturating_sub(self.timing.probe_timeout);
         let nack_at = now + self.patience(target).min(rest) * 4 / 5;
         let until = now + self.timing.probe_interval * MOST_PATIENCE;
-        let relay =
-            Relay { requester, addr, by_link, seq: their_seq, target, nack_at: Some(nack_at), until: until.max(nack_at) };
+        let relay = Relay {
+            requester,
+            addr,
+            by_link,
+            seq: their_seq,
+            target,
+            nack_at: Some(nack_at),
+            until: until.max(nack_at),
+        };
         self.relays.insert(seq, relay);
         self.counters.relayed += 1;
         let suspected = self.watched.get(&target).and_then(|watched| watched.target.suspected);

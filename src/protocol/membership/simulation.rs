@@ -391,7 +391,11 @@ impl World {
                 return Ok(self.now - began);
             }
             if self.now - began >= bound {
-                return Err(format!("after {bound:?}, {} views are wrong: {}", wrong.len(), wrong[..wrong.len().min(5)].join(", ")));
+                return Err(format!(
+                    "after {bound:?}, {} views are wrong: {}",
+                    wrong.len(),
+                    wrong[..wrong.len().min(5)].join(", ")
+                ));
             }
             self.run(ms(20));
         }
@@ -463,7 +467,8 @@ impl World {
     }
 
     fn delay(&mut self) -> Duration {
-        Duration::from_micros(self.rng.random_range(100..1_500)) + self.network.slowness.mul_f64(self.rng.random_range(0.0..2.0))
+        Duration::from_micros(self.rng.random_range(100..1_500))
+            + self.network.slowness.mul_f64(self.rng.random_range(0.0..2.0))
     }
 
     pub(super) fn drain(&mut self, host: HostId) {
