@@ -439,16 +439,26 @@ impl Driver {
 
     /// Says in the log what an operator cares about.
     fn note(&mut self, event: &Event) {
-        let EventKind::Member { node, name, state, status, was, reason } = &event.kind else {
-            return;
-        };
-        match state {
-            MemberState::Down => tracing::warn!(%node, name, ?was, reason, "member is down"),
-            MemberState::Suspect => tracing::info!(%node, name, reason, "member is suspected"),
-            MemberState::Alive => tracing::info!(%node, name, ?status, ?was, reason, "member is alive"),
-            MemberState::Left => tracing::info!(%node, name, reason, "member left"),
+        match &event.kind {
+            EventKind::Member { node, name, state, status, was, reason } => {
+                match state {
+                    MemberState::Down => tracing::warn!(%node, name, ?was, reason, "member is down"),
+                    MemberState::Suspect => tracing::info!(%node, name, reason, "member is suspected"),
+                    MemberState::Alive => tracing::info!(%node, name, ?status, ?was, reason, "member is alive"),
+                    MemberState::Left => tracing::info!(%node, name, reason, "member left"),
+                }
+                self.renew_snapshot();
+            }
+            EventKind::Job { job, state, attempt, node, reason, .. } => {
+                tracing::debug!(%job, ?state, ?attempt, ?node, reason, "job changed");
+            }
+            EventKind::Overlap { job, attempts, certain, .. } => {
+                tracing::warn!(%job, ?attempts, certain, "attempts ran, or may have run, at the same time");
+            }
+            EventKind::Rejected { job, from, reason } => {
+                tracing::error!(%job, %from, reason, "a record that cannot be was not taken");
+            }
         }
-        self.renew_snapshot();
     }
 
     fn renew_snapshot(&mut self) {

@@ -1,6 +1,6 @@
 //! Stories of faults, each told with many seeds. A failing one prints the line that replays it.
 
-use super::simulation::{HostId, Process, World, ms, secs};
+use super::simulation::{Down, HostId, Process, World, ms, secs};
 use super::*;
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IteratorRandom};
 
@@ -22,8 +22,9 @@ fn tell(name: &str, seeds: u64, story: impl Fn(u64) -> Result<(), String>) {
 }
 
 fn nobody_was_condemned(world: &World) -> Result<(), String> {
-    let all: Vec<_> = world.false_downs();
-    if all.is_empty() { Ok(()) } else { Err(format!("condemned although they ran: {all:?}")) }
+    let tell = |down: &&Down| format!("n{} condemned {} at {:?}", down.by, down.about, down.at);
+    let all: Vec<String> = world.false_downs().iter().map(tell).collect();
+    if all.is_empty() { Ok(()) } else { Err(format!("of those who ran, {}", all.join(", "))) }
 }
 
 fn ensure(holds: bool, otherwise: &str) -> Result<(), String> {
@@ -463,4 +464,79 @@ fn the_checkers_notice_when_nobody_can_refute() {
         nobody_was_condemned(&world).is_err()
     });
     assert_eq!(condemned.count(), 5, "without refutation a member that few can reach must be condemned");
+}
+
+/// Whatever a peer sends, nothing panics, and a cluster that is left alone afterwards is whole.
+#[test]
+fn nonsense_from_peers_does_no_lasting_harm() {
+    tell("nonsense_from_peers_does_no_lasting_harm", 10, |seed| {
+        let mut world = World::running(seed, 5);
+        let mut dice = StdRng::seed_from_u64(seed);
+        for _ in 0..1_000 {
+            let any = |dice: &mut StdRng| [0, 1, 5, u64::MAX - 1, u64::MAX][dice.random_range(0..5)];
+            let (now, victim) = (world.moment(), dice.random_range(0..5));
+            let node = world.hosts[dice.random_range(0..5)].id;
+            let addr = world.addr(dice.random_range(0..5));
+            let (seq, generation) = (any(&mut dice), Generation(any(&mut dice).max(101)));
+            let incarnation = Incarnation(any(&mut dice));
+            let body = match dice.random_range(0..5) {
+                0 => ProbeBody::Ping { seq, suspected: Some((Generation(101), incarnation)) },
+                1 => ProbeBody::Ack { seq, generation, incarnation },
+                2 => ProbeBody::PingReq { seq, target: node, target_addr: addr },
+                3 => ProbeBody::IndirectAck { seq, target: node, generation, incarnation },
+                _ => ProbeBody::Nack { seq },
+            };
+            let to = world.hosts[victim].id;
+            let probe = Probe { cluster: "sim".to_owned(), from: node, generation, to, body };
+            world.member(victim).handle_probe(now, addr, probe, dice.random_bool(0.5));
+            world.drain(victim);
+            world.run(ms(5));
+        }
+        let mut facts = world.member(1).me().clone();
+        facts.suspicions.insert(world.hosts[0].id, (Generation(101), Incarnation(u64::MAX)));
+        let now = world.moment();
+        world.member(0).handle_facts(now, vec![facts]);
+        ensure(world.member(0).me().incarnation.0 < 1 << 34, "nonsense uses up no incarnations")?;
+        world.run(secs(5));
+        world.run_until_agreed(secs(10)).map(|_| ())
+    });
+}
+
+#[test]
+fn packets_for_another_cluster_or_node_are_not_answered() {
+    let mut world = World::running(1, 2);
+    let (now, from, to, addr) = (world.moment(), world.hosts[0].id, world.hosts[1].id, world.addr(0));
+    let ping = |cluster: &str, to| Probe {
+        cluster: cluster.to_owned(),
+        from,
+        generation: Generation(101),
+        to,
+        body: ProbeBody::Ping { seq: 1, suspected: None },
+    };
+    let mut answers = |probe| {
+        world.member(1).handle_probe(now, addr, probe, false);
+        std::iter::from_fn(|| world.member(1).poll_output()).count()
+    };
+    assert_eq!(answers(ping("another", to)), 0);
+    assert_eq!(answers(ping("sim", NodeId(77))), 0);
+    assert_eq!(answers(ping("sim", to)), 1);
+}
+
+#[test]
+fn what_the_node_says_about_itself_is_its_own_apart_from_its_membership() {
+    let mut world = World::running(1, 3);
+    let before = world.member(0).me().clone();
+    let epoch = world.member(0).view_epoch();
+    world.member(0).update_own(|own| {
+        own.load.backlog = 7;
+        own.incarnation = Incarnation(99);
+        own.suspicions.insert(NodeId(5), (Generation(1), Incarnation(0)));
+    });
+    assert_eq!(world.member(0).poll_output(), Some(MembershipOutput::OwnFactsChanged { urgent: false }));
+    assert_eq!(world.member(0).me().load.backlog, 7);
+    assert_eq!(world.member(0).me().incarnation, before.incarnation);
+    assert!(world.member(0).me().suspicions.is_empty());
+    assert_eq!(world.member(0).view_epoch(), epoch, "load places nothing");
+    world.member(0).update_own(|own| own.weight = 3);
+    assert_eq!(world.member(0).view_epoch(), epoch + 1);
 }

@@ -138,6 +138,8 @@ enum Waiting {
 struct Pod {
     job: JobId,
     state: PodState,
+    /// Why it was told to end; nothing while it was not.
+    ended_because: &'static str,
 }
 
 /// A claim on its way to its executor's start.
@@ -172,6 +174,7 @@ struct Counters {
     sealed: u64,
     expired: u64,
     late_reports: u64,
+    overlaps_told: u64,
 }
 
 impl Peer {
@@ -346,11 +349,11 @@ impl Peer {
                 self.change(now, key.job, |record| record.start(dot, key.claim, at));
             }
             PodEvent::Ended { key, at, end } => {
-                self.pods.remove(&key.claim);
+                let because = self.pods.remove(&key.claim).map_or("", |pod| pod.ended_because);
                 self.must_schedule |= self.room.release(key.claim);
                 let dot = self.next_dot();
                 self.change(now, key.job, |record| {
-                    let fate = fate_of(record, key.claim, dot, at, end);
+                    let fate = fate_of(record, key.claim, dot, at, end, because);
                     record.advance(key.claim, fate);
                 });
                 self.dirty.insert(key.job);
@@ -397,6 +400,7 @@ impl Peer {
         self.membership.set_status(now, Status::Draining);
         for (claim, pod) in &mut self.pods {
             pod.state = PodState::Ending;
+            pod.ended_because = "its node was shut down";
             self.outbox.send(Effect::StopPod(AttemptKey { job: pod.job, claim: *claim }));
         }
     }
@@ -672,6 +676,7 @@ impl Peer {
             ("records_sealed_total", counters.sealed),
             ("records_expired_total", counters.expired),
             ("late_reports_total", counters.late_reports),
+            ("overlaps_told_total", counters.overlaps_told),
         ];
         counted.extend(self.membership.counters());
         Snapshot {
@@ -729,19 +734,16 @@ impl Peer {
     }
 }
 
-/// What becomes of an attempt whose pod ended, by its executor's own word.
-fn fate_of(record: &Record, claim: Dot, dot: Dot, at: Timestamp, end: PodEnd) -> Fate {
+/// What becomes of an attempt whose pod ended, by its executor's own word. One that was told to end without the
+/// job being over goes back: it counts against nothing.
+fn fate_of(record: &Record, claim: Dot, dot: Dot, at: Timestamp, end: PodEnd, because: &str) -> Fate {
     let (phase, exit, reason) = match end {
         PodEnd::Exited(Exit::Code(0)) => (Phase::Succeeded, Some(Exit::Code(0)), String::new()),
         PodEnd::Exited(exit) => (Phase::Failed, Some(exit), String::new()),
-        PodEnd::Stopped(exit) if record.stop.is_some() => (Phase::Stopped, Some(exit), String::new()),
-        PodEnd::Stopped(exit) if record.is_superseded(claim) => {
-            (Phase::Stopped, Some(exit), "another attempt superseded it".to_owned())
+        PodEnd::Stopped(exit) => {
+            let over = record.stop.is_some() || record.is_superseded(claim) || record.state().is_terminal();
+            (if over { Phase::Stopped } else { Phase::Returned }, Some(exit), because.to_owned())
         }
-        PodEnd::Stopped(exit) if record.state().is_terminal() => {
-            (Phase::Stopped, Some(exit), "the job had ended".to_owned())
-        }
-        PodEnd::Stopped(exit) => (Phase::Returned, Some(exit), "its node was shut down".to_owned()),
         PodEnd::CouldNotStart { code, reason } => (Phase::Failed, Some(Exit::Code(code)), reason),
         PodEnd::Unable { reason } => (Phase::Returned, None, reason),
     };
