@@ -15,9 +15,9 @@ use flockwork::model::record::JobState;
 use flockwork::model::request::Draft;
 use flockwork::model::spec::{Driver, Spec};
 use flockwork::model::wire::{LogRequest, Stream};
+use flockwork::node::Node;
 use flockwork::node::handle::Handle;
 use flockwork::node::options::NodeOptions;
-use flockwork::node::Node;
 
 const SLICES: u64 = 8;
 
@@ -35,7 +35,8 @@ async fn main() -> anyhow::Result<()> {
     let slice = below.div_ceil(SLICES);
     let drafts = (0..SLICES).map(|at| {
         let payload = serde_json::json!({"from": at * slice, "to": ((at + 1) * slice).min(below)});
-        let spec = Spec { driver: Driver::Handler, handler: Some("primes".into()), payload: Some(payload), ..Spec::default() };
+        let spec =
+            Spec { driver: Driver::Handler, handler: Some("primes".into()), payload: Some(payload), ..Spec::default() };
         Draft { spec, retry_of: None }
     });
     let submitted = handle.submit(drafts.collect()).await?;
@@ -55,7 +56,7 @@ async fn count_primes(context: HandlerContext) -> Result<(), HandlerError> {
     let (from, to) = (bound("from")?, bound("to")?);
     let mut primes = 0;
     for number in from..to {
-        if number % 1_024 == 0 {
+        if number.is_multiple_of(1_024) {
             if context.cancelled.is_cancelled() {
                 return Err(format!("cancelled at {number}").into());
             }
@@ -69,7 +70,8 @@ async fn count_primes(context: HandlerContext) -> Result<(), HandlerError> {
 }
 
 fn is_prime(number: u64) -> bool {
-    number >= 2 && (2..).take_while(|divisor| divisor * divisor <= number).all(|divisor| number % divisor != 0)
+    number >= 2
+        && (2..).take_while(|divisor| divisor * divisor <= number).all(|divisor| !number.is_multiple_of(divisor))
 }
 
 /// Waits for the job's end and reads the number that it wrote.

@@ -232,8 +232,7 @@ impl JobView {
             id: record.id,
             name: record.spec().name.clone(),
             state,
-            // A record is final when it is sealed, and no node seals records yet that speaks this version.
-            is_final: false,
+            is_final: record.is_final(),
             retry_of: record.submission.retry_of,
             reason: reason::of(record, names, now),
             spec: SpecView { submission: Arc::clone(&record.submission), without_stdin: false },

@@ -374,7 +374,8 @@ pub(crate) async fn cancel(session: &Session, args: &CancelArgs) -> Outcome {
 pub(crate) async fn retry(session: &Session, args: &OneJob) -> Outcome {
     let client = session.client()?;
     let id = session.name_in_path(&args.job)?;
-    let answer = client.ask(&Request::post(format!("/v1/jobs/{id}/retry"), Repeat::OnlyIfUnsent).as_one()).await?;
+    let answer =
+        client.ask(&Request::post(format!("/v1/jobs/{id}/retry"), Repeat::OnlyIfUnsent).with_random_key()).await?;
     let new = answer.body.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
     match session.printer.form {
         OutputForm::Table | OutputForm::Id => session.printer.line(&new)?,

@@ -296,8 +296,9 @@ impl<'a> LogReader<'a> {
     fn tell_missing(&mut self, missing: &Missing) {
         if self.missing.insert((missing.attempt, missing.stream)) {
             let Missing { stream, attempt, node_name, missing } = missing;
+            let rest = if self.bookmarks.contains_key(&(*attempt, *stream)) { "the rest of " } else { "" };
             let stream = stream.as_str();
-            note(&format!("{stream} of attempt {attempt} on {node_name} cannot be shown: {missing}"));
+            note(&format!("{rest}{stream} of attempt {attempt} on {node_name} cannot be shown: {missing}"));
         }
     }
 

@@ -621,12 +621,12 @@ impl Gateway {
         let Some(Gathering::Job { request }) = self.gathering(ask) else {
             return;
         };
-        if let JobRequest::Watch { known, until, .. } = request {
-            if *known == Some(answer.version) && *until > now {
-                let partition = routing.placement.partition_of(answer.record.id);
-                self.ask_owner(now, ask, partition, BTreeSet::new(), routing);
-                return;
-            }
+        if let JobRequest::Watch { known, until, .. } = request
+            && *known == Some(answer.version)
+            && *until > now
+        {
+            let partition = routing.placement.partition_of(answer.record.id);
+            return self.ask_owner(now, ask, partition, BTreeSet::new(), routing);
         }
         self.close(ask, Ok(Told::Job(answer)));
     }
@@ -679,10 +679,9 @@ impl Gateway {
                 let mut missing = std::mem::take(missing);
                 if *open > 0 {
                     let asked = self.questions.values();
-                    missing.extend(asked.filter_map(|question| match question.about {
-                        About::List { ask: of, .. } if of == ask => Some(question.asked),
-                        _ => None,
-                    }));
+                    let is_part =
+                        |question: &&Question| matches!(question.about, About::List { ask: of, .. } if of == ask);
+                    missing.extend(asked.filter(is_part).map(|question| question.asked));
                 }
                 Ok(Told::Listing(Listing { records, next, missing: missing.into_iter().collect() }))
             }

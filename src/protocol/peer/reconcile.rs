@@ -2,6 +2,7 @@
 //! ways in which a record changes: this node writes to it, or merges what another knows.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::model::id::{Actor, AttemptKey, Dot, JobId, NodeId};
 use crate::model::member::{Load, Status};
@@ -16,12 +17,20 @@ use super::super::lifecycle::{ExecutorDoes, OwnerDoes, OwnerSees, PodState, exec
 use super::super::records::Held;
 use super::{Confirming, Peer, Pod, Waiting};
 
+/// How long a pod that is told to end may take, killing it included.
+const POD_GRACE: Duration = Duration::from_secs(6);
+
 impl Peer {
     /// Writes to a record this node holds, and spreads it if that changed anything.
     pub(super) fn change(&mut self, now: Now, job: JobId, write: impl FnOnce(&mut Record)) {
         let Some(held) = self.records.get(job) else {
             return;
         };
+        if held.record.is_final() {
+            // What is said too late of a sealed record is only counted.
+            self.counters.late_reports += 1;
+            return;
+        }
         let mut record = Record::clone(&held.record);
         write(&mut record);
         if record != *held.record {
@@ -61,6 +70,14 @@ impl Peer {
         if record.validate().is_err() {
             self.counters.rejected_records += 1;
             return None;
+        }
+        if record.seal.is_some_and(|seal| seal.expires_hour < now.wall.hour()) {
+            // Its time is over here: whoever still has it may count this node among those that had it.
+            if self.records.get(job).is_some() {
+                self.counters.expired += 1;
+                self.drop_record(job);
+            }
+            return Some(theirs);
         }
         let merged = match self.records.get(job) {
             None => record,
@@ -119,15 +136,16 @@ impl Peer {
                 self.must_schedule |= self.room.release(*claim);
             }
             let pod = self.pods.get(claim).map_or(PodState::None, |pod| pod.state);
-            match executor_decides(&record, *claim, attempt, self.me, pod) {
+            match executor_decides(&record, *claim, attempt, self.me, pod, self.membership.view()) {
                 ExecutorDoes::Wait => {
                     if attempt.is_live() && attempt.claim.executor == self.me {
                         self.room.take(job, *claim, record.spec().need());
                     }
                 }
-                ExecutorDoes::EndPod => {
+                ExecutorDoes::EndPod(reason) => {
                     if let Some(pod) = self.pods.get_mut(claim) {
                         pod.state = PodState::Ending;
+                        pod.ended_because = reason;
                         self.outbox.send(Effect::StopPod(AttemptKey { job, claim: *claim }));
                     }
                 }
@@ -201,7 +219,16 @@ impl Peer {
             known_since: held.known_since,
             idle_since: held.idle_since,
             strangers_until: self.started + self.config.timing.suspicion_max * 2,
+            pause_takes: self.pause_takes(),
         }
+    }
+
+    /// A cut-off executor suspects the others after a probe of each at the worst, and doubts for no longer than the
+    /// longest grace; then its pods get theirs.
+    fn pause_takes(&self) -> Duration {
+        let timing = &self.config.timing;
+        let members = u32::try_from(self.membership.view().len()).unwrap_or(u32::MAX);
+        timing.suspicion_max + timing.probe_interval.saturating_mul(members) + POD_GRACE
     }
 
     fn stop_deciding(&mut self, job: JobId) {
@@ -250,6 +277,15 @@ impl Peer {
             self.records.remove(job);
             self.outbox.save(job);
         }
+    }
+
+    /// Lets go of a record that is nobody's business any more, and of what its attempts left on this machine.
+    pub(super) fn drop_record(&mut self, job: JobId) {
+        self.replication.forget(job);
+        self.stop_deciding(job);
+        self.records.remove(job);
+        self.outbox.save(job);
+        self.outbox.send_when_stored(Effect::Sweep(job));
     }
 
     /// Copies of the record were stored: tells those who waited for that.
@@ -337,7 +373,8 @@ impl Peer {
         let startable = attempt.claim.executor == self.me
             && attempt.fate.phase == Phase::Claimed
             && !self.pods.contains_key(&claim)
-            && executor_decides(&record, claim, attempt, self.me, PodState::None) == ExecutorDoes::Wait;
+            && executor_decides(&record, claim, attempt, self.me, PodState::None, self.membership.view())
+                == ExecutorDoes::Wait;
         if !startable {
             return;
         }
@@ -347,7 +384,7 @@ impl Peer {
             return;
         }
         self.room.take(job, claim, record.spec().need());
-        self.pods.insert(claim, Pod { job, state: PodState::Running });
+        self.pods.insert(claim, Pod { job, state: PodState::Running, ended_because: "" });
         self.counters.started += 1;
         self.outbox.send_when_stored(Effect::StartPod(PodStart {
             key: AttemptKey { job, claim },
