@@ -77,7 +77,8 @@ async fn run_ends_as_its_job_does() {
 async fn ctrl_c_in_run_cancels_the_job_and_waits_for_its_end() {
     let cluster = Cluster::of(3).await;
     let sleep = long_sleep();
-    let running = cluster.begin(&[0], &["run", "--", "sh", "-c", &format!("trap 'echo bye; exit' TERM; sleep {sleep} & wait")]);
+    let running =
+        cluster.begin(&[0], &["run", "--", "sh", "-c", &format!("trap 'echo bye; exit' TERM; sleep {sleep} & wait")]);
     just_one(&sleep, seconds(20)).await;
     crate::processes::signal(running.pid(), rustix::process::Signal::INT);
     let told = running.told().await;

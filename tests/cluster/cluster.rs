@@ -289,7 +289,8 @@ impl Cluster {
 
     /// What the attempt that tells how the job stands wrote to its standard output.
     pub async fn output(&self, via: usize, id: &str) -> String {
-        let response = self.request(via, Method::GET, &format!("/v1/jobs/{id}/logs?stream=stdout")).send().await.unwrap();
+        let response =
+            self.request(via, Method::GET, &format!("/v1/jobs/{id}/logs?stream=stdout")).send().await.unwrap();
         let (status, text) = (response.status(), response.text().await.unwrap());
         assert_eq!(status, 200, "{text}");
         text
@@ -406,7 +407,7 @@ impl Drop for Cluster {
         }
         let mut left = Vec::new();
         for _ in 0..100 {
-            left = processes::with_environment_below(self.dir.path());
+            left = processes::at_home_in(self.dir.path());
             if left.is_empty() {
                 break;
             }

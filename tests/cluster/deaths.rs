@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, last_attempt};
-use crate::processes::{gone, just_one, long_sleep, with_argument};
+use crate::cluster::{Cluster, last_attempt, text};
+use crate::processes::{gone, just_one, long_sleep, sleepers};
 use crate::{eventually, seconds};
 
 #[tokio::test]
@@ -14,7 +14,7 @@ async fn a_killed_nodes_pods_die_with_it_and_their_jobs_go_on_as_new_attempts() 
     let family = format!("sleep {sleep} & sleep {sleep}; wait");
     let bound = json!({"command": ["sh", "-c", family], "require": {"place": "2"}});
     let id = cluster.submit(0, bound).await;
-    let both = eventually("both sleepers", seconds(20), async || match with_argument(&sleep) {
+    let both = eventually("both sleepers", seconds(20), async || match sleepers(&sleep) {
         pids if pids.len() == 2 => Ok(pids),
         pids => Err(format!("{pids:?}")),
     })
@@ -29,7 +29,7 @@ async fn a_killed_nodes_pods_die_with_it_and_their_jobs_go_on_as_new_attempts() 
     let again = cluster.job_where(0, &id, |job| last_attempt(job)["number"] == 2).await;
     assert_eq!(again["attempts"][0]["phase"], "lost", "{again}");
     assert_eq!(cluster.runs_on(1, &id).await, 2);
-    eventually("two new sleepers", seconds(20), async || match with_argument(&sleep) {
+    eventually("two new sleepers", seconds(20), async || match sleepers(&sleep) {
         pids if pids.len() == 2 && pids.iter().all(|pid| !both.contains(pid)) => Ok(()),
         pids => Err(format!("{pids:?}")),
     })
@@ -58,7 +58,7 @@ async fn jobs_of_a_frozen_node_go_on_elsewhere_and_it_comes_back_by_itself() {
     let frozen = places[0];
     let (one, other) = ((frozen + 1) % 3, (frozen + 2) % 3);
     let theirs = |pids: Vec<u32>| pids.first().copied().unwrap_or_else(|| panic!("its pod runs"));
-    let first_pods: Vec<u32> = sleeps.iter().map(|sleep| theirs(with_argument(sleep))).collect();
+    let first_pods: Vec<u32> = sleeps.iter().map(|sleep| theirs(sleepers(sleep))).collect();
 
     let begun = tokio::time::Instant::now();
     cluster.freeze(frozen);
@@ -139,7 +139,7 @@ async fn every_acknowledged_job_ends_though_all_nodes_are_killed_at_once() {
     let specs: Vec<Value> = (0..60).map(|n| json!({"command": ["sh", "-c", format!("sleep 0.3; echo {n}")]})).collect();
     let (status, body) = cluster.post(1, &json!(specs)).await;
     assert_eq!(status, 201, "{body}");
-    let ids: Vec<String> = body["jobs"].as_array().unwrap().iter().map(|job| crate::cluster::text(&job["id"])).collect();
+    let ids: Vec<String> = body["jobs"].as_array().unwrap().iter().map(|job| text(&job["id"])).collect();
 
     cluster.ended(0, &ids[5]).await;
     cluster.kill_all(&[0, 1, 2]).await;
@@ -154,13 +154,38 @@ async fn every_acknowledged_job_ends_though_all_nodes_are_killed_at_once() {
 }
 
 #[tokio::test]
+async fn a_lone_survivor_takes_jobs_and_says_that_they_are_less_durable() {
+    let mut cluster = Cluster::of(3).await;
+    cluster.kill_all(&[0, 2]).await;
+    cluster.agree().await;
+    let (status, body) = cluster.post(1, &json!({"command": ["echo", "alone"]})).await;
+    let receipt = &body["receipt"];
+    assert_eq!((status, &receipt["stored"], &receipt["wanted"]), (202, &json!(1), &json!(2)), "{body}");
+    let id = text(&body["id"]);
+    assert_eq!(cluster.ended(1, &id).await["state"], "succeeded");
+    let told = cluster.flockwork(&[1], &["submit", "--", "true"]).await;
+    assert_eq!((told.code, told.out.trim().len()), (Some(6), 32), "{told:?}");
+
+    cluster.restart(&[0, 2]).await;
+    cluster.converge().await;
+    for via in cluster.live() {
+        let job = cluster.job(via, &id).await;
+        assert_eq!((&job["state"], &job["replicas"]), (&json!("succeeded"), &json!({"agree": 3, "of": 3})), "{job}");
+    }
+}
+
+#[tokio::test]
 async fn a_single_node_is_a_cluster_and_says_how_durable_it_is() {
     for (replicas, status, stored, wanted) in [(1, 201, 1, 1), (3, 201, 1, 1)] {
         let cluster = Cluster::with(1, |_| format!("--slots 4 --replicas {replicas}")).await;
         let (told, body) = cluster.post(0, &json!({"command": ["echo", "alone"]})).await;
-        assert_eq!((told, &body["receipt"]["stored"], &body["receipt"]["wanted"]), (status, &json!(stored), &json!(wanted)), "{body}");
+        assert_eq!(
+            (told, &body["receipt"]["stored"], &body["receipt"]["wanted"]),
+            (status, &json!(stored), &json!(wanted)),
+            "{body}"
+        );
         assert_eq!(body["receipt"]["replicas"], json!([cluster.node(0).id]), "{body}");
-        let id = crate::cluster::text(&body["id"]);
+        let id = text(&body["id"]);
         assert_eq!(cluster.ended(0, &id).await["state"], "succeeded");
         assert_eq!(cluster.output(0, &id).await, "alone\n");
         cluster.converge().await;

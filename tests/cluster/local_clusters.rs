@@ -5,9 +5,9 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-use crate::processes::{signal, with_environment_below};
+use crate::processes::{all_gone_from, signal};
 use crate::program::{Running, program};
-use crate::{eventually, seconds};
+use crate::seconds;
 
 #[tokio::test]
 async fn the_demo_shows_what_it_promises_within_a_minute() {
@@ -27,7 +27,8 @@ async fn the_demo_shows_what_it_promises_within_a_minute() {
 async fn up_is_a_cluster_until_ctrl_c() {
     let home = TempDir::new().unwrap();
     let data = home.path().join("data");
-    let mut up = Running::start(program(home.path()), ["up", "--nodes", "3", "-o", "json", "--dir", data.to_str().unwrap()]);
+    let mut up =
+        Running::start(program(home.path()), ["up", "--nodes", "3", "-o", "json", "--dir", data.to_str().unwrap()]);
     let told: Value = serde_json::from_str(&up.line().await).unwrap();
     let nodes = told["nodes"].as_array().unwrap();
     assert_eq!(nodes.len(), 3, "{told}");
@@ -45,11 +46,15 @@ async fn up_is_a_cluster_until_ctrl_c() {
         let pid = node["pid"].as_u64().unwrap();
         assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "node {node} has ended");
     }
-    eventually("the end of all pods", seconds(5), async || {
-        match with_environment_below(home.path()).as_slice() {
-            [] => Ok(()),
-            pids => Err(format!("{pids:?} live")),
-        }
-    })
-    .await;
+    all_gone_from(home.path(), seconds(5)).await;
+}
+
+#[tokio::test]
+async fn nodes_of_up_leave_by_themselves_when_it_is_killed() {
+    let home = TempDir::new().unwrap();
+    let mut up = Running::start(program(home.path()), ["up", "--nodes", "2", "-o", "json"]);
+    up.line().await;
+    signal(up.pid(), Signal::KILL);
+    assert_eq!(up.told().await.code, None);
+    all_gone_from(home.path(), seconds(20)).await;
 }

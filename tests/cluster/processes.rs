@@ -1,5 +1,6 @@
 //! What runs on this machine, as `/proc` tells it, and signals to processes of our own.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -20,37 +21,42 @@ pub fn signal(pid: u32, signal: Signal) {
     kill_process(pid, signal).unwrap_or_else(|error| panic!("{signal:?} to {pid:?}: {error}"));
 }
 
-/// The processes that have just this argument.
-pub fn with_argument(argument: &str) -> Vec<u32> {
-    matching("cmdline", |line| line.split(|byte| *byte == 0).any(|word| word == argument.as_bytes()))
+/// The processes that sleep for just this long.
+pub fn sleepers(sleep: &str) -> Vec<u32> {
+    let line = format!("sleep\0{sleep}\0").into_bytes();
+    matching("cmdline", |found| found == line)
 }
 
-/// The processes whose environment names something below this directory: a cluster's pods.
-pub fn with_environment_below(dir: &Path) -> Vec<u32> {
-    let below = format!("{}/", dir.display()).into_bytes();
-    matching("environ", |environment| environment.windows(below.len()).any(|window| window == below))
-}
-
-/// Waits until no process has the argument any more.
-pub async fn gone(argument: &str, within: Duration) {
-    eventually(&format!("the end of the processes with {argument}"), within, async || {
-        match with_argument(argument).as_slice() {
-            [] => Ok(()),
-            pids => Err(format!("{pids:?} live")),
-        }
+/// The processes whose environment names this directory, or something below it: nodes and their pods.
+pub fn at_home_in(dir: &Path) -> Vec<u32> {
+    let dir = dir.as_os_str().as_bytes();
+    let ends = |rest: &[u8]| matches!(rest.first(), None | Some(b'/' | b'\0'));
+    matching("environ", |environment| {
+        environment.windows(dir.len()).enumerate().any(|(at, part)| part == dir && ends(&environment[at + dir.len()..]))
     })
-    .await;
 }
 
-/// Waits until just one process has the argument, and says which.
-pub async fn just_one(argument: &str, within: Duration) -> u32 {
-    eventually(&format!("one process with {argument}"), within, async || {
-        match with_argument(argument).as_slice() {
-            [pid] => Ok(*pid),
-            pids => Err(format!("{pids:?} live")),
-        }
+/// Waits until there are none.
+pub async fn all_gone_from(dir: &Path, within: Duration) {
+    eventually("the end of all nodes and pods", within, async || none(&at_home_in(dir))).await;
+}
+
+/// Waits until nobody sleeps that long any more.
+pub async fn gone(sleep: &str, within: Duration) {
+    eventually(&format!("the end of sleep {sleep}"), within, async || none(&sleepers(sleep))).await;
+}
+
+/// Waits until just one process sleeps that long, and says which.
+pub async fn just_one(sleep: &str, within: Duration) -> u32 {
+    eventually(&format!("one sleep {sleep}"), within, async || match sleepers(sleep).as_slice() {
+        [pid] => Ok(*pid),
+        pids => Err(format!("{pids:?} live")),
     })
     .await
+}
+
+fn none(pids: &[u32]) -> Result<(), String> {
+    if pids.is_empty() { Ok(()) } else { Err(format!("{pids:?} live")) }
 }
 
 fn matching(file: &str, is_meant: impl Fn(&[u8]) -> bool) -> Vec<u32> {

@@ -14,7 +14,7 @@ use crate::seconds;
 /// The longest that any command of a story takes.
 const COMMAND_WITHIN: Duration = seconds(90);
 
-/// The program with nothing of this test's own surroundings: no settings, and a home of its own.
+/// The program with nothing of this test's own surroundings: no settings, and a home (and place for temporary files) of its own.
 pub fn program(home: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flockwork"));
     for (name, _) in std::env::vars_os() {
@@ -22,7 +22,7 @@ pub fn program(home: &Path) -> Command {
             command.env_remove(&name);
         }
     }
-    command.env("HOME", home).env_remove("XDG_STATE_HOME").env_remove("XDG_CONFIG_HOME");
+    command.env("HOME", home).env("TMPDIR", home).env_remove("XDG_STATE_HOME").env_remove("XDG_CONFIG_HOME");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     command
 }

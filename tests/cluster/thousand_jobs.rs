@@ -1,6 +1,8 @@
 //! The main story: a thousand jobs, five nodes, and one of them killed in the middle.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
+use std::path::Path;
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -14,8 +16,9 @@ const VICTIM: usize = 2;
 #[tokio::test]
 async fn a_thousand_jobs_outlive_a_node_that_is_killed_while_they_run() {
     let mut cluster = Cluster::alone(NODES).await;
+    let ledger = tempfile::NamedTempFile::new().unwrap();
     let share = JOBS / NODES;
-    let submits = (0..NODES).map(|via| submit_in_bulk(&cluster, via, via * share..(via + 1) * share));
+    let submits = (0..NODES).map(|via| submit_in_bulk(&cluster, via, via * share..(via + 1) * share, ledger.path()));
     let ids = futures_util::future::join_all(submits).await.concat();
     assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), JOBS);
 
@@ -40,12 +43,22 @@ async fn a_thousand_jobs_outlive_a_node_that_is_killed_while_they_run() {
     for (number, output) in outputs.iter().enumerate() {
         assert_eq!(*output, format!("{number} squared is {}\n", number * number));
     }
+
+    // What the jobs wrote down themselves, past flockwork, is what flockwork says of them.
+    let mut runs = vec![0; JOBS];
+    for line in std::fs::read_to_string(ledger.path()).unwrap().lines() {
+        runs[line.parse::<usize>().unwrap()] += 1;
+    }
+    for (job, runs) in jobs.iter().zip(runs) {
+        let attempts = job["attempts"].as_array().unwrap().len();
+        assert!((1..=attempts).contains(&runs), "it ran to its end {runs} times: {job}");
+    }
 }
 
 /// Submits the jobs with these numbers in one request: an array to every other node, lines to the rest.
-async fn submit_in_bulk(cluster: &Cluster, via: usize, numbers: std::ops::Range<usize>) -> Vec<String> {
-    const SCRIPT: &str = "sleep 0.$(($1 % 3)); echo $1 squared is $(($1 * $1))";
-    let spec = |number: usize| json!({"command": ["sh", "-c", SCRIPT, "sh", number.to_string()]});
+async fn submit_in_bulk(cluster: &Cluster, via: usize, numbers: Range<usize>, ledger: &Path) -> Vec<String> {
+    const SCRIPT: &str = "sleep 0.$(($1 % 3)); echo $1 squared is $(($1 * $1)); echo $1 >> $2";
+    let spec = |number: usize| json!({"command": ["sh", "-c", SCRIPT, "sh", number.to_string(), ledger]});
     let specs: Vec<Value> = numbers.map(spec).collect();
     let request = cluster.request(via, Method::POST, "/v1/jobs");
     let request = if via.is_multiple_of(2) {
