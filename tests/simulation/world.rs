@@ -395,7 +395,7 @@ impl World {
                     process.timer = None;
                     process.last_call =
                         if process.last_call.0 == self.now { (self.now, process.last_call.1 + 1) } else { (self.now, 1) };
-                    assert!(process.last_call.1 < CALLS_AT_ONCE, "the Peer asks to be called again and again");
+                    assert!(process.last_call.1 < CALLS_AT_ONCE, "the Peer of n{node} asks to be called again and again at {now:?}");
                     process.peer.handle_timeout(now);
                 }
             }
