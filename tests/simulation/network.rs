@@ -384,12 +384,14 @@ pub fn describe(packet: &Packet) -> String {
             format!("push {seq}: {}", records.join(", "))
         }
         Message::Stored { seq, versions } => format!("stored {seq}: {} records", versions.len()),
-        Message::Compare { round, takeover, digests } => {
+        Message::Compare { round, takeover, horizon: _, digests } => {
             format!("compare {round}: {} partitions{}", digests.len(), if *takeover { ", to take over" } else { "" })
         }
-        Message::Differ { round, partitions } => format!("differ {round}: {} partitions", partitions.len()),
+        Message::Differ { round, horizon: _, partitions } => format!("differ {round}: {} partitions", partitions.len()),
         Message::Fetch { round, jobs } => format!("fetch {round}: {} records", jobs.len()),
         Message::Fetched { round, records, .. } => format!("fetched {round}: {} records", records.len()),
+        Message::Check { round, versions } => format!("check {round}: {} records", versions.len()),
+        Message::Checked { round, same } => format!("checked {round}: {} records", same.len()),
         Message::Offer { job, .. } => format!("offer of {}", short(job.0)),
         Message::OfferAnswer { job, accepted, .. } => format!("offer of {}: {accepted}", short(job.0)),
         Message::Withdraw { job } => format!("offer of {} withdrawn", short(job.0)),

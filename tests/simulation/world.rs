@@ -14,11 +14,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flockwork::model::config::{Config, Profile, Timing};
+use flockwork::model::config::{Config, Profile};
 use flockwork::model::id::{Generation, Incarnation, JobId, NodeId};
 use flockwork::model::member::{ClusterSettings, Facts, Fingerprint, Load, PartitionSet, Status, WIRE_VERSION};
 use flockwork::model::resources::Resources;
-use flockwork::model::spec::Driver;
 use flockwork::model::time::{Moment, Now, Timestamp};
 use flockwork::protocol::effect::{Effect, PodEvent};
 use flockwork::protocol::gateway::{Ask, AskId};
@@ -497,11 +496,11 @@ impl World {
                 replicas: self.options.replicas,
                 forget_after: self.options.forget_after,
             },
-            timing: Timing::of(Profile::Local),
-            capacity: Resources { slots: self.nodes[node].slots, ..Resources::default() },
-            weight: 1,
             labels: BTreeMap::from([("place".to_owned(), format!("n{node}"))]),
-            drivers: [Driver::Process].into(),
+            ..Config::new(
+                Profile::Local,
+                Resources { slots: self.nodes[node].slots, ..Resources::default() },
+            )
         }
     }
 
