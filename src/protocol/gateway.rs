@@ -381,7 +381,7 @@ impl Gateway {
             (About::Events, Response::Events { newest, events }) => {
                 let mine = from == routing.me;
                 // Everybody sees the members for itself; only jobs are heard from others.
-                let told = events.into_iter().filter(|event| mine || matches!(event.kind, EventKind::Job { .. }));
+                let told = events.into_iter().filter(|event| mine || !matches!(event.kind, EventKind::Member { .. }));
                 self.heard.extend(told.map(|event| (from, event)));
                 if let Some(listening) = self.listening.as_mut().and_then(|all| all.get_mut(&from)) {
                     listening.after = Some(newest);

@@ -174,6 +174,7 @@ struct Counters {
     sealed: u64,
     expired: u64,
     late_reports: u64,
+    overlaps_told: u64,
 }
 
 impl Peer {
@@ -675,6 +676,7 @@ impl Peer {
             ("records_sealed_total", counters.sealed),
             ("records_expired_total", counters.expired),
             ("late_reports_total", counters.late_reports),
+            ("overlaps_told_total", counters.overlaps_told),
         ];
         counted.extend(self.membership.counters());
         Snapshot {
