@@ -290,9 +290,9 @@ impl Peer {
             Message::Compare { round, takeover, digests } => {
                 self.handle_compare(now, from, round, takeover, &digests);
             }
-            Message::Differ { round, partitions } => {
+            Message::Differ { round, partitions, unsaved } => {
                 let (difference, step) =
-                    self.comparison.handle_differ(now.moment, from, round, partitions, &self.records);
+                    self.comparison.handle_differ(now.moment, from, round, partitions, unsaved, &self.records);
                 self.learn_difference(now, from, &difference);
                 self.step_comparison(now, from, step);
             }
