@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, text};
 use crate::processes::{gone, just_one, long_sleep};
+use crate::program::Running;
 use crate::seconds;
 
 #[tokio::test]
@@ -33,6 +34,42 @@ async fn a_client_with_two_addresses_gets_over_the_death_of_its_node() {
     for out in [run.good(), logs.good()] {
         assert!(out == "before\nafter\n" || out == "before\nbefore\nafter\n", "{out:?}");
     }
+}
+
+#[tokio::test]
+async fn clients_that_submit_while_nodes_die_in_turn_lose_nothing() {
+    const NODES: usize = 4;
+    const CLIENTS: usize = 3;
+    const JOBS: usize = 25;
+    let mut cluster = Cluster::of(NODES).await;
+    let dir = tempfile::TempDir::new().unwrap();
+    let (numbers, ledger) = (dir.path().join("numbers"), dir.path().join("ledger"));
+    std::fs::write(&numbers, (0..JOBS).map(|number| format!("{number}\n")).collect::<String>()).unwrap();
+
+    for victim in 0..NODES {
+        let begin = |client: usize| {
+            let script = format!("sleep 0.1; echo {victim} {client} $1 >> {}", ledger.display());
+            let job = ["submit", "--wait", "-a", numbers.to_str().unwrap(), "--", "sh", "-c", &script, "sh"];
+            cluster.begin(&[victim, (victim + 1) % NODES], &job)
+        };
+        let mut clients: Vec<_> = (0..CLIENTS).map(begin).collect();
+        // The first client is told of its jobs now; the others are somewhere on the way there.
+        clients[0].line().await;
+        cluster.kill(victim).await;
+        for told in join_all(clients.into_iter().map(Running::told)).await {
+            // A receipt that the death cut short is told by 6.
+            assert!(matches!(told.code, Some(0 | 6)), "{told:?}");
+            assert!(told.err.contains("25 of 25 succeeded"), "{told:?}");
+        }
+        cluster.restart(&[victim]).await;
+        cluster.agree().await;
+    }
+    let jobs = cluster.list(0, 100, "&state=succeeded").await.len();
+    assert_eq!(jobs, NODES * CLIENTS * JOBS, "what was submitted again under its key made no second job");
+    let ledger = std::fs::read_to_string(ledger).unwrap();
+    let runs: BTreeSet<&str> = ledger.lines().collect();
+    assert_eq!(runs.len(), jobs, "every job ran to its end");
+    cluster.converge().await;
 }
 
 #[tokio::test]
