@@ -391,7 +391,7 @@ pub fn describe(packet: &Packet) -> String {
         Message::Compare { round, takeover, horizon: _, digests } => {
             format!("compare {round}: {} partitions{}", digests.len(), if *takeover { ", to take over" } else { "" })
         }
-        Message::Differ { round, horizon: _, partitions } => format!("differ {round}: {} partitions", partitions.len()),
+        Message::Differ { round, partitions, .. } => format!("differ {round}: {} partitions", partitions.len()),
         Message::Fetch { round, jobs } => format!("fetch {round}: {} records", jobs.len()),
         Message::Fetched { round, records, .. } => format!("fetched {round}: {} records", records.len()),
         Message::Check { round, versions } => format!("check {round}: {} records", versions.len()),

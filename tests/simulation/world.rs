@@ -590,7 +590,8 @@ impl World {
         let members = place.disk.members.clone();
         let mut contacts: Vec<NodeId> = members.iter().map(|member| member.node).collect();
         let has_seeds = place.has_seeds;
-        contacts.extend(self.nodes.iter().take(2).map(|seed| seed.id).filter(|_| has_seeds));
+        // Whoever starts a node names some of those who are there.
+        contacts.extend(self.nodes.iter().filter(|seed| has_seeds && !seed.has_left).map(|seed| seed.id));
         contacts.sort_unstable();
         contacts.dedup();
         let held = records.len();

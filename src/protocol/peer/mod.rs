@@ -300,9 +300,9 @@ impl Peer {
             Message::Compare { round, takeover, horizon, digests } => {
                 self.handle_compare(now, from, round, takeover, horizon, &digests);
             }
-            Message::Differ { round, horizon, partitions } => {
+            Message::Differ { round, horizon, partitions, unsaved } => {
                 let (difference, step) =
-                    self.comparison.handle_differ(now.moment, from, round, horizon, partitions, &self.records);
+                    self.comparison.handle_differ(now.moment, from, round, horizon, partitions, unsaved, &self.records);
                 self.learn_difference(now, from, &difference);
                 self.step_comparison(now, from, step);
             }
