@@ -72,10 +72,10 @@ pub(crate) async fn logs(session: &Session, args: &LogsArgs) -> Outcome {
     reader.attempts.clone_from(&args.attempt);
     match session.printer.form {
         OutputForm::Id => session.printer.line(&id)?,
-        OutputForm::Table | OutputForm::Json | OutputForm::Jsonl if args.follow => {
+        OutputForm::Table | OutputForm::Wide | OutputForm::Json | OutputForm::Jsonl if args.follow => {
             reader.follow().await?;
         }
-        OutputForm::Table | OutputForm::Json | OutputForm::Jsonl => {
+        OutputForm::Table | OutputForm::Wide | OutputForm::Json | OutputForm::Jsonl => {
             let mut tries = 1;
             while let Told::Broken(why) = reader.read(false).await? {
                 if tries == MOST_TRIES_AFTER_END {
@@ -279,7 +279,7 @@ impl<'a> LogReader<'a> {
         }
         *bookmark = piece.offset.saturating_add(bytes.len() as u64);
         self.announce(piece.attempt);
-        if self.form == OutputForm::Table {
+        if matches!(self.form, OutputForm::Table | OutputForm::Wide) {
             let fresh = &bytes[seen..];
             match piece.stream {
                 StreamName::Stdout => write_all(tokio::io::stdout(), fresh).await,

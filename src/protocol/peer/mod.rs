@@ -639,7 +639,12 @@ impl Peer {
         if self.events.len() == EVENTS_KEPT {
             self.events.pop_front();
         }
-        self.outbox.send_when_stored(Effect::Note(event.clone()));
+        let note = Effect::Note(event.clone());
+        match event.kind {
+            // What is thought of a member promises nothing that a disk could keep.
+            EventKind::Member { .. } => self.outbox.send(note),
+            EventKind::Job { .. } => self.outbox.send_when_stored(note),
+        }
         self.events.push_back(event);
         self.answer_event_readers(now);
     }
@@ -683,6 +688,8 @@ impl Peer {
             generation: self.me.generation,
             facts: self.membership.me().clone(),
             not_ready,
+            complaints: self.membership.complaints(),
+            local_health: self.membership.local_health(),
             view: self.membership.view().clone(),
             placement: Arc::clone(&self.placement),
             convergence: self.convergence(now),
