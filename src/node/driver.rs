@@ -41,6 +41,8 @@ const ROUND: usize = 512;
 const MACHINE_EVERY: Duration = Duration::from_secs(2);
 /// How often the snapshot for those who only look is renewed, when nothing calls for it sooner.
 const SNAPSHOT_EVERY: Duration = Duration::from_millis(500);
+/// How often logs are looked through for those that are older than finished jobs are kept.
+const SWEEP_EVERY: Duration = Duration::from_secs(3_600);
 /// How long a leaving node tries to hand over what others should have.
 const LEAVE_WITHIN: Duration = Duration::from_secs(15);
 /// Questions for logs that are answered at once, for other nodes.
@@ -92,6 +94,9 @@ pub(super) struct Driver {
     leaving_until: Option<Moment>,
     conflict: Option<String>,
     complaints: Vec<String>,
+    /// What people are shown has changed.
+    is_stale: bool,
+    retention: Duration,
 }
 
 /// A client's question that the Peer has not answered yet.
@@ -123,6 +128,7 @@ impl Driver {
         shells: Shells,
         snapshots: watch::Sender<Arc<Snapshot>>,
         events: broadcast::Sender<(NodeId, Event)>,
+        retention: Duration,
     ) -> Self {
         let (publisher, to_publish) = watch::channel(None);
         shells.tracker.spawn(publish(shells.gossip.clone(), to_publish));
@@ -141,6 +147,8 @@ impl Driver {
             leaving_until: None,
             conflict: None,
             complaints: Vec::new(),
+            is_stale: false,
+            retention,
         }
     }
 
@@ -148,6 +156,7 @@ impl Driver {
     pub(super) async fn run(mut self, mut inputs: Inputs) -> Stopped {
         let mut machine = ticks(MACHINE_EVERY);
         let mut snapshot = ticks(SNAPSHOT_EVERY);
+        let mut sweep = ticks(SWEEP_EVERY);
         let mut incoming = Vec::with_capacity(ROUND);
         let mut probes = Vec::with_capacity(ROUND);
         let mut pods = Vec::with_capacity(ROUND);
@@ -156,6 +165,9 @@ impl Driver {
         let stopped = loop {
             if let Next::Stop(why) = self.carry_out_all() {
                 break why;
+            }
+            if std::mem::take(&mut self.is_stale) {
+                self.renew_snapshot();
             }
             let wake = self.wake_at();
             tokio::select! {
@@ -185,6 +197,7 @@ impl Driver {
                     self.peer.handle_machine_load(load.cpu_permille, load.memory_available_bytes);
                 }
                 _ = snapshot.tick() => self.renew_snapshot(),
+                _ = sweep.tick() => self.shells.executor.sweep_older(self.retention + SWEEP_EVERY),
             }
             // Whatever else has come meanwhile shares this round.
             take_all(&mut inputs.incoming, &mut incoming);
@@ -447,17 +460,31 @@ impl Driver {
 
     /// Says in the log what an operator cares about.
     fn note(&mut self, event: &Event) {
-        let EventKind::Member { node, name, state, status, was, reason } = &event.kind else {
-            return;
-        };
-        match state {
-            MemberState::Down => tracing::warn!(%node, name, ?was, reason, "member is down"),
-            MemberState::Suspect => tracing::info!(%node, name, reason, "member is suspected"),
-            MemberState::Alive => tracing::info!(%node, name, ?status, ?was, reason, "member is alive"),
-            MemberState::Left => tracing::info!(%node, name, reason, "member left"),
+        match &event.kind {
+            EventKind::Member { node, name, state, status, was, reason } => {
+                match state {
+                    MemberState::Down => tracing::warn!(%node, name, ?was, reason, "member is down"),
+                    MemberState::Suspect => tracing::info!(%node, name, reason, "member is suspected"),
+                    MemberState::Alive => tracing::info!(%node, name, ?status, ?was, reason, "member is alive"),
+                    MemberState::Left => tracing::info!(%node, name, reason, "member left"),
+                }
+                self.keep_in_contact(*node, *state, *was);
+                self.is_stale = true;
+            }
+            EventKind::Forgotten { node, name } => {
+                tracing::info!(%node, name, "member is forgotten");
+                self.is_stale = true;
+            }
+            EventKind::Job { job, state, attempt, node, reason, .. } => {
+                tracing::debug!(%job, ?state, ?attempt, ?node, reason, "job changed");
+            }
+            EventKind::Overlap { job, attempts, certain, .. } => {
+                tracing::warn!(%job, ?attempts, certain, "attempts ran, or may have run, at the same time");
+            }
+            EventKind::Rejected { job, from, reason } => {
+                tracing::error!(%job, %from, reason, "a record that cannot be was not taken");
+            }
         }
-        self.keep_in_contact(*node, *state, *was);
-        self.renew_snapshot();
     }
 
     /// Whoever comes back brings half of a cluster with it, perhaps: both sides are told of each other at once. And

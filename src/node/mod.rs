@@ -237,7 +237,7 @@ impl Node {
         };
         let inputs =
             Inputs { incoming, probes, facts: gossip.facts(), pods, commits_done, commands, leave: leave.clone() };
-        let driver = Driver::new(peer, shells, snapshots_to, events.clone());
+        let driver = Driver::new(peer, shells, snapshots_to, events.clone(), options.config.retention);
         let (stopped_to, stopped) = watch::channel(None);
         let driving = tokio::spawn(driver.run(inputs));
         tokio::spawn(async move {

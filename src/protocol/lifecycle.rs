@@ -70,20 +70,20 @@ pub fn owner_decides(now: Moment, record: &Record, sees: &OwnerSees<'_>) -> Owne
         return OwnerDoes::WriteOff(lost);
     }
     let spec = record.spec();
+    // A job that was told to end has no limits left to wait for: they may have passed already.
+    let is_limited = record.stop.is_none();
     let limits = TimeLimits {
-        total: spec.total_timeout.map(|limit| sees.known_since + limit),
+        total: spec.total_timeout.filter(|_| is_limited).map(|limit| sees.known_since + limit),
         queue: spec
             .queue_timeout
-            .filter(|_| record.attempts.values().all(|attempt| attempt.started_at.is_none()))
+            .filter(|_| is_limited && record.attempts.values().all(|attempt| attempt.started_at.is_none()))
             .map(|limit| sees.known_since + limit),
     };
-    if record.stop.is_none() {
-        if limits.total.is_some_and(|at| at <= now) {
-            return OwnerDoes::TimeOut("it took longer in all than its total_timeout".into());
-        }
-        if limits.queue.is_some_and(|at| at <= now) {
-            return OwnerDoes::TimeOut("it waited longer for its first attempt than its queue_timeout".into());
-        }
+    if limits.total.is_some_and(|at| at <= now) {
+        return OwnerDoes::TimeOut("it took longer in all than its total_timeout".into());
+    }
+    if limits.queue.is_some_and(|at| at <= now) {
+        return OwnerDoes::TimeOut("it waited longer for its first attempt than its queue_timeout".into());
     }
     match (state, record.current()) {
         (JobState::Running, Some((claim, attempt))) if attempt.fate.phase == Phase::Claimed => {

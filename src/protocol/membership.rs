@@ -91,6 +91,8 @@ pub enum MembershipOutput {
     Forgotten {
         /// Who.
         node: NodeId,
+        /// Its name.
+        name: String,
     },
     /// This process was paused or starved: whatever it believed about the others' silence is void.
     LateTick {
@@ -548,7 +550,7 @@ impl Membership {
             self.counters.forgotten += 1;
             self.epoch += 1;
             self.write_history(now, node, Some(member.state), None, "gone for too long");
-            self.outputs.push_back(MembershipOutput::Forgotten { node });
+            self.outputs.push_back(MembershipOutput::Forgotten { node, name: member.facts.name });
         }
         for known in self.known.values_mut() {
             known.rival.take_if(|rival| now.moment.since(rival.heard) > RIVAL_FADES);

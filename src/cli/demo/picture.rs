@@ -10,7 +10,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::Instant;
 
 use super::super::answers::Job;
-use super::super::render::{OutputForm, Printer, Tone};
+use super::super::render::{Printer, Tone};
 
 /// How often a plain line is printed where nothing can be redrawn.
 const PLAIN_EVERY: Duration = Duration::from_secs(2);

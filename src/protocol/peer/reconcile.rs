@@ -67,8 +67,9 @@ impl Peer {
         if self.records.get(job).is_some_and(|held| held.version == theirs) {
             return Some(theirs);
         }
-        if record.validate().is_err() {
+        if let Err(invalid) = record.validate() {
             self.counters.rejected_records += 1;
+            self.tell(now, EventKind::Rejected { job, from, reason: invalid.to_string() });
             return None;
         }
         if record.seal.is_some_and(|seal| seal.expires_hour < now.wall.hour()) {
@@ -521,12 +522,35 @@ impl Peer {
         }
     }
 
+    /// The owner says openly what ran twice, or may have.
+    fn tell_of_overlaps(&mut self, now: Now, record: &Record) {
+        for overlap in record.overlaps() {
+            let of = |claim: Dot| record.attempts.get(&claim).map(|a| (a.claim.number, a.claim.executor.node));
+            let (Some(first), Some(second)) = (of(overlap.first), of(overlap.second)) else {
+                continue;
+            };
+            self.counters.overlaps_told += 1;
+            let (title, certain) = (record.spec().title(), overlap.certain);
+            self.tell(now, EventKind::Overlap { job: record.id, title, attempts: [first, second], certain });
+        }
+    }
+
     /// The owner tells whoever listens that a job's state, or its telling attempt, changed.
     fn tell_of_change(&mut self, now: Now, job: JobId, before: Option<Outline>) {
         let Some(held) = self.records.get(job) else {
             return;
         };
         let after = outline(&held.record);
+        if !self.ownership.is_caught_up(self.records.partition_of(job)) {
+            return;
+        }
+        let record = Arc::clone(&held.record);
+        if before.is_none_or(|before| before.overlaps < after.overlaps) {
+            self.tell_of_overlaps(now, &record);
+        }
+        let Some(held) = self.records.get(job) else {
+            return;
+        };
         if before == Some(after) || !self.ownership.is_caught_up(self.records.partition_of(job)) {
             return;
         }
@@ -548,11 +572,22 @@ impl Peer {
 struct Outline {
     state: JobState,
     attempt: Option<(u32, NodeId, Phase)>,
+    /// Pairs of attempts that may have run at once, and those that are certain to have.
+    overlaps: (usize, usize),
 }
 
 fn outline(record: &Record) -> Outline {
     let attempt = record.telling().map(|a| (a.claim.number, a.claim.executor.node, a.fate.phase));
-    Outline { state: record.state(), attempt }
+    Outline { state: record.state(), attempt, overlaps: overlaps_of(record) }
+}
+
+/// Nearly every job has one attempt, and then there is nothing to count.
+fn overlaps_of(record: &Record) -> (usize, usize) {
+    if record.attempts.len() < 2 {
+        return (0, 0);
+    }
+    let overlaps = record.overlaps();
+    (overlaps.len(), overlaps.iter().filter(|overlap| overlap.certain).count())
 }
 
 /// More than half.

@@ -21,6 +21,8 @@ use super::Peer;
 
 /// Records asked about in one question, at the most.
 const CHECKED_AT_ONCE: usize = 2_048;
+/// Records looked at in one go, at the most, so that a million which wait for a dead replica cost no more than these.
+const CONSIDERED_AT_ONCE: usize = 16_384;
 /// Expired records dropped at once, at the most.
 const EXPIRED_AT_ONCE: usize = 4_096;
 
@@ -28,6 +30,8 @@ const EXPIRED_AT_ONCE: usize = 4_096;
 #[derive(Debug, Default)]
 pub(super) struct Sealing {
     next_round: u64,
+    /// Where the next look begins.
+    next_job: Option<JobId>,
     /// One question to a node is under way at a time.
     asked: BTreeMap<NodeId, Question>,
     /// Who has confirmed which version of a record.
@@ -48,8 +52,16 @@ impl Peer {
         self.sealing.asked.retain(|_, question| question.until > now.moment);
         let mut questions: BTreeMap<NodeId, Vec<(JobId, Version)>> = BTreeMap::new();
         let mut ready = Vec::new();
-        let mut considered = 0;
-        for job in self.records.to_seal() {
+        let to_seal = self.records.to_seal();
+        self.sealing.confirmed.retain(|job, _| to_seal.contains(job));
+        let begin = self.sealing.next_job.unwrap_or(JobId(0));
+        let in_turn = to_seal.range(begin..).chain(to_seal.range(..begin));
+        let mut next_job = None;
+        for (considered, job) in in_turn.enumerate() {
+            if considered == CONSIDERED_AT_ONCE {
+                next_job = Some(*job);
+                break;
+            }
             let Some(held) = self.records.get(*job).filter(|_| self.decides_for(self.records.partition_of(*job)))
             else {
                 continue;
@@ -71,11 +83,8 @@ impl Peer {
                     versions.push((*job, held.version));
                 }
             }
-            considered += 1;
-            if considered >= CHECKED_AT_ONCE {
-                break;
-            }
         }
+        self.sealing.next_job = next_job;
         for (node, versions) in questions {
             self.sealing.next_round += 1;
             let round = self.sealing.next_round;
