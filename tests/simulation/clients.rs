@@ -319,10 +319,11 @@ impl World {
     /// Questions whose time is over.
     pub fn check_asks(&mut self) {
         let now = self.now;
+        let is_overdue = |open: &OpenAsk| open.deadline < now && !open.excused;
         let overdue: Vec<AskId> =
-            self.clients.open.iter().filter(|(_, open)| open.deadline < now).map(|(ask, _)| *ask).collect();
+            self.clients.open.iter().filter(|(_, open)| is_overdue(open)).map(|(ask, _)| *ask).collect();
         for ask in overdue {
-            if let Some(open) = self.clients.open.remove(&ask).filter(|open| !open.excused) {
+            if let Some(open) = self.clients.open.remove(&ask) {
                 self.find("every ask is answered in time", format!("{:?}", open.what));
             }
         }

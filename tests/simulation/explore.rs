@@ -87,7 +87,7 @@ pub fn explore(run: Run, trace: Trace) -> World {
         world.start(node);
         world.run_for(after);
     }
-    let pace = [60.0, 150.0, 400.0][world.dice.number(0..3) as usize];
+    let pace = [250.0, 500.0, 1_000.0][world.dice.number(0..3) as usize];
     world.let_clients_ask(Some(pace));
     let end = world.now + Duration::from_secs_f64(run.minutes * 60.0);
     let mut reliefs: BTreeMap<(Duration, u64), Relief> = BTreeMap::new();
