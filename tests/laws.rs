@@ -6,6 +6,7 @@
 //! change only as consistent hashing promises.
 //!
 //! `LAW_CASES` sets the number of cases of the merge laws; it is 100,000 where `CI` is set and 4,000 elsewhere.
+#![allow(clippy::unwrap_used, reason = "a test stops at what it cannot do")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -140,7 +141,11 @@ fn arbitrary_record() -> impl Strategy<Value = Record> {
             }
             for (counter, node, bits, by_executor) in attempts {
                 let dot = Dot { actor: actor(usize::from(node), 1), counter: 2 + u64::from(counter) };
-                record.claim(dot, actor(usize::from(bits % 3), u64::from(bits / 3 % 2)), Timestamp(u64::from(bits % 5)));
+                record.claim(
+                    dot,
+                    actor(usize::from(bits % 3), u64::from(bits / 3 % 2)),
+                    Timestamp(u64::from(bits % 5)),
+                );
                 let attempt = record.attempts.get_mut(&dot).expect("it was just claimed");
                 attempt.claim.number = u32::from(bits % 4) + 1;
                 let phases = [Phase::Claimed, Phase::Running, Phase::Lost, Phase::Failed, Phase::Succeeded];

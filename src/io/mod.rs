@@ -1,2 +1,12 @@
 //! The shells: they move bytes, keep the clock, and obey. What is interesting is one floor down.
 #![allow(clippy::disallowed_methods, reason = "io owns the clock, the sockets and the tasks")]
+
+pub mod clock;
+pub mod datagram;
+pub mod executor;
+pub mod gossip;
+pub mod machine;
+pub mod store;
+pub mod telemetry;
+mod throttle;
+pub mod transport;

@@ -271,8 +271,7 @@ fn a_paused_executor_is_superseded_and_ends_its_pod() {
 #[test]
 fn a_node_that_restarts_goes_on_with_what_it_had() {
     let mut world = cluster(3);
-    let jobs: Vec<JobId> =
-        (0..10).map(|_| world.submit(0, Spec { delay: Some(SECOND * 3), ..work(200, 0) })).collect();
+    let jobs: Vec<JobId> = (0..10).map(|_| world.submit(0, Spec { delay: Some(SECOND * 3), ..work(200, 0) })).collect();
     world.kill(1);
     world.run_for(Duration::from_millis(300));
     world.start(1);
@@ -389,7 +388,10 @@ fn failures_are_tried_again_after_a_growing_wait() {
     assert_eq!(record.failures(), 3);
     let starts: Vec<Duration> = world.ledger.runs_of(job).filter_map(|run| run.started).collect();
     let waits: Vec<f64> = starts.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
-    assert!((0.75..1.6).contains(&waits[0]) && (1.5..2.6).contains(&waits[1]) && (3.0..4.6).contains(&waits[2]), "{waits:?}");
+    assert!(
+        (0.75..1.6).contains(&waits[0]) && (1.5..2.6).contains(&waits[1]) && (3.0..4.6).contains(&waits[2]),
+        "{waits:?}"
+    );
     world.end_well();
 }
 

@@ -1,0 +1,416 @@
+//! What this node sees, for those who look after the cluster: whether its view agrees with the others', whom it
+//! believes what of, where the ring puts everything, and what each replica of a job holds.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use axum::Json;
+use axum::extract::State;
+use serde::Serialize;
+
+use super::App;
+use super::errors::{ApiError, ErrorBody, ErrorView};
+use super::input::{JobPath, NoQuery};
+use super::nodes::{since, state_word};
+use super::reason::Names;
+use super::views::{JobView, NodeRef, clock_as_text};
+use crate::model::id::{Generation, Incarnation, JobId, NodeId, Partition};
+use crate::model::member::{Member, Status};
+use crate::model::record::Record;
+use crate::model::request::Refusal;
+use crate::model::time::Timestamp;
+use crate::protocol::gateway::Copy;
+use crate::protocol::snapshot::Snapshot;
+
+/// How far the node is from agreement with the others.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct ConvergenceView {
+    /// All live members compute one ring, and nothing has been behind for longer than the settling time.
+    converged: bool,
+    /// Since when it has been as `converged` says.
+    #[schema(value_type = String, format = DateTime)]
+    since: Timestamp,
+    /// The node that says this.
+    #[schema(value_type = String)]
+    node: NodeId,
+    /// What it makes of each member.
+    #[schema(value_type = BTreeMap<String, MemberView>)]
+    members: BTreeMap<NodeId, MemberView>,
+    /// Whose ring is like its own.
+    ring: RingAgreementView,
+    /// The partitions that it acts for.
+    partitions: PartitionsView,
+    /// Records it holds that belong elsewhere.
+    strays: u32,
+}
+
+/// A member as the node sees it.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct MemberView {
+    /// Its name.
+    name: String,
+    /// The verdict: `alive`, `suspect`, `down`, `left` or `draining`.
+    #[schema(value_type = String)]
+    state: &'static str,
+    /// What it says it is doing.
+    #[schema(value_type = String)]
+    status: Status,
+    /// Since when it is in its state.
+    #[schema(value_type = String, format = DateTime)]
+    since: Timestamp,
+    /// Which start of it.
+    #[schema(value_type = u64)]
+    generation: Generation,
+    /// Raised each time it refutes a suspicion.
+    #[schema(value_type = u64)]
+    incarnation: Incarnation,
+}
+
+/// The rings that the members compute.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct RingAgreementView {
+    /// Whether all are like this node's own.
+    agree: bool,
+    /// This node's own.
+    own: String,
+    /// Each live member's, as it gossips it.
+    #[schema(value_type = BTreeMap<String, String>)]
+    fingerprints: BTreeMap<NodeId, String>,
+}
+
+/// How many of a node's partitions are in step.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct PartitionsView {
+    /// Those it acts for.
+    total: u32,
+    /// Those of them that agree with every other live replica.
+    in_sync: u32,
+    /// The others.
+    #[schema(value_type = Vec<u16>)]
+    behind: Vec<Partition>,
+}
+
+impl MemberView {
+    fn new(member: &Member, snapshot: &Snapshot) -> Self {
+        Self {
+            name: member.facts.name.clone(),
+            state: state_word(member),
+            status: member.facts.status,
+            since: since(member, snapshot),
+            generation: member.facts.generation,
+            incarnation: member.facts.incarnation,
+        }
+    }
+}
+
+/// Convergence
+///
+/// Whether this node agrees with the others about the members, the ring and the records. Converged: all rings are
+/// equal, and nothing has been behind for longer than the settling time.
+#[utoipa::path(get, path = "/debug/convergence", tag = "debug", responses((status = 200, body = ConvergenceView)))]
+pub(super) async fn convergence(State(app): State<App>, _: NoQuery) -> Result<Json<ConvergenceView>, ApiError> {
+    let snapshot = app.answer(app.handle().fresh_snapshot()).await?;
+    let convergence = &snapshot.convergence;
+    let own = snapshot.placement.fingerprint();
+    Ok(Json(ConvergenceView {
+        converged: convergence.converged,
+        since: convergence.since,
+        node: snapshot.node,
+        members: snapshot.view.iter().map(|(node, member)| (*node, MemberView::new(member, &snapshot))).collect(),
+        ring: RingAgreementView {
+            agree: convergence.fingerprints.iter().all(|(_, theirs)| *theirs == own),
+            own: own.to_string(),
+            fingerprints: convergence.fingerprints.iter().map(|(node, print)| (*node, print.to_string())).collect(),
+        },
+        partitions: PartitionsView {
+            total: convergence.acting,
+            in_sync: convergence.in_sync,
+            behind: convergence.behind.clone(),
+        },
+        strays: convergence.strays,
+    }))
+}
+
+/// Every member, with all it says about itself.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct MembersView {
+    /// The node that says this.
+    #[schema(value_type = String)]
+    node: NodeId,
+    /// By id.
+    members: Vec<MemberDetailView>,
+}
+
+/// A member, with what it gossips about itself.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct MemberDetailView {
+    /// Its id.
+    #[schema(value_type = String)]
+    id: NodeId,
+    /// What this node makes of it.
+    #[serde(flatten)]
+    member: MemberView,
+    /// Where its peers reach it.
+    #[schema(value_type = String)]
+    cluster_addr: SocketAddr,
+    /// Where clients reach it.
+    #[schema(value_type = String)]
+    http_addr: SocketAddr,
+    /// Its share of the ring.
+    weight: u16,
+    /// How many partitions it holds records of.
+    partitions_held: usize,
+    /// The ring that it computes.
+    ring: String,
+    /// What it believes the cluster agreed on.
+    cluster: ClusterView,
+    /// What it speaks.
+    wire_version: u16,
+    /// Its program's version.
+    version: String,
+    /// Whom it suspects.
+    suspicions: Vec<SuspicionView>,
+}
+
+/// What a cluster agreed on.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct ClusterView {
+    /// Its name.
+    name: String,
+    /// How many partitions there are.
+    partitions: u32,
+    /// How many nodes keep each record.
+    replicas: u32,
+    /// After how long a down member is forgotten, in seconds.
+    forget_after_seconds: f64,
+}
+
+/// A vote of one node that another is gone.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct SuspicionView {
+    /// Who is suspected.
+    #[serde(flatten)]
+    node: NodeRef,
+    /// In which start.
+    #[schema(value_type = u64)]
+    generation: Generation,
+    /// And incarnation: a higher one refutes this.
+    #[schema(value_type = u64)]
+    incarnation: Incarnation,
+}
+
+/// Members
+///
+/// Everything that this node knows about each member, suspicions included.
+#[utoipa::path(get, path = "/debug/members", tag = "debug", responses((status = 200, body = MembersView)))]
+pub(super) async fn members(State(app): State<App>, _: NoQuery) -> Result<Json<MembersView>, ApiError> {
+    let snapshot = app.answer(app.handle().fresh_snapshot()).await?;
+    let names = Names(&snapshot.view);
+    let detail = |member: &Member| {
+        let facts = &member.facts;
+        let suspicion = |(node, (generation, incarnation)): (&NodeId, &(Generation, Incarnation))| SuspicionView {
+            node: NodeRef::new(*node, names),
+            generation: *generation,
+            incarnation: *incarnation,
+        };
+        MemberDetailView {
+            id: facts.node,
+            member: MemberView::new(member, &snapshot),
+            cluster_addr: facts.cluster_addr,
+            http_addr: facts.http_addr,
+            weight: facts.weight,
+            partitions_held: facts.held.iter().count(),
+            ring: facts.ring.to_string(),
+            cluster: ClusterView {
+                name: facts.cluster.name.clone(),
+                partitions: facts.cluster.partitions,
+                replicas: facts.cluster.replicas,
+                forget_after_seconds: facts.cluster.forget_after.as_secs_f64(),
+            },
+            wire_version: facts.wire_version,
+            version: facts.version.clone(),
+            suspicions: facts.suspicions.iter().map(suspicion).collect(),
+        }
+    };
+    Ok(Json(MembersView { node: snapshot.node, members: snapshot.view.values().map(detail).collect() }))
+}
+
+/// The ring that a node computes.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct RingView {
+    /// Equal for all who compute the same lists.
+    fingerprint: String,
+    /// What falls to each node.
+    shares: Vec<ShareView>,
+    /// Every partition, in order.
+    partitions: Vec<PartitionView>,
+}
+
+/// What falls to a node.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct ShareView {
+    /// The node.
+    #[serde(flatten)]
+    node: NodeRef,
+    /// How many partitions it decides for.
+    owned: u32,
+    /// How many it serves now.
+    acting: u32,
+    /// How many it keeps for good.
+    home: u32,
+}
+
+/// Who looks after a partition.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct PartitionView {
+    /// Which.
+    #[schema(value_type = u16)]
+    partition: Partition,
+    /// Who keeps it for good.
+    #[schema(value_type = Vec<String>)]
+    home: Vec<NodeId>,
+    /// Who serves it now; the first decides.
+    #[schema(value_type = Vec<String>)]
+    acting: Vec<NodeId>,
+}
+
+/// The ring
+///
+/// The home and acting list of every partition, and what falls to each node.
+#[utoipa::path(get, path = "/debug/ring", tag = "debug", responses((status = 200, body = RingView)))]
+pub(super) async fn ring(State(app): State<App>, _: NoQuery) -> Result<Json<RingView>, ApiError> {
+    let snapshot = app.answer(app.handle().fresh_snapshot()).await?;
+    let placement = &snapshot.placement;
+    let mut shares: BTreeMap<NodeId, (u32, u32, u32)> = BTreeMap::new();
+    for partition in placement.all() {
+        if let Some(owner) = placement.owner(partition) {
+            shares.entry(owner).or_default().0 += 1;
+        }
+        for node in placement.acting(partition) {
+            shares.entry(*node).or_default().1 += 1;
+        }
+        for node in placement.home(partition) {
+            shares.entry(*node).or_default().2 += 1;
+        }
+    }
+    let names = Names(&snapshot.view);
+    let share = |(node, (owned, acting, home))| ShareView { node: NodeRef::new(node, names), owned, acting, home };
+    let lists = |partition| PartitionView {
+        partition,
+        home: placement.home(partition).to_vec(),
+        acting: placement.acting(partition).to_vec(),
+    };
+    Ok(Json(RingView {
+        fingerprint: placement.fingerprint().to_string(),
+        shares: shares.into_iter().map(share).collect(),
+        partitions: placement.all().map(lists).collect(),
+    }))
+}
+
+/// What each replica holds of a job.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct CopiesView {
+    /// The job.
+    #[schema(value_type = String)]
+    id: JobId,
+    /// Whether all that could be asked hold just the same.
+    agree: bool,
+    /// Each node of the job's lists.
+    replicas: Vec<CopyView>,
+    /// How the clocks of each two copies relate.
+    comparisons: Vec<ComparisonView>,
+}
+
+/// One replica.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct CopyView {
+    /// Whose.
+    #[serde(flatten)]
+    node: NodeRef,
+    /// Whether it has the record; null where it could not be asked.
+    present: Option<bool>,
+    /// Why it could not be asked.
+    error: Option<ErrorView>,
+    /// What its copy comes down to: equal copies have equal versions.
+    version: Option<String>,
+    /// Which writes its copy includes, by `node@generation`.
+    clock: Option<BTreeMap<String, u64>>,
+    /// The job, as its copy has it.
+    record: Option<JobView>,
+}
+
+/// How the vector clocks of two copies relate.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct ComparisonView {
+    /// The one.
+    #[schema(value_type = String)]
+    a: NodeId,
+    /// The other.
+    #[schema(value_type = String)]
+    b: NodeId,
+    /// `BEFORE`: b knows all that a does, and more. `AFTER`: the reverse. `CONCURRENT`: each knows something that
+    /// the other does not. `EQUAL`: the same.
+    #[schema(value_type = String, example = "EQUAL")]
+    order: &'static str,
+}
+
+/// The replicas of a job
+///
+/// What every node of the job's home and acting lists holds itself, with its vector clock, and how these clocks
+/// relate.
+#[utoipa::path(get, path = "/debug/jobs/{id}", tag = "debug",
+    params(("id" = String, Path, description = "The job's id, or its unique beginning")),
+    responses((status = 200, body = CopiesView), (status = 404, description = "Nobody has it", body = ErrorBody)))]
+pub(super) async fn copies(
+    State(app): State<App>,
+    JobPath(prefix): JobPath,
+    _: NoQuery,
+) -> Result<Json<CopiesView>, ApiError> {
+    // A whole id needs no owner to be found, so that this works where the owner is what is being looked into.
+    let id = if prefix.low == prefix.high { prefix.low } else { app.answer(app.handle().job(prefix)).await?.record.id };
+    let copies = app.answer(app.handle().copies(id)).await?;
+    if copies.iter().all(|copy| matches!(copy.record, Ok(None))) {
+        return Err(Refusal::no_such_job(prefix).into());
+    }
+    let held: Vec<(NodeId, &Record)> = copies
+        .iter()
+        .filter_map(|copy| copy.record.as_ref().ok()?.as_deref().map(|record| (copy.node, record)))
+        .collect();
+    let mut comparisons = Vec::new();
+    for (at, (a, first)) in held.iter().enumerate() {
+        for (b, second) in &held[at + 1..] {
+            comparisons.push(ComparisonView { a: *a, b: *b, order: relation(first, second) });
+        }
+    }
+    let someone_lacks_it = copies.iter().any(|copy| matches!(copy.record, Ok(None)));
+    let agree = !someone_lacks_it && held.windows(2).all(|pair| pair[0].1 == pair[1].1);
+    let snapshot = app.handle().snapshot();
+    let replicas = copies.iter().map(|copy| copy_view(copy, &snapshot)).collect();
+    Ok(Json(CopiesView { id, agree, replicas, comparisons }))
+}
+
+fn relation(a: &Record, b: &Record) -> &'static str {
+    match a.clock.partial_cmp(&b.clock) {
+        Some(Ordering::Less) => "BEFORE",
+        Some(Ordering::Greater) => "AFTER",
+        Some(Ordering::Equal) => "EQUAL",
+        None => "CONCURRENT",
+    }
+}
+
+fn copy_view(copy: &Copy, snapshot: &Snapshot) -> CopyView {
+    let node = NodeRef::new(copy.node, Names(&snapshot.view));
+    let nothing = CopyView { node, present: None, error: None, version: None, clock: None, record: None };
+    match &copy.record {
+        Err(refusal) => CopyView { error: Some(ApiError::from(refusal.clone()).view), ..nothing },
+        Ok(None) => CopyView { present: Some(false), ..nothing },
+        Ok(Some(record)) => CopyView {
+            present: Some(true),
+            version: Some(format!("{:?}", record.version())),
+            clock: Some(clock_as_text(&record.clock)),
+            record: Some(JobView::of_copy(record, snapshot)),
+            ..nothing
+        },
+    }
+}

@@ -1,0 +1,372 @@
+//! The JSON shapes of jobs, computed from their records.
+//!
+//! A record is what nodes merge; a view is what people and programs read: names beside ids, times as text, the
+//! exit where one looks for it. Views only leave; nothing is ever read back from one. What could grow without
+//! bound (attempts, standard input in lists) is cut, and the view says so.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Serialize, Serializer};
+
+use super::reason::{self, Names};
+use crate::model::id::{Clock, Dot, JobId, NodeId};
+use crate::model::record::{Attempt, Exit, JobState, Phase, Record, StopKind, Submission};
+use crate::model::request::{JobAnswer, Receipt, Submitted};
+use crate::model::spec::{Spec, Stdin};
+use crate::model::time::Timestamp;
+use crate::protocol::snapshot::Snapshot;
+
+/// How many attempts a job shows: the last ones.
+const MOST_ATTEMPTS: usize = 1_000;
+
+/// How many each job of a list shows.
+const MOST_ATTEMPTS_IN_LISTS: usize = 20;
+
+/// Standard input above this size is left out of lists.
+const MOST_STDIN_BYTES_IN_LISTS: usize = 1 << 10;
+
+/// A node, by its id and its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub(super) struct NodeRef {
+    /// Its id.
+    #[schema(value_type = String, example = "a3f19c02")]
+    pub(super) node: NodeId,
+    /// Its name, or its id where the name is not known.
+    pub(super) name: String,
+}
+
+impl NodeRef {
+    pub(super) fn new(node: NodeId, names: Names<'_>) -> Self {
+        Self { node, name: names.of(node) }
+    }
+
+    pub(super) fn all(nodes: &[NodeId], names: Names<'_>) -> Vec<Self> {
+        nodes.iter().map(|node| Self::new(*node, names)).collect()
+    }
+}
+
+/// A job.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub(super) struct JobView {
+    /// Its id.
+    #[schema(value_type = String, example = "3f2a9c0417be5d6880aa10c2fe49b7d1")]
+    pub(super) id: JobId,
+    /// Its name, if it was given one.
+    pub(super) name: Option<String>,
+    /// Its state.
+    pub(super) state: JobState,
+    /// Whether nothing, not even a replica that is out of touch, can change it any more.
+    #[serde(rename = "final")]
+    pub(super) is_final: bool,
+    /// The finished job that this one tries again.
+    #[schema(value_type = Option<String>)]
+    pub(super) retry_of: Option<JobId>,
+    /// Why it is in this state, for people.
+    #[schema(example = "attempt 2 runs on node-b")]
+    pub(super) reason: String,
+    /// What was asked.
+    #[schema(value_type = Spec)]
+    pub(super) spec: SpecView,
+    /// The size of the standard input, where it was left out of a list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) stdin_omitted_bytes: Option<usize>,
+    /// When, by the clock of the node that took the submit.
+    #[schema(value_type = String, format = DateTime)]
+    pub(super) submitted_at: Timestamp,
+    /// When its first attempt started.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub(super) started_at: Option<Timestamp>,
+    /// When it ended.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub(super) ended_at: Option<Timestamp>,
+    /// The exit code of the telling attempt, once the job has ended; 124 where it ran longer than its timeout.
+    pub(super) exit_code: Option<i32>,
+    /// The signal that ended it, where one did.
+    pub(super) signal: Option<i32>,
+    /// In a job that has ended: one of its time limits ended it. In an answer to `/wait` with a job that has not:
+    /// the wait was over first.
+    pub(super) timed_out: bool,
+    /// Its attempts, oldest first.
+    pub(super) attempts: Vec<AttemptView>,
+    /// How many older attempts are not shown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) attempts_omitted: Option<usize>,
+    /// Which writes the record includes, by `node@generation`.
+    pub(super) clock: BTreeMap<String, u64>,
+    /// When the answer was given, by the clock of the node that gave it. Not in lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub(super) as_of: Option<Timestamp>,
+    /// Who answered. Not in lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) answered_by: Option<AnswererView>,
+    /// How many of the nodes that act for the job hold just this record. Not in lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) replicas: Option<AgreementView>,
+}
+
+/// Who answered a question about a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub(super) struct AnswererView {
+    /// Its id.
+    #[schema(value_type = String)]
+    pub(super) node: NodeId,
+    /// Its name.
+    pub(super) name: String,
+    /// Whether it decides for the job and has compared its copy with the others'. Otherwise there may be news
+    /// that it has not heard.
+    pub(super) owner: bool,
+}
+
+/// How many replicas agree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub(super) struct AgreementView {
+    /// This many hold just this record.
+    pub(super) agree: usize,
+    /// Of this many that should.
+    pub(super) of: usize,
+}
+
+/// One execution of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub(super) struct AttemptView {
+    /// Counts from 1. Nodes that did not know of each other may have given one number twice.
+    pub(super) number: u32,
+    /// The node that runs it.
+    #[schema(value_type = String)]
+    pub(super) node: NodeId,
+    /// That node's name.
+    pub(super) node_name: String,
+    /// How far it has come.
+    pub(super) phase: Phase,
+    /// When it was decided.
+    #[schema(value_type = String, format = DateTime)]
+    pub(super) claimed_at: Timestamp,
+    /// When its pod was started.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub(super) started_at: Option<Timestamp>,
+    /// When it ended, or was seen to be lost.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub(super) ended_at: Option<Timestamp>,
+    /// Its exit code; 124 where it ran longer than its timeout.
+    pub(super) exit_code: Option<i32>,
+    /// The signal that ended it.
+    pub(super) signal: Option<i32>,
+    /// Whether it ran longer than its timeout.
+    pub(super) timed_out: bool,
+    /// Why it is where it is, for people.
+    pub(super) reason: String,
+    /// The attempts that ran, or may have run, at the same time.
+    pub(super) overlaps: Vec<OverlapView>,
+}
+
+/// Another attempt that ran, or may have run, at the same time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub(super) struct OverlapView {
+    /// Its number.
+    pub(super) number: u32,
+    /// Its node.
+    #[schema(value_type = String)]
+    pub(super) node: NodeId,
+    /// Both are known to have run; otherwise one may have died before.
+    pub(super) certain: bool,
+}
+
+/// A spec as it was submitted, without the standard input where that is left out.
+#[derive(Debug, Clone)]
+pub(super) struct SpecView {
+    submission: Arc<Submission>,
+    without_stdin: bool,
+}
+
+impl Serialize for SpecView {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.without_stdin {
+            Spec { stdin: None, ..self.submission.spec.clone() }.serialize(serializer)
+        } else {
+            self.submission.spec.serialize(serializer)
+        }
+    }
+}
+
+impl JobView {
+    /// All that is known of one job.
+    pub(super) fn of_answer(answer: &JobAnswer, snapshot: &Snapshot) -> Self {
+        let names = Names(&snapshot.view);
+        let agree = answer.replicas.iter().filter(|(_, agrees)| *agrees).count();
+        Self {
+            as_of: Some(answer.as_of),
+            answered_by: Some(AnswererView { node: answer.by, name: names.of(answer.by), owner: answer.by_owner }),
+            replicas: Some(AgreementView { agree, of: answer.replicas.len() }),
+            ..Self::new(&answer.record, names, answer.as_of, MOST_ATTEMPTS)
+        }
+    }
+
+    /// What a list says of a job.
+    pub(super) fn of_listed(record: &Record, snapshot: &Snapshot) -> Self {
+        let view = Self::new(record, Names(&snapshot.view), snapshot.now.wall, MOST_ATTEMPTS_IN_LISTS);
+        match &record.spec().stdin {
+            Some(Stdin(bytes)) if bytes.len() > MOST_STDIN_BYTES_IN_LISTS => Self {
+                spec: SpecView { without_stdin: true, ..view.spec },
+                stdin_omitted_bytes: Some(bytes.len()),
+                ..view
+            },
+            _ => view,
+        }
+    }
+
+    /// One replica's copy.
+    pub(super) fn of_copy(record: &Record, snapshot: &Snapshot) -> Self {
+        Self::new(record, Names(&snapshot.view), snapshot.now.wall, MOST_ATTEMPTS)
+    }
+
+    fn new(record: &Record, names: Names<'_>, now: Timestamp, most_attempts: usize) -> Self {
+        let state = record.state();
+        let ended = state.is_terminal();
+        let outcome = Outcome::of(record.telling().filter(|_| ended).and_then(|attempt| attempt.fate.exit));
+        let ended_by_limit =
+            state == JobState::Failed && record.stop.as_ref().is_some_and(|stop| stop.kind == StopKind::TimedOut);
+        let (attempts, omitted) = attempts_of(record, names, most_attempts);
+        Self {
+            id: record.id,
+            name: record.spec().name.clone(),
+            state,
+            is_final: record.is_final(),
+            retry_of: record.submission.retry_of,
+            reason: reason::of(record, names, now),
+            spec: SpecView { submission: Arc::clone(&record.submission), without_stdin: false },
+            stdin_omitted_bytes: None,
+            submitted_at: record.submission.submitted_at,
+            started_at: record.attempts.values().filter_map(|attempt| attempt.started_at).min(),
+            ended_at: record.ended_at(),
+            exit_code: outcome.exit_code,
+            signal: outcome.signal,
+            timed_out: ended && (outcome.timed_out || ended_by_limit),
+            attempts,
+            attempts_omitted: omitted,
+            clock: clock_as_text(&record.clock),
+            as_of: None,
+            answered_by: None,
+            replicas: None,
+        }
+    }
+}
+
+/// The exit code that stands for "out of time", as `timeout(1)` has it.
+const TIMED_OUT_CODE: i32 = 124;
+
+#[derive(Debug, Default)]
+struct Outcome {
+    exit_code: Option<i32>,
+    signal: Option<i32>,
+    timed_out: bool,
+}
+
+impl Outcome {
+    fn of(exit: Option<Exit>) -> Self {
+        match exit {
+            None => Self::default(),
+            Some(Exit::Code(code)) => Self { exit_code: Some(code), ..Self::default() },
+            Some(Exit::Signal(signal)) => Self { signal: Some(signal), ..Self::default() },
+            Some(Exit::TimedOut) => Self { exit_code: Some(TIMED_OUT_CODE), timed_out: true, ..Self::default() },
+        }
+    }
+}
+
+/// The last `most` attempts, oldest first, and how many there are before them. Overlaps are sought among the
+/// shown ones only: the search is quadratic, and a job may have many attempts.
+fn attempts_of(record: &Record, names: Names<'_>, most: usize) -> (Vec<AttemptView>, Option<usize>) {
+    let mut order: Vec<(&Dot, &Attempt)> = record.attempts.iter().collect();
+    order.sort_by_key(|(dot, attempt)| (attempt.fence(), **dot));
+    let omitted = order.len().saturating_sub(most);
+    let shown = &order[omitted..];
+    let overlaps = if omitted == 0 {
+        record.overlaps()
+    } else {
+        let attempts = shown.iter().map(|(dot, attempt)| (**dot, (*attempt).clone())).collect();
+        Record { attempts, ..record.clone() }.overlaps()
+    };
+    let mut others: BTreeMap<Dot, Vec<OverlapView>> = BTreeMap::new();
+    for overlap in overlaps {
+        for (one, other) in [(overlap.first, overlap.second), (overlap.second, overlap.first)] {
+            if let Some(attempt) = record.attempts.get(&other) {
+                others.entry(one).or_default().push(OverlapView {
+                    number: attempt.claim.number,
+                    node: attempt.claim.executor.node,
+                    certain: overlap.certain,
+                });
+            }
+        }
+    }
+    let views = shown.iter().map(|(dot, attempt)| {
+        let overlaps = others.remove(dot).unwrap_or_default();
+        attempt_view(attempt, names, overlaps)
+    });
+    (views.collect(), (omitted > 0).then_some(omitted))
+}
+
+fn attempt_view(attempt: &Attempt, names: Names<'_>, overlaps: Vec<OverlapView>) -> AttemptView {
+    let outcome = Outcome::of(attempt.fate.exit);
+    let node = attempt.claim.executor.node;
+    AttemptView {
+        number: attempt.claim.number,
+        node,
+        node_name: names.of(node),
+        phase: attempt.fate.phase,
+        claimed_at: attempt.claim.at,
+        started_at: attempt.started_at,
+        ended_at: (!attempt.is_live()).then_some(attempt.fate.at),
+        exit_code: outcome.exit_code,
+        signal: outcome.signal,
+        timed_out: outcome.timed_out,
+        reason: match (attempt.fate.exit, attempt.fate.reason.as_str()) {
+            (Some(exit), "") => reason::of_exit(exit),
+            (_, reason) => reason.to_owned(),
+        },
+        overlaps,
+    }
+}
+
+/// A vector clock for people.
+pub(super) fn clock_as_text(clock: &Clock) -> BTreeMap<String, u64> {
+    clock.dots.iter().map(|(actor, counter)| (actor.to_string(), *counter)).collect()
+}
+
+/// A job that was written down.
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
+pub(super) struct SubmittedView {
+    /// Its id.
+    #[schema(value_type = String)]
+    pub(super) id: JobId,
+    /// Its state.
+    pub(super) state: JobState,
+    /// Whether it was there before, under the same key.
+    pub(super) existed: bool,
+    /// The finished job that it tries again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub(super) retry_of: Option<JobId>,
+    /// What the acknowledgement rests on.
+    pub(super) receipt: ReceiptView,
+}
+
+/// What a submit's acknowledgement rests on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub(super) struct ReceiptView {
+    /// How many nodes have the record on disk.
+    pub(super) stored: u32,
+    /// How many were wanted.
+    pub(super) wanted: u32,
+    /// Which nodes have it.
+    #[schema(value_type = Vec<String>)]
+    pub(super) replicas: Vec<NodeId>,
+}
+
+impl SubmittedView {
+    pub(super) fn new(submitted: Submitted, retry_of: Option<JobId>) -> Self {
+        let Submitted { id, state, existed, receipt } = submitted;
+        let Receipt { stored, wanted, replicas } = receipt;
+        Self { id, state, existed, retry_of, receipt: ReceiptView { stored, wanted, replicas } }
+    }
+}

@@ -1,0 +1,207 @@
+//! From the options of `run` and `submit` to a job's spec.
+//!
+//! The command line adds nothing to a spec that the HTTP side would not take: `--dry-run` prints exactly what
+//! would be sent, and can be kept in a file and submitted from there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+use std::time::Duration;
+
+use clap::Args;
+use clap::builder::PossibleValuesParser;
+use flockwork::model::resources::{Cpus, Memory};
+use flockwork::model::spec::{Backoff, Driver, Durability, MAX_SPEC_BYTES, OnPartition, Spec, Stdin};
+use flockwork::model::time::duration;
+
+use super::failure::Failure;
+
+/// The options that describe a job.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Job")]
+pub(crate) struct JobOptions {
+    /// A name for people; need not be unique
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// An environment variable; without a value, the one set here. May be repeated
+    #[arg(long, value_name = "K=V", value_parser = environment_variable)]
+    env: Vec<(String, String)>,
+    /// The directory to run in, on the node that runs it [default: one of the attempt's own]
+    #[arg(long, value_name = "DIR")]
+    cwd: Option<String>,
+    /// What the job reads from its standard input: a file of this machine, or - for this command's own
+    #[arg(long, value_name = "FILE|-")]
+    stdin: Option<String>,
+    /// Processors to set aside, for instance 0.5
+    #[arg(long, value_name = "N")]
+    cpus: Option<Cpus>,
+    /// Memory to set aside, for instance 512MiB
+    #[arg(long, visible_alias = "memory", value_name = "SIZE")]
+    mem: Option<Memory>,
+    /// Slots to take
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    slots: u32,
+    /// A label that the node must have. May be repeated
+    #[arg(long, value_name = "K=V", value_parser = key_value)]
+    require: Vec<(String, String)>,
+    /// How long one attempt may run, for instance 90 or 1m30s
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    timeout: Option<Duration>,
+    /// How long the job may wait for its first attempt
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    queue_timeout: Option<Duration>,
+    /// How long the job may take in all, waits and every attempt included
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    total_timeout: Option<Duration>,
+    /// How many failed attempts are followed by another
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    retries: u32,
+    /// The wait before another attempt: the first one, what each further one is multiplied by, the longest
+    #[arg(long, value_name = "TIME[,FACTOR,MAX]", value_parser = backoff, default_value = "1s,2,1m")]
+    backoff: Backoff,
+    /// Exit codes that are not worth another attempt
+    #[arg(long, value_name = "CODES", value_delimiter = ',')]
+    no_retry_on: Vec<i32>,
+    /// How many attempts may be lost with their node
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    lost_limit: u32,
+    /// Idempotency key: the same key and spec are the same job, however often submitted [default: a random
+    /// one, so that a submit whose answer was lost can be repeated safely]
+    #[arg(long, value_name = "KEY")]
+    pub(crate) key: Option<String>,
+    /// How long to wait before the first attempt
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    delay: Option<Duration>,
+    /// Higher runs first among the jobs that wait on one node
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
+    priority: i32,
+    /// How many synced copies the acknowledgement waits for
+    #[arg(long, value_name = "HOW", default_value = "majority",
+          value_parser = PossibleValuesParser::new(["one", "majority", "all"]))]
+    durability: String,
+    /// Where a majority of the nodes is out of reach: go on, or start nothing and end what runs
+    #[arg(long, value_name = "HOW", default_value = "run", value_parser = PossibleValuesParser::new(["run", "pause"]))]
+    on_partition: String,
+    /// What runs it
+    #[arg(long, value_name = "DRIVER", default_value = "process",
+          value_parser = PossibleValuesParser::new(["process"]))]
+    driver: String,
+}
+
+impl JobOptions {
+    /// The spec they describe, for `command`; not yet checked as a whole.
+    pub(crate) fn spec(&self, command: Vec<String>) -> Result<Spec, Failure> {
+        let durability = match self.durability.as_str() {
+            "one" => Durability::One,
+            "all" => Durability::All,
+            _ => Durability::Majority,
+        };
+        Ok(Spec {
+            command,
+            name: self.name.clone(),
+            env: self.env.iter().cloned().collect(),
+            cwd: self.cwd.clone(),
+            stdin: self.stdin.as_deref().map(read_stdin).transpose()?,
+            cpus: self.cpus.unwrap_or_default(),
+            memory: self.mem.unwrap_or_default(),
+            slots: self.slots,
+            require: self.require.iter().cloned().collect::<BTreeMap<_, _>>(),
+            timeout: self.timeout,
+            queue_timeout: self.queue_timeout,
+            total_timeout: self.total_timeout,
+            retries: self.retries,
+            backoff: self.backoff,
+            no_retry_on: self.no_retry_on.iter().copied().collect::<BTreeSet<_>>(),
+            lost_limit: self.lost_limit,
+            key: self.key.clone(),
+            delay: self.delay,
+            priority: self.priority,
+            durability,
+            on_partition: if self.on_partition == "pause" { OnPartition::Pause } else { OnPartition::Run },
+            driver: Driver::Process,
+            handler: None,
+            payload: None,
+        })
+    }
+}
+
+/// Checks a spec as a node would, so that a mistake is a usage error here and not a refusal there.
+pub(crate) fn check(spec: &Spec) -> Result<(), Failure> {
+    spec.validate().map_err(|invalid| Failure::usage(format!("the job cannot be: {invalid}")))
+}
+
+fn read_stdin(from: &str) -> Result<Stdin, Failure> {
+    let unreadable = |error: std::io::Error| Failure::usage(format!("cannot read --stdin {from}: {error}"));
+    let mut content = Vec::new();
+    let limit = MAX_SPEC_BYTES as u64 + 1;
+    let read = if from == "-" {
+        std::io::stdin().lock().take(limit).read_to_end(&mut content)
+    } else {
+        std::fs::File::open(from).and_then(|file| file.take(limit).read_to_end(&mut content))
+    };
+    read.map_err(unreadable)?;
+    if content.len() > MAX_SPEC_BYTES {
+        return Err(Failure::usage(format!("--stdin {from} holds more than {MAX_SPEC_BYTES} bytes"))
+            .with_hint("put large input where every node can read it, and give the job its path"));
+    }
+    Ok(Stdin(content))
+}
+
+/// Reads `K=V`.
+pub(crate) fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write NAME=VALUE".to_owned()),
+    }
+}
+
+/// Reads `K=V`, or `K` for the variable of this environment.
+fn environment_variable(text: &str) -> Result<(String, String), String> {
+    if text.contains('=') {
+        return key_value(text);
+    }
+    match std::env::var(text) {
+        Ok(value) => Ok((text.to_owned(), value)),
+        Err(std::env::VarError::NotPresent) => Err(format!("{text} is not set here: write {text}=VALUE")),
+        Err(std::env::VarError::NotUnicode(_)) => Err(format!("the value of {text} is not UTF-8")),
+    }
+}
+
+/// Reads `INITIAL`, `INITIAL,FACTOR` or `INITIAL,FACTOR,MAX`.
+fn backoff(text: &str) -> Result<Backoff, String> {
+    let mut parts = text.split(',').map(str::trim);
+    let mut backoff = Backoff { initial: duration::parse(parts.next().unwrap_or_default())?, ..Backoff::default() };
+    if let Some(factor) = parts.next() {
+        backoff.factor = factor.parse().map_err(|_| format!("`{factor}` is not a factor, such as 2 or 1.5"))?;
+    }
+    backoff.max = match parts.next() {
+        Some(max) => duration::parse(max)?,
+        None => backoff.max.max(backoff.initial),
+    };
+    if parts.next().is_some() {
+        return Err("write INITIAL, or INITIAL,FACTOR,MAX, for instance 1s,2,1m".to_owned());
+    }
+    Ok(backoff)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backoff_may_be_short_or_complete() {
+        assert_eq!(backoff("1s,2,1m"), Ok(Backoff::default()));
+        let patient = backoff("5m").unwrap();
+        assert_eq!((patient.initial, patient.max), (Duration::from_secs(300), Duration::from_secs(300)));
+        for wrong in ["", "soon", "1s,x", "1s,2,", "1s,2,1m,4"] {
+            assert!(backoff(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_pair_is_named() {
+        assert_eq!(key_value("a=b=c"), Ok(("a".into(), "b=c".into())));
+        assert!(key_value("=b").is_err());
+        assert!(key_value("a").is_err());
+        assert!(environment_variable("FLOCKWORK_TEST_SURELY_UNSET").unwrap_err().contains("not set"));
+    }
+}

@@ -1,0 +1,288 @@
+//! Looking at the cluster itself: `nodes`, `drain`, `undrain`, `debug`.
+//!
+//! Every node has its own view, and the views differ for a moment after every change. `nodes` shows that of
+//! whichever node answers; `debug` shows how far that node is from agreement with the others.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use clap::Args;
+use flockwork::model::time::{Timestamp, duration};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::Session;
+use super::client::{Client, Repeat, Request};
+use super::failure::{Failure, Kind, Outcome, exit};
+use super::render::{OutputForm, Tone, now, printable, shortened, span};
+
+/// `flockwork nodes`.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct NodesArgs {}
+
+/// A command about one node.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct OneNode {
+    /// The node, by id or name
+    #[arg(value_name = "NODE")]
+    node: String,
+}
+
+/// `flockwork debug`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DebugArgs {
+    /// Look again and again, until Ctrl-C
+    #[arg(short, long)]
+    watch: bool,
+    /// How often
+    #[arg(long, value_name = "TIME", value_parser = duration::parse, default_value = "1s", requires = "watch")]
+    interval: Duration,
+}
+
+/// A node, as its peers see it.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Node {
+    pub(crate) id: String,
+    #[serde(default)]
+    pub(crate) name: String,
+    #[serde(default)]
+    pub(crate) state: String,
+    #[serde(default)]
+    pub(crate) addresses: Addresses,
+    #[serde(default)]
+    status: String,
+    #[serde(default)]
+    slots: Slots,
+    #[serde(default)]
+    backlog: u32,
+    #[serde(default)]
+    load: Load,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    #[serde(default)]
+    version: String,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(crate) struct Addresses {
+    #[serde(default)]
+    pub(crate) http: String,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(default)]
+struct Slots {
+    total: u32,
+    used: u32,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(default)]
+struct Load {
+    cpu: f64,
+}
+
+#[derive(Debug, Deserialize)]
+struct NodeList {
+    nodes: Vec<Value>,
+}
+
+/// All members as one node sees them, each with the node's own words.
+async fn list(client: &Client) -> Result<Vec<(Node, Value)>, Failure> {
+    let list: NodeList = client.read(&Request::get("/v1/nodes")).await?;
+    let read = |raw: Value| Ok((serde_json::from_value(raw.clone())?, raw));
+    list.nodes.into_iter().map(read).collect()
+}
+
+/// All members as one node sees them.
+pub(crate) async fn members(client: &Client) -> Result<Vec<Node>, Failure> {
+    Ok(list(client).await?.into_iter().map(|(node, _)| node).collect())
+}
+
+pub(crate) async fn nodes(session: &Session, _: &NodesArgs) -> Outcome {
+    let nodes = list(&session.client()?).await?;
+    let printer = session.printer;
+    match printer.form {
+        OutputForm::Json => printer.json(&Value::Array(nodes.into_iter().map(|(_, raw)| raw).collect()))?,
+        OutputForm::Jsonl => {
+            for (_, raw) in &nodes {
+                printer.json(raw)?;
+            }
+        }
+        OutputForm::Id => {
+            for (node, _) in &nodes {
+                printer.line(&node.id)?;
+            }
+        }
+        OutputForm::Table => {
+            let rows = nodes.iter().map(|(node, _)| {
+                let labels: Vec<String> = node.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+                vec![
+                    printable(&node.name).into_owned(),
+                    node.id.clone(),
+                    printer.paint(&node.state, Tone::of_node(&node.state)),
+                    node.status.clone(),
+                    format!("{}/{}", node.slots.used, node.slots.total),
+                    node.backlog.to_string(),
+                    format!("{:.0}%", node.load.cpu * 100.0),
+                    node.addresses.http.clone(),
+                    shortened(&labels.join(","), 40),
+                    printable(&node.version).into_owned(),
+                ]
+            });
+            let header = ["NAME", "ID", "STATE", "STATUS", "SLOTS", "BACKLOG", "CPU", "HTTP", "LABELS", "VERSION"];
+            printer.table(&header, rows.collect())?;
+        }
+    }
+    Ok(exit::SUCCESS)
+}
+
+/// A node drains only when it is asked itself, so it is looked up first and then asked at its own address.
+pub(crate) async fn drain(session: &Session, args: &OneNode, on: bool) -> Outcome {
+    let nodes = list(&session.client()?).await?;
+    let named: Vec<&Node> =
+        nodes.iter().map(|(node, _)| node).filter(|node| node.id == args.node || node.name == args.node).collect();
+    let node = match named.as_slice() {
+        [] => {
+            return Err(Failure::new(Kind::NotFound, format!("no node has the id or name `{}`", args.node))
+                .with_hint("`flockwork nodes` lists them"));
+        }
+        [node] => *node,
+        several => {
+            let ids: Vec<&str> = several.iter().map(|node| node.id.as_str()).collect();
+            return Err(Failure::usage(format!("several nodes are called {}: {}", args.node, ids.join(", ")))
+                .with_hint("name one by its id"));
+        }
+    };
+    let itself = Client::new(std::slice::from_ref(&node.addresses.http))?;
+    let path = format!("/v1/nodes/{}/drain", node.id);
+    let request = if on { Request::post(path, Repeat::Freely) } else { Request::delete(path, Repeat::Freely) };
+    let answer = itself.ask(&request).await?;
+    match session.printer.form {
+        OutputForm::Table => {
+            let what = if on { "drains: it finishes what it runs, and takes nothing new" } else { "serves again" };
+            session.printer.line(&format!("{} {what}", printable(&node.name)))?;
+        }
+        OutputForm::Json | OutputForm::Jsonl => session.printer.json(&answer.body)?,
+        OutputForm::Id => session.printer.line(&node.id)?,
+    }
+    Ok(exit::SUCCESS)
+}
+
+/// How far a node is from agreement with the others.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Convergence {
+    pub(crate) converged: bool,
+    #[serde(default)]
+    since: Option<Timestamp>,
+    #[serde(default)]
+    node: String,
+    #[serde(default)]
+    pub(crate) members: BTreeMap<String, MemberView>,
+    #[serde(default)]
+    ring: Ring,
+    #[serde(default)]
+    partitions: Partitions,
+    #[serde(default)]
+    strays: u32,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct MemberView {
+    name: String,
+    pub(crate) state: String,
+    status: String,
+    since: Option<Timestamp>,
+    generation: u64,
+    incarnation: u64,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct Ring {
+    agree: bool,
+    own: String,
+    fingerprints: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct Partitions {
+    total: u32,
+    in_sync: u32,
+    behind: Vec<u32>,
+}
+
+/// Where convergence is read.
+pub(crate) fn convergence_request() -> Request {
+    Request::get("/debug/convergence")
+}
+
+pub(crate) async fn debug(session: &Session, args: &DebugArgs) -> Outcome {
+    let mut client = session.client()?;
+    if args.watch {
+        client = client.persistent();
+    }
+    let on_screen = args.watch && std::io::stdout().is_terminal();
+    loop {
+        let answer = client.ask(&convergence_request()).await?;
+        let convergence: Convergence = answer.read()?;
+        match session.printer.form {
+            OutputForm::Table => {
+                let picture = draw(session, &convergence);
+                // Clear the screen, and begin at its top.
+                let clear = if on_screen { "\x1b[2J\x1b[H" } else { "" };
+                session.printer.line(&format!("{clear}{picture}"))?;
+                if args.watch && !on_screen {
+                    session.printer.line("")?;
+                }
+            }
+            OutputForm::Json | OutputForm::Jsonl => session.printer.json(&answer.body)?,
+            OutputForm::Id => session.printer.line(&convergence.node)?,
+        }
+        if !args.watch {
+            return Ok(if convergence.converged { exit::SUCCESS } else { exit::FAILED });
+        }
+        tokio::time::sleep(args.interval.max(Duration::from_millis(100))).await;
+    }
+}
+
+fn draw(session: &Session, seen: &Convergence) -> String {
+    let printer = session.printer;
+    let ago = |at: Option<Timestamp>| at.map(|at| span(now().since(at))).unwrap_or_default();
+    let judged = |good: bool, yes: &str, no: &str| {
+        if good { printer.paint(yes, Tone::Good) } else { printer.paint(no, Tone::Bad) }
+    };
+    let seer = seen.members.get(&seen.node).map_or(seen.node.as_str(), |member| member.name.as_str());
+    let behind: Vec<String> = seen.partitions.behind.iter().take(16).map(u32::to_string).collect();
+    let more = if seen.partitions.behind.len() > behind.len() { ", …" } else { "" };
+    let lines = [
+        format!("converged   {} for {}", judged(seen.converged, "yes", "no"), ago(seen.since)),
+        format!("seen by     {} ({})", printable(seer), seen.node),
+        format!("ring        {} {}", judged(seen.ring.agree, "all agree on", "not all agree with"), seen.ring.own),
+        format!("partitions  {} of {} in sync", seen.partitions.in_sync, seen.partitions.total),
+        format!("behind      {}{more}", if behind.is_empty() { "none".to_owned() } else { behind.join(", ") }),
+        format!("strays      {}", seen.strays),
+    ];
+    let rows = seen.members.iter().map(|(id, member)| {
+        let ring = match seen.ring.fingerprints.get(id) {
+            Some(theirs) if *theirs == seen.ring.own => "same".to_owned(),
+            Some(theirs) => printer.paint(theirs, Tone::Bad),
+            None => String::new(),
+        };
+        vec![
+            printable(&member.name).into_owned(),
+            id.clone(),
+            printer.paint(&member.state, Tone::of_node(&member.state)),
+            member.status.clone(),
+            ago(member.since),
+            member.generation.to_string(),
+            member.incarnation.to_string(),
+            ring,
+        ]
+    });
+    let header = ["MEMBER", "ID", "STATE", "STATUS", "FOR", "GENERATION", "INCARNATION", "RING"];
+    format!("{}\n\n{}", lines.join("\n"), printer.drawn(&header, rows.collect()))
+}

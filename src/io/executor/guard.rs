@@ -1,0 +1,266 @@
+//! The guard: a small process that sees to it that no pod outlives its node, whatever ends the node.
+//!
+//! A node that is killed with SIGKILL cannot clean up. Its guard can: it holds one end of a pipe from the node
+//! and is told the process group of every pod that starts (`+123`) and ends (`-123`). The kernel closes the
+//! pipe when the node is gone, however it went; the guard then kills every group it still has on its list,
+//! looks for processes that carry the mark of this start of the node (`marker`), kills those too, and
+//! ends. It ignores polite signals and leads a group of its own, so that what is meant for the node spares it.
+//!
+//! The window: a pod is told to the guard right after it is spawned, by the thread that spawned it. A node that
+//! is killed between the two leaves a pod that is on no list, but it carries the mark (the guard looks
+//! repeatedly, since the process may still be on its way to its program). Without `/proc` the window is real:
+//! the few microseconds between two system calls.
+//!
+//! A guard that dies is replaced, and the new one is told everything again. A node without its guard for a
+//! moment is not a fault worth ending pods for.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::io::{self, BufRead, Write};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::pipe::PipeFlags;
+use rustix::process::{Pid, Signal};
+use tokio::process::{Child, Command};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::marker::{self, Origin};
+
+/// The argument that makes the `flockwork` program a guard: its `main` calls [`guard_main`] then.
+pub const GUARD_ARGUMENT: &str = "pod-guard";
+
+/// A guard that is no longer needed has this long to notice.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// A guard that lived for less than this is not replaced at once, but after this time.
+const LEAST_LIFE: Duration = Duration::from_secs(1);
+
+/// Enough for the groups of a hundred thousand pods.
+const PIPE_BYTES: usize = 1 << 20;
+
+/// How often, and how far apart, the marks are looked for once the node is gone.
+const LOOKS: u32 = 10;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
+
+/// What to run as the guard.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum GuardProgram {
+    /// The program that is running, with [`GUARD_ARGUMENT`]. For programs whose `main` calls [`guard_main`]
+    /// when it is given that argument, and for no other.
+    ThisProgram,
+    /// A program and arguments that end up in [`guard_main`].
+    Program(PathBuf, Vec<OsString>),
+    /// An `awk` script that does the most of it, for programs that only embed a node. It knows nothing of marks.
+    #[default]
+    Awk,
+}
+
+/// Each line is a group that began or ended. `kill` is asked in one go at the end, as it is the shell's own.
+const AWK_SCRIPT: &str = r#"/^\+[0-9]+$/ { groups[substr($0, 2)] = 1 }
+/^-[0-9]+$/ { delete groups[substr($0, 2)] }
+END { for (group in groups) if (group + 0 > 1) system("kill -s KILL -- -" group) }"#;
+
+impl GuardProgram {
+    fn command(&self) -> io::Result<Command> {
+        let mut command = match self {
+            Self::ThisProgram => {
+                // The file may have been replaced since, by an upgrade; the program that runs is still there.
+                let program = std::env::current_exe().ok().filter(|file| file.exists());
+                let mut command = Command::new(program.unwrap_or_else(|| "/proc/self/exe".into()));
+                command.arg(GUARD_ARGUMENT);
+                command
+            }
+            Self::Program(program, arguments) => {
+                let mut command = Command::new(program);
+                command.args(arguments);
+                command
+            }
+            Self::Awk => {
+                let mut command = Command::new("awk");
+                command.arg(AWK_SCRIPT);
+                command
+            }
+        };
+        let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
+        // Without its environment, a guard inside a pod of another node does not carry that pod's mark, and
+        // lives to do its work when that pod is ended.
+        command.env_clear().env("PATH", path).current_dir("/").process_group(0);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(command)
+    }
+}
+
+/// The node's end.
+#[derive(Debug)]
+pub(super) struct Guard {
+    program: GuardProgram,
+    origin: Origin,
+    roll: Mutex<Roll>,
+    broken: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Roll {
+    groups: BTreeSet<i32>,
+    pipe: Option<OwnedFd>,
+}
+
+/// Never blocks, and never writes a part of a line: pipes take up to `PIPE_BUF` bytes whole or not at all.
+fn tell(pipe: &OwnedFd, line: &str) -> Result<(), Errno> {
+    rustix::io::retry_on_intr(|| rustix::io::write(pipe, line.as_bytes())).map(drop)
+}
+
+fn tell_all(pipe: &OwnedFd, origin: &Origin, groups: &BTreeSet<i32>) -> Result<(), Errno> {
+    tell(pipe, &format!("of {origin}\n"))?;
+    groups.iter().try_for_each(|group| tell(pipe, &format!("+{group}\n")))
+}
+
+impl Guard {
+    /// Starts the guard, which can then be told of pods. [`keep`](Self::keep) must be run beside it.
+    pub(super) fn start(program: GuardProgram, origin: Origin) -> io::Result<(Arc<Self>, Child)> {
+        let guard = Arc::new(Self { program, origin, roll: Mutex::default(), broken: Notify::new() });
+        let child = guard.spawn()?;
+        Ok((guard, child))
+    }
+
+    /// A guard process that knows every pod there is.
+    fn spawn(&self) -> io::Result<Child> {
+        let (theirs, ours) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        rustix::io::ioctl_fionbio(&ours, true)?;
+        // A smaller one does for a few thousand pods.
+        let _ = rustix::pipe::fcntl_setpipe_size(&ours, PIPE_BYTES);
+        let mut child = self.program.command()?.stdin(Stdio::from(theirs)).spawn()?;
+        let mut roll = self.roll();
+        if let Err(error) = tell_all(&ours, &self.origin, &roll.groups) {
+            // Before its pipe is closed, for the reason given in `keep`.
+            child.start_kill()?;
+            return Err(error.into());
+        }
+        roll.pipe = Some(ours);
+        Ok(child)
+    }
+
+    /// Puts a pod's process group on the list.
+    pub(super) fn add(&self, group: Pid) {
+        let mut roll = self.roll();
+        roll.groups.insert(group.as_raw_nonzero().get());
+        self.tell(&roll, &format!("+{}\n", group.as_raw_nonzero()));
+    }
+
+    /// Takes it off.
+    pub(super) fn remove(&self, group: Pid) {
+        let mut roll = self.roll();
+        roll.groups.remove(&group.as_raw_nonzero().get());
+        self.tell(&roll, &format!("-{}\n", group.as_raw_nonzero()));
+    }
+
+    fn tell(&self, roll: &Roll, line: &str) {
+        if roll.pipe.as_ref().is_some_and(|pipe| tell(pipe, line).is_err()) {
+            self.broken.notify_one();
+        }
+    }
+
+    /// Replaces the guard whenever it is gone or does not listen; sends it home when `closing` is cancelled.
+    pub(super) async fn keep(self: Arc<Self>, mut child: Child, closing: CancellationToken) {
+        loop {
+            let since = Instant::now();
+            tokio::select! {
+                () = closing.cancelled() => {
+                    self.say_goodbye();
+                    if tokio::time::timeout(FAREWELL, child.wait()).await.is_err() {
+                        tracing::warn!("the pod guard does not end, and is killed");
+                        end(&mut child).await;
+                    }
+                    return;
+                }
+                _ = child.wait() => {}
+                // It must be dead before its pipe is closed: to a guard that lives, that is the end of the node.
+                () = self.broken.notified() => end(&mut child).await,
+            }
+            tracing::warn!("the pod guard has ended, and is replaced");
+            let mut pause = LEAST_LIFE.saturating_sub(since.elapsed());
+            child = loop {
+                if tokio::time::timeout(pause, closing.cancelled()).await.is_ok() {
+                    return;
+                }
+                match self.spawn() {
+                    Ok(child) => break child,
+                    Err(error) => tracing::warn!(%error, "the pod guard cannot be started"),
+                }
+                pause = LEAST_LIFE;
+            };
+        }
+    }
+
+    /// The node is closing and has looked for marks itself.
+    fn say_goodbye(&self) {
+        let mut roll = self.roll();
+        self.tell(&roll, "bye\n");
+        roll.pipe = None;
+    }
+
+    fn roll(&self) -> MutexGuard<'_, Roll> {
+        self.roll.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn end(child: &mut Child) {
+    if let Err(error) = child.kill().await {
+        tracing::warn!(%error, "the pod guard could not be killed");
+    }
+}
+
+/// What the guard process does, from its first breath to its last. Reads from standard input.
+pub fn guard_main() -> ! {
+    ignore_polite_signals();
+    let mut origin = None;
+    let mut groups = BTreeSet::new();
+    // An error is an end like any other: there is nobody left to hear of it.
+    for line in io::stdin().lock().lines().map_while(Result::ok) {
+        let number = |digits: &str| digits.parse::<i32>().ok().filter(|group| *group > 1);
+        if let Some(text) = line.strip_prefix("of ") {
+            origin = Origin::parse(text);
+        } else if line == "bye" {
+            origin = None;
+        } else if let Some(group) = line.strip_prefix('+').and_then(number) {
+            groups.insert(group);
+        } else if let Some(group) = line.strip_prefix('-').and_then(number) {
+            groups.remove(&group);
+        }
+    }
+    for group in groups.into_iter().filter_map(Pid::from_raw) {
+        // One that is gone already is as good.
+        let _ = rustix::process::kill_process_group(group, Signal::KILL);
+    }
+    if let Some(origin) = origin {
+        for _ in 0..LOOKS {
+            marker::kill_marked(|mark| mark.origin == origin);
+            std::thread::sleep(BETWEEN_LOOKS);
+        }
+    }
+    std::process::exit(0)
+}
+
+/// Service managers send SIGTERM to all processes of a service at once, and the guard must be the last to go.
+/// A handler that nobody listens to ignores them without any unsafe code.
+fn ignore_polite_signals() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+    let ignored = runtime.map(|runtime| {
+        let _inside = runtime.enter();
+        for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {
+            // One that cannot be ignored may end the guard; the node starts another.
+            let _ = signal(kind);
+        }
+    });
+    if let Err(error) = ignored {
+        let _ = writeln!(io::stderr(), "the pod guard cannot ignore signals: {error}");
+    }
+}

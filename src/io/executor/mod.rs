@@ -1,0 +1,588 @@
+//! Runs pods: starts them, keeps what they write, ends them, and reports each end exactly once.
+//!
+//! Picture a workshop with a foreman. The driver hands in slips (start this, stop that) and never waits; the
+//! foreman gives every pod a task that looks after it from its start to its end, and puts what happens into the
+//! driver's letter box. A pod is either a group of processes (`process`) or an async function of the
+//! embedding program (`handler`); what it writes goes into a capped log (`log`), which outlives it until its
+//! job is swept.
+//!
+//! What always holds:
+//! - For every [`start_pod`](Executor::start_pod) there is one [`PodEvent::Ended`], also when the pod never ran or
+//!   the node shuts down. [`PodEvent::Started`] comes before it, where it comes at all.
+//! - When the end is reported, nothing of the pod's process group runs, its log is complete, and its own
+//!   directory is gone.
+//! - No process group outlives its node. While the node lives, its tasks see to that; when it is killed, its
+//!   guard does (`guard`); when both are killed, the next start does
+//!   ([`reap_leftovers`](Executor::reap_leftovers)). Processes that left their group are found by a mark in
+//!   their environment (`marker`), as well as Linux allows: before the end is reported where they hold the
+//!   pod's output open, and otherwise about a second later.
+//!
+//! On disk, below the configured directory: `id`, a number that says whose marks are this node's;
+//! `<job>/<claim>/`, the logs of an attempt; `tmp/<job>.<claim>/`, the directory that an attempt has for itself
+//! while it runs.
+//!
+//! It does not know why a pod is started or stopped, what its exit means for the job, or that there are other
+//! nodes.
+
+mod guard;
+mod handler;
+mod log;
+mod marker;
+mod process;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::process::{Pid, Signal};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use guard::{GUARD_ARGUMENT, GuardProgram, guard_main};
+pub use handler::{HandlerContext, HandlerError, Handlers, LogWriter};
+
+use crate::model::id::{AttemptKey, JobId};
+use crate::model::record::Exit;
+use crate::model::spec::Driver;
+use crate::model::time::Timestamp;
+use crate::model::wire::{LogChunk, LogRequest, Stream};
+use crate::protocol::effect::{PodEnd, PodEvent, PodStart};
+use guard::Guard;
+use log::StreamLog;
+use marker::{Mark, Origin};
+
+/// How many processes are being spawned at one time. More than the machine has processors helps only where
+/// spawning waits for a slow file system.
+const SPAWNS_AT_ONCE: usize = 16;
+
+/// The longest wait of one [`read_log`](Executor::read_log).
+const MAX_LOG_WAIT: Duration = Duration::from_secs(60);
+
+/// How long shutting down waits beyond the pods' grace period.
+const SHUTDOWN_MARGIN: Duration = Duration::from_secs(10);
+
+/// How long after a pod's end the machine is searched for processes that left its group, and so how far apart
+/// such searches are at the least.
+const STRAY_DELAY: Duration = Duration::from_secs(1);
+
+/// How many times the duration of the last search must pass before the next: it takes at most a fiftieth of one
+/// processor, however many processes there are.
+const STRAY_IDLE_FACTOR: u32 = 50;
+
+/// How often, and how far apart, the leftovers of an earlier start are looked for until none is found.
+const LOOKS_FOR_LEFTOVERS: u32 = 100;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
+
+/// What an executor needs to know.
+#[derive(Debug, Clone)]
+pub struct ExecutorConfig {
+    /// Where logs and the attempts' own directories are kept. Must belong to this executor alone.
+    pub dir: PathBuf,
+    /// What jobs see as `FLOCKWORK_NODE`.
+    pub node_name: String,
+    /// How many of the newest bytes of each attempt's standard output, and of its standard error, are kept: at
+    /// least half of this, at most all of it. Raising it costs disk for every attempt until its job is swept.
+    pub log_limit_bytes: u64,
+    /// From SIGTERM to SIGKILL, for pods that are stopped or out of time. Raising it gives jobs more time to save
+    /// their work, and delays whatever waits for their end: a drain, a shutdown, the next attempt.
+    pub stop_grace: Duration,
+    /// What jobs of driver `handler` may run.
+    pub handlers: Handlers,
+    /// What ends the pods when this process is killed.
+    pub guard: GuardProgram,
+}
+
+impl ExecutorConfig {
+    /// The defaults: 64 MiB of log per attempt and stream, 5 seconds of grace, no handlers, a guard that works
+    /// in any program.
+    pub fn new(dir: impl Into<PathBuf>, node_name: impl Into<String>) -> Self {
+        Self {
+            dir: dir.into(),
+            node_name: node_name.into(),
+            log_limit_bytes: 64 << 20,
+            stop_grace: Duration::from_secs(5),
+            handlers: Handlers::new(),
+            guard: GuardProgram::default(),
+        }
+    }
+}
+
+/// Runs pods. Cheap to clone; all clones are one executor.
+#[derive(Debug, Clone)]
+pub struct Executor {
+    core: Arc<Core>,
+}
+
+/// What the tasks of all pods share.
+#[derive(Debug)]
+struct Core {
+    config: ExecutorConfig,
+    layout: Layout,
+    origin: Origin,
+    /// What pods are given of the node's environment.
+    passed_on: Vec<(&'static str, OsString)>,
+    registry: Mutex<Registry>,
+    events: mpsc::UnboundedSender<PodEvent>,
+    tracker: TaskTracker,
+    runtime: Handle,
+    guard: Option<Arc<Guard>>,
+    spawning: Semaphore,
+    sweeping: Semaphore,
+    /// A pod has ended: processes that left its group may be about.
+    strays: Notify,
+    /// The last pod has ended.
+    idle: Notify,
+    /// There are no pods any more: what runs beside them ends as well.
+    closing: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct Registry {
+    pods: BTreeMap<AttemptKey, Arc<Pod>>,
+    shutting_down: bool,
+}
+
+/// A pod that has been started and not been reported as ended.
+#[derive(Debug)]
+struct Pod {
+    stop: CancellationToken,
+    stdout: Arc<StreamLog>,
+    stderr: Arc<StreamLog>,
+    /// Its job was swept while it ran: sweep again when it has ended.
+    swept: AtomicBool,
+}
+
+/// Why a pod is being ended. The first reason counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Stopped,
+    TimedOut,
+}
+
+impl Cause {
+    /// What to report of a pod that ended with `exit`, by itself or for a cause.
+    fn end(cause: Option<Self>, exit: Exit) -> PodEnd {
+        match cause {
+            None => PodEnd::Exited(exit),
+            Some(Self::Stopped) => PodEnd::Stopped(exit),
+            Some(Self::TimedOut) => PodEnd::Exited(Exit::TimedOut),
+        }
+    }
+
+    /// What to report of a pod that was ended before there was anything to end.
+    fn before_start(self) -> PodEnd {
+        Self::end(Some(self), Exit::Signal(Signal::TERM.as_raw()))
+    }
+}
+
+/// Where things are on disk.
+#[derive(Debug)]
+struct Layout {
+    dir: PathBuf,
+}
+
+impl Layout {
+    fn job(&self, job: JobId) -> PathBuf {
+        self.dir.join(job.to_string())
+    }
+
+    /// Where an attempt's logs are.
+    fn attempt(&self, key: AttemptKey) -> PathBuf {
+        self.job(key.job).join(marker::claim_name(key.claim))
+    }
+
+    fn all_tmp(&self) -> PathBuf {
+        self.dir.join("tmp")
+    }
+
+    /// What an attempt has for itself while it runs.
+    fn tmp(&self, key: AttemptKey) -> PathBuf {
+        self.all_tmp().join(format!("{}.{}", key.job, marker::claim_name(key.claim)))
+    }
+}
+
+impl Executor {
+    /// Starts an executor, and its guard. Reports go to `events`; there are at most two for each pod, so the
+    /// queue needs no bound of its own. Must be called within a Tokio runtime; its tasks are spawned there, and
+    /// counted by `tracker`.
+    ///
+    /// # Errors
+    /// The directory cannot be made or read, the guard program cannot be started, or there is no runtime.
+    /// Without an `awk`, the default guard is done without, with a warning.
+    pub fn start(
+        config: ExecutorConfig,
+        events: mpsc::UnboundedSender<PodEvent>,
+        tracker: TaskTracker,
+    ) -> io::Result<Self> {
+        let runtime = Handle::try_current().map_err(io::Error::other)?;
+        // What jobs write is nobody else's business.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.dir)?;
+        let layout = Layout { dir: fs::canonicalize(&config.dir)? };
+        let origin = Origin { directory: directory_id(&layout)?, start: rand::random() };
+        let guard = match Guard::start(config.guard.clone(), origin.clone()) {
+            Ok(started) => Some(started),
+            Err(error) if config.guard == GuardProgram::Awk => {
+                tracing::warn!(%error, "no pod guard: pods will outlive this program if it is killed");
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        let (guard, guard_process) = guard.unzip();
+        let core = Arc::new(Core {
+            passed_on: process::passed_on(),
+            config,
+            layout,
+            origin,
+            registry: Mutex::default(),
+            events,
+            tracker,
+            runtime,
+            guard,
+            spawning: Semaphore::new(SPAWNS_AT_ONCE),
+            sweeping: Semaphore::new(1),
+            strays: Notify::new(),
+            idle: Notify::new(),
+            closing: CancellationToken::new(),
+        });
+        if let (Some(guard), Some(process)) = (&core.guard, guard_process) {
+            core.tracker.spawn_on(Arc::clone(guard).keep(process, core.closing.clone()), &core.runtime);
+        }
+        core.tracker.spawn_on(watch_for_strays(Arc::clone(&core)), &core.runtime);
+        Ok(Self { core })
+    }
+
+    /// Ends what an earlier start of this node has left running, removes its pods' own directories, and says whose
+    /// processes were found. To be called once, before the first pod is started.
+    pub async fn reap_leftovers(&self) -> Vec<AttemptKey> {
+        let (origin, tmp) = (self.core.origin.clone(), self.core.layout.all_tmp());
+        let reaping = tokio::task::spawn_blocking(move || {
+            let mut keys = Vec::new();
+            for _ in 0..LOOKS_FOR_LEFTOVERS {
+                // A killed process is found once more until it is gone, and one that was just forking has a child.
+                let found = marker::kill_marked(|mark| {
+                    mark.origin.directory == origin.directory && mark.origin.start != origin.start
+                });
+                if found.is_empty() {
+                    break;
+                }
+                keys.extend(found.into_iter().map(|mark| mark.key));
+                std::thread::sleep(BETWEEN_LOOKS);
+            }
+            if let Err(error) = remove_all(&tmp) {
+                tracing::warn!(dir = %tmp.display(), %error, "leftovers of an earlier start cannot be removed");
+            }
+            keys.sort();
+            keys.dedup();
+            keys
+        });
+        reaping.await.unwrap_or_default()
+    }
+
+    /// Starts a pod. What becomes of it is reported as events; nothing blocks here.
+    pub fn start_pod(&self, start: PodStart) {
+        let core = &self.core;
+        let key = start.key;
+        let pod = Arc::new(Pod::new(core, key));
+        {
+            let mut registry = core.registry();
+            if registry.shutting_down {
+                let end = PodEnd::Unable { reason: "this node is shutting down".to_owned() };
+                core.report(PodEvent::Ended { key, at: now(), end });
+                return;
+            }
+            if registry.pods.contains_key(&key) {
+                tracing::error!(?key, "a pod was to be started twice; the first goes on, and will be reported");
+                return;
+            }
+            registry.pods.insert(key, Arc::clone(&pod));
+        }
+        core.tracker.spawn_on(run_pod(Arc::clone(core), pod, start), &core.runtime);
+    }
+
+    /// Ends a pod: SIGTERM to its group, SIGKILL after the grace period. One that is not there has ended already.
+    pub fn stop_pod(&self, key: AttemptKey) {
+        if let Some(pod) = self.core.registry().pods.get(&key) {
+            pod.stop.cancel();
+        }
+    }
+
+    /// Part of what an attempt wrote, whether it runs or has ended, in this start of the node or an earlier one.
+    /// Waits for more, up to a minute, if the request says so. `end` is set once the attempt has ended and all
+    /// was read.
+    ///
+    /// # Errors
+    /// For people: the attempt is not known here, or its log cannot be read.
+    pub async fn read_log(&self, request: LogRequest) -> Result<LogChunk, String> {
+        let key = AttemptKey { job: request.job, claim: request.claim };
+        let wait = Duration::from_millis(request.wait_ms.into()).min(MAX_LOG_WAIT);
+        let pod = self.core.registry().pods.get(&key).cloned();
+        let log = match pod {
+            Some(pod) => Arc::clone(pod.log(request.stream)),
+            None => {
+                let dir = self.core.layout.attempt(key);
+                let opening = tokio::task::spawn_blocking(move || StreamLog::open_ended(dir, request.stream));
+                match opening.await.map_err(|_| "this node is shutting down".to_owned())? {
+                    Ok(log) => Arc::new(log),
+                    Err(error) if error.kind() == ErrorKind::NotFound => {
+                        return Err("this node has no log of that attempt".to_owned());
+                    }
+                    Err(error) => return Err(format!("the log cannot be read: {error}")),
+                }
+            }
+        };
+        log.read(request.offset, request.limit, Instant::now() + wait).await
+    }
+
+    /// Removes the logs of a job; those of its pods that still run, when they have ended.
+    pub fn sweep(&self, job: JobId) {
+        let mut running = false;
+        for (key, pod) in &self.core.registry().pods {
+            if key.job == job {
+                pod.swept.store(true, Ordering::Relaxed);
+                running = true;
+            }
+        }
+        if !running {
+            let core = Arc::clone(&self.core);
+            self.core.tracker.spawn_on(async move { core.remove_logs(job).await }, &self.core.runtime);
+        }
+    }
+
+    /// Removes the logs of jobs that last wrote to them more than `age` ago and have no pod here. The record of a
+    /// job may have left this node long before its logs are of no more use, so they have a limit of their own.
+    pub fn sweep_older(&self, age: Duration) {
+        let live: BTreeSet<JobId> = self.core.registry().pods.keys().map(|key| key.job).collect();
+        let dir = self.core.layout.dir.clone();
+        let executor = self.clone();
+        let sweeping = async move {
+            let looking = tokio::task::spawn_blocking(move || old_jobs(&dir, age, &live));
+            for job in looking.await.unwrap_or_default() {
+                executor.sweep(job);
+            }
+        };
+        self.core.tracker.spawn_on(sweeping, &self.core.runtime);
+    }
+
+    /// Stops all pods, and returns when every one has been reported as ended. The guard then goes; the tracker
+    /// knows when it has. Pods that come after this are reported as [`PodEnd::Unable`]. What cannot be killed (a process that the kernel does not let go of, a handler
+    /// that never awaits) is not waited for beyond the grace period and ten seconds, and not reported.
+    pub async fn shut_down(&self) {
+        let core = &self.core;
+        {
+            let mut registry = core.registry();
+            registry.shutting_down = true;
+            for pod in registry.pods.values() {
+                pod.stop.cancel();
+            }
+        }
+        let patience = core.config.stop_grace.saturating_add(SHUTDOWN_MARGIN);
+        if tokio::time::timeout(patience, core.wait_until_idle()).await.is_err() {
+            let pods: Vec<_> = core.registry().pods.keys().copied().collect();
+            tracing::error!(?pods, "these pods cannot be ended, and end with this program");
+        }
+        core.kill_strays().await;
+        core.closing.cancel();
+    }
+
+    /// How many pods have been started and not been reported as ended.
+    pub fn pods(&self) -> usize {
+        self.core.registry().pods.len()
+    }
+}
+
+impl Pod {
+    fn new(core: &Core, key: AttemptKey) -> Self {
+        let log = |stream| Arc::new(StreamLog::new(core.layout.attempt(key), stream, core.config.log_limit_bytes));
+        Self {
+            stop: CancellationToken::new(),
+            stdout: log(Stream::Stdout),
+            stderr: log(Stream::Stderr),
+            swept: AtomicBool::new(false),
+        }
+    }
+
+    fn log(&self, stream: Stream) -> &Arc<StreamLog> {
+        match stream {
+            Stream::Stdout => &self.stdout,
+            Stream::Stderr => &self.stderr,
+        }
+    }
+}
+
+impl Core {
+    fn registry(&self) -> MutexGuard<'_, Registry> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn guard_adds(&self, group: Pid) {
+        if let Some(guard) = &self.guard {
+            guard.add(group);
+        }
+    }
+
+    fn guard_removes(&self, group: Pid) {
+        if let Some(guard) = &self.guard {
+            guard.remove(group);
+        }
+    }
+
+    fn report_started(&self, key: AttemptKey) {
+        self.report(PodEvent::Started { key, at: now() });
+    }
+
+    fn report(&self, event: PodEvent) {
+        // Nobody listens any more where the driver has gone before its executor.
+        let _ = self.events.send(event);
+    }
+
+    /// Takes a pod off the books and reports it, as one step: whoever sees no pods has all reports.
+    fn retire(&self, key: AttemptKey, end: PodEnd) {
+        let mut registry = self.registry();
+        registry.pods.remove(&key);
+        self.report(PodEvent::Ended { key, at: now(), end });
+        if registry.pods.is_empty() {
+            self.idle.notify_waiters();
+        }
+    }
+
+    async fn wait_until_idle(&self) {
+        loop {
+            let mut idle = std::pin::pin!(self.idle.notified());
+            idle.as_mut().enable();
+            if self.registry().pods.is_empty() {
+                return;
+            }
+            idle.await;
+        }
+    }
+
+    async fn remove_logs(&self, job: JobId) {
+        let Ok(_one_at_a_time) = self.sweeping.acquire().await else { return };
+        let dir = self.layout.job(job);
+        let removing = tokio::task::spawn_blocking(move || remove_all(&dir));
+        if let Ok(Err(error)) = removing.await {
+            tracing::warn!(%job, %error, "a job's logs cannot be removed");
+        }
+    }
+
+    /// Kills the processes of this start whose pods have ended.
+    async fn kill_strays(self: &Arc<Self>) {
+        let core = Arc::clone(self);
+        let killing = tokio::task::spawn_blocking(move || {
+            marker::kill_marked(|mark| mark.origin == core.origin && !core.registry().pods.contains_key(&mark.key))
+        });
+        for Mark { key, .. } in killing.await.unwrap_or_default() {
+            tracing::info!(job = %key.job, "a process that had left its pod was killed");
+        }
+    }
+}
+
+/// Looks after one pod from its start to its end.
+async fn run_pod(core: Arc<Core>, pod: Arc<Pod>, start: PodStart) {
+    let key = start.key;
+    let driver = start.submission.spec.driver;
+    let end = if pod.stop.is_cancelled() {
+        Cause::Stopped.before_start()
+    } else {
+        match driver {
+            Driver::Process => process::run(&core, &pod, &start).await,
+            Driver::Handler => handler::run(&core, &pod, &start).await,
+        }
+    };
+    pod.stdout.close();
+    pod.stderr.close();
+    if driver == Driver::Process {
+        let tmp = core.layout.tmp(key);
+        let removing = tokio::task::spawn_blocking(move || remove_all(&tmp));
+        if let Ok(Err(error)) = removing.await {
+            tracing::warn!(job = %key.job, %error, "a pod's own directory cannot be removed");
+        }
+        core.strays.notify_one();
+    }
+    core.retire(key, end);
+    if pod.swept.load(Ordering::Relaxed) {
+        core.remove_logs(key.job).await;
+    }
+}
+
+/// Searches the machine after pods have ended: not after each, but for all that ended within a while.
+async fn watch_for_strays(core: Arc<Core>) {
+    let mut pause = STRAY_DELAY;
+    loop {
+        tokio::select! {
+            () = core.closing.cancelled() => return,
+            () = core.strays.notified() => {}
+        }
+        if tokio::time::timeout(pause, core.closing.cancelled()).await.is_ok() {
+            return;
+        }
+        let begun = Instant::now();
+        core.kill_strays().await;
+        pause = STRAY_DELAY.max(begun.elapsed() * STRAY_IDLE_FACTOR);
+    }
+}
+
+/// Removes a directory with what is in it. One that is not there is as good; an empty one is the common case.
+fn remove_all(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir(dir).or_else(|_| fs::remove_dir_all(dir)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// The jobs whose directories, and all attempts' in them, have not been touched for `age`.
+fn old_jobs(dir: &Path, age: Duration, live: &BTreeSet<JobId>) -> Vec<JobId> {
+    let is_old = |path: &Path| {
+        let modified = fs::metadata(path).and_then(|metadata| metadata.modified());
+        modified.is_ok_and(|at| at.elapsed().is_ok_and(|passed| passed > age))
+    };
+    let entries = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries(dir)
+        .filter_map(|path| Some((path.file_name()?.to_str()?.parse::<JobId>().ok()?, path)))
+        .filter(|(job, path)| {
+            let untouched = |attempt: PathBuf| is_old(&attempt) && entries(&attempt).all(|log| is_old(&log));
+            !live.contains(job) && is_old(path) && entries(path).all(untouched)
+        })
+        .map(|(job, _)| job)
+        .collect()
+}
+
+/// The number by which marks say whose they are: made up once, kept with the directory.
+fn directory_id(layout: &Layout) -> io::Result<u64> {
+    let file = layout.dir.join("id");
+    match fs::read_to_string(&file) {
+        Ok(text) => {
+            if let Ok(id) = u64::from_str_radix(text.trim(), 16) {
+                return Ok(id);
+            }
+            tracing::warn!(file = %file.display(), "damaged, and made anew: pods of earlier starts are not found");
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let id: u64 = rand::random();
+    fs::write(&file, format!("{id:016x}\n"))?;
+    Ok(id)
+}
+
+/// Returns at `deadline`, or never.
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn now() -> Timestamp {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX))
+}

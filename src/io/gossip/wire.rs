@@ -1,0 +1,195 @@
+//! How gossip messages travel: what the gossip library takes for its socket.
+//!
+//! A message that fits into one safe packet goes as a datagram, compressed where that makes it smaller; a larger
+//! one goes over the peer connection, where nothing cuts it up. The first message to a seed may be addressed to
+//! somebody whose node id is not known yet: then even a large one goes as a datagram, and the network cuts it.
+//!
+//! The library sends and receives in one task, so sending only enqueues: a full queue loses the message, and the
+//! next round repeats what it said. Everything that comes in passes the `Guard` first.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use chitchat::transport::Socket;
+use chitchat::{ChitchatMessage, Serializable};
+use tokio::sync::mpsc;
+
+use crate::io::datagram::{self, Datagrams, GossipPacket};
+use crate::io::throttle::Throttle;
+use crate::io::transport::Transport;
+use crate::model::id::NodeId;
+use crate::model::wire::Frame;
+
+use super::guard::{Admitted, Guard, MAX_MESSAGE_BYTES};
+
+/// The first byte of a datagram's payload.
+const PLAIN: u8 = 0;
+const COMPRESSED: u8 = 1;
+/// Below this many bytes compression gains nothing worth its time.
+const WORTH_COMPRESSING: usize = 256;
+/// Large gossip messages that may wait to be read.
+const FRAME_QUEUE: usize = 64;
+
+/// What all of a node's incarnations of the gossip library send and receive through.
+pub(super) struct Wire {
+    datagrams: Datagrams,
+    transport: Transport,
+    guard: Mutex<Guard>,
+    inbox: tokio::sync::Mutex<Inbox>,
+    frames: mpsc::Sender<(SocketAddr, Vec<u8>)>,
+    refusals: Throttle,
+    /// Messages that were not passed on to the library.
+    pub(super) refused: AtomicU64,
+    /// How often a start of a node was kept out, for want of room in the digest.
+    pub(super) kept_out: AtomicU64,
+    /// Messages lost here, for want of room or of an address.
+    pub(super) dropped: AtomicU64,
+    /// Messages sent as one datagram.
+    pub(super) by_datagram: AtomicU64,
+    /// Messages sent over a peer connection.
+    pub(super) by_link: AtomicU64,
+}
+
+struct Inbox {
+    datagrams: mpsc::Receiver<GossipPacket>,
+    frames: mpsc::Receiver<(SocketAddr, Vec<u8>)>,
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+impl Wire {
+    pub(super) fn new(
+        own: NodeId,
+        datagrams: Datagrams,
+        inbox: mpsc::Receiver<GossipPacket>,
+        transport: Transport,
+    ) -> Self {
+        let (frames, frame_inbox) = mpsc::channel(FRAME_QUEUE);
+        Self {
+            datagrams,
+            transport,
+            guard: Mutex::new(Guard::new(own)),
+            inbox: tokio::sync::Mutex::new(Inbox { datagrams: inbox, frames: frame_inbox }),
+            frames,
+            refusals: Throttle::default(),
+            refused: AtomicU64::new(0),
+            kept_out: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+            by_datagram: AtomicU64::new(0),
+            by_link: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn guard(&self) -> MutexGuard<'_, Guard> {
+        self.guard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a message that came over the peer connection from `from`.
+    pub(super) fn take_frame(&self, from: NodeId, message: Vec<u8>) {
+        let addr = self.transport.address_of(from).or_else(|| self.guard().addr_of(from));
+        let taken = addr.map(|addr| self.frames.try_send((addr, message)));
+        if !matches!(taken, Some(Ok(()))) {
+            count(&self.dropped);
+        }
+    }
+
+    fn send(&self, to: SocketAddr, message: &ChitchatMessage) {
+        let plain = message.serialize_to_vec();
+        let payload = pack(&plain);
+        if payload.len() <= datagram::SAFE_BYTES {
+            count(&self.by_datagram);
+            return self.datagrams.send_gossip(to, &payload);
+        }
+        let node = self.guard().node_at(to);
+        match node {
+            Some(node) => {
+                count(&self.by_link);
+                self.transport.send(node, to, &Frame::Gossip(plain));
+            }
+            None if payload.len() <= datagram::MAX_BYTES => {
+                count(&self.by_datagram);
+                self.datagrams.send_gossip(to, &payload);
+            }
+            None => count(&self.dropped),
+        }
+    }
+
+    /// The next message that the library can be given. Waits without end once the node stops.
+    async fn receive(&self) -> (SocketAddr, ChitchatMessage) {
+        loop {
+            let (from, message) = {
+                let mut inbox = self.inbox.lock().await;
+                let Inbox { datagrams, frames } = &mut *inbox;
+                // The second never closes: its sender is here. So there is always something to wait for.
+                tokio::select! {
+                    Some((from, payload)) = datagrams.recv() => (from, unpack(&payload)),
+                    Some((from, message)) = frames.recv() => (from, Some(message)),
+                }
+            };
+            let admitted = match message {
+                Some(message) => self.guard().admit(&message).map_err(|reason| reason.to_string()),
+                None => Err("its packing is unreadable".to_owned()),
+            };
+            match admitted {
+                Ok(Admitted { message, kept_out }) => {
+                    if kept_out > 0 {
+                        self.kept_out.fetch_add(kept_out as u64, Ordering::Relaxed);
+                        if let Some(left_out) = self.refusals.admit() {
+                            tracing::error!(%from, kept_out, left_out, "too many starts of nodes: newcomers are kept out");
+                        }
+                    }
+                    return (from, message);
+                }
+                Err(reason) => {
+                    count(&self.refused);
+                    if let Some(left_out) = self.refusals.admit() {
+                        tracing::warn!(%from, reason, left_out, "refused a gossip message");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A message as a datagram's payload.
+fn pack(plain: &[u8]) -> Vec<u8> {
+    let compressed = (plain.len() >= WORTH_COMPRESSING).then(|| zstd::bulk::compress(plain, 1).ok()).flatten();
+    match compressed.filter(|compressed| compressed.len() < plain.len()) {
+        Some(compressed) => [&[COMPRESSED], &compressed[..]].concat(),
+        None => [&[PLAIN], plain].concat(),
+    }
+}
+
+fn unpack(payload: &[u8]) -> Option<Vec<u8>> {
+    match payload {
+        [PLAIN, plain @ ..] => Some(plain.to_vec()),
+        [COMPRESSED, compressed @ ..] => zstd::bulk::decompress(compressed, MAX_MESSAGE_BYTES).ok(),
+        _ => None,
+    }
+}
+
+/// The library opens its socket anew in every incarnation; they all share one wire.
+pub(super) struct Sockets(pub(super) Arc<Wire>);
+
+#[async_trait]
+impl chitchat::transport::Transport for Sockets {
+    async fn open(&self, _listen_addr: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
+        Ok(Box::new(Self(Arc::clone(&self.0))))
+    }
+}
+
+#[async_trait]
+impl Socket for Sockets {
+    async fn send(&mut self, to: SocketAddr, message: ChitchatMessage) -> anyhow::Result<()> {
+        self.0.send(to, &message);
+        Ok(())
+    }
+
+    async fn recv(&mut self) -> anyhow::Result<(SocketAddr, ChitchatMessage)> {
+        Ok(self.0.receive().await)
+    }
+}

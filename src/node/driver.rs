@@ -1,0 +1,580 @@
+//! The driver: one loop that feeds the Peer what happened and carries out what it wants.
+//!
+//! It owns the Peer, so nothing about jobs or members is ever locked or shared. A round takes everything that
+//! has come in meanwhile, then drains the Peer's effects; so under load many messages share one commit and one
+//! flush, and when idle a single one is handled at once. The loop never waits for a shell: what takes time is
+//! handed over, and its end comes back as another input.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
+use tokio::time::{Interval, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::io::clock::Clock;
+use crate::io::datagram::Datagrams;
+use crate::io::executor::Executor;
+use crate::io::gossip::Gossip;
+use crate::io::machine::Machine;
+use crate::io::store::{CommitDone, CommitError, Store};
+use crate::io::transport::{Incoming, LinkEvent, Transport};
+use crate::model::id::{JobIdPrefix, NodeId};
+use crate::model::member::{Facts, MemberState};
+use crate::model::request::{Code, Event, EventKind, Refusal};
+use crate::model::time::Moment;
+use crate::model::wire::{Frame, LogChunk, LogRequest, Probe};
+use crate::protocol::effect::{Effect, PodEvent};
+use crate::protocol::gateway::{Ask, AskId, Reply, Told};
+use crate::protocol::peer::Peer;
+use crate::protocol::snapshot::Snapshot;
+
+use super::Stopped;
+use super::handle::{Answer, Command};
+
+/// Inputs of one kind that are taken in one round.
+const ROUND: usize = 512;
+/// How often the machine's load is measured.
+const MACHINE_EVERY: Duration = Duration::from_secs(2);
+/// How often the snapshot for those who only look is renewed, when nothing calls for it sooner.
+const SNAPSHOT_EVERY: Duration = Duration::from_millis(500);
+/// How often logs are looked through for those that are older than finished jobs are kept.
+const SWEEP_EVERY: Duration = Duration::from_secs(3_600);
+/// How long a leaving node tries to hand over what others should have.
+const LEAVE_WITHIN: Duration = Duration::from_secs(15);
+/// Questions for logs that are answered at once, for other nodes.
+const LOG_READERS: usize = 256;
+/// How much longer than it may wait itself an answer about a log may take.
+const LOG_SLACK: Duration = Duration::from_secs(5);
+/// The most of a log that one answer may carry.
+const LOG_CHUNK_BYTES: u32 = 4 << 20;
+
+/// What the driver commands.
+#[derive(Debug)]
+pub(super) struct Shells {
+    pub(super) clock: Clock,
+    pub(super) machine: Machine,
+    pub(super) transport: Transport,
+    pub(super) datagrams: Datagrams,
+    pub(super) gossip: Gossip,
+    pub(super) executor: Executor,
+    pub(super) store: Store,
+    pub(super) tracker: TaskTracker,
+}
+
+/// What the driver hears.
+#[derive(Debug)]
+pub(super) struct Inputs {
+    pub(super) incoming: mpsc::Receiver<Incoming>,
+    pub(super) probes: mpsc::Receiver<(SocketAddr, Probe)>,
+    pub(super) facts: watch::Receiver<Arc<Vec<Facts>>>,
+    pub(super) pods: mpsc::UnboundedReceiver<PodEvent>,
+    pub(super) commits_done: mpsc::UnboundedReceiver<CommitDone>,
+    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) leave: CancellationToken,
+}
+
+/// The Peer, its shells, and who waits for its answers.
+#[derive(Debug)]
+pub(super) struct Driver {
+    peer: Peer,
+    shells: Shells,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    events: broadcast::Sender<(NodeId, Event)>,
+    publisher: watch::Sender<Option<(Facts, u64)>>,
+    urgent: u64,
+    asked: BTreeMap<AskId, Asked>,
+    next_ask: u64,
+    log_calls: BTreeMap<u64, LogCall>,
+    next_log_call: u64,
+    log_readers: Arc<Semaphore>,
+    leaving_until: Option<Moment>,
+    conflict: Option<String>,
+    retention: Duration,
+}
+
+/// A client's question that the Peer has not answered yet.
+#[derive(Debug)]
+enum Asked {
+    Submit(Answer<Vec<Result<crate::model::request::Submitted, Refusal>>>),
+    Job(Answer<crate::model::request::JobAnswer>),
+    Explain(Answer<crate::model::request::Explanation>),
+    List(Answer<crate::protocol::gateway::Listing>),
+    Copies(Answer<Vec<crate::protocol::gateway::Copy>>),
+}
+
+#[derive(Debug)]
+struct LogCall {
+    node: NodeId,
+    until: Moment,
+    answer: Answer<LogChunk>,
+}
+
+/// Whether the loop goes on.
+enum Next {
+    GoOn,
+    Stop(Stopped),
+}
+
+impl Driver {
+    pub(super) fn new(
+        peer: Peer,
+        shells: Shells,
+        snapshots: watch::Sender<Arc<Snapshot>>,
+        events: broadcast::Sender<(NodeId, Event)>,
+        retention: Duration,
+    ) -> Self {
+        let (publisher, to_publish) = watch::channel(None);
+        shells.tracker.spawn(publish(shells.gossip.clone(), to_publish));
+        Self {
+            peer,
+            shells,
+            snapshots,
+            events,
+            publisher,
+            urgent: 0,
+            asked: BTreeMap::new(),
+            next_ask: 1,
+            log_calls: BTreeMap::new(),
+            next_log_call: 1,
+            log_readers: Arc::new(Semaphore::new(LOG_READERS)),
+            leaving_until: None,
+            conflict: None,
+            retention,
+        }
+    }
+
+    /// Runs until the node has left or cannot go on.
+    pub(super) async fn run(mut self, mut inputs: Inputs) -> Stopped {
+        let mut machine = ticks(MACHINE_EVERY);
+        let mut snapshot = ticks(SNAPSHOT_EVERY);
+        let mut sweep = ticks(SWEEP_EVERY);
+        let mut incoming = Vec::with_capacity(ROUND);
+        let mut probes = Vec::with_capacity(ROUND);
+        let mut pods = Vec::with_capacity(ROUND);
+        let mut done = Vec::new();
+        let mut commands = Vec::with_capacity(ROUND);
+        let stopped = loop {
+            if let Next::Stop(why) = self.carry_out_all() {
+                break why;
+            }
+            let wake = self.wake_at();
+            tokio::select! {
+                taken = inputs.incoming.recv_many(&mut incoming, ROUND) => {
+                    if taken == 0 { break Stopped::Failed("the transport is gone".to_owned()); }
+                }
+                taken = inputs.probes.recv_many(&mut probes, ROUND) => {
+                    if taken == 0 { break Stopped::Failed("the datagram socket is gone".to_owned()); }
+                }
+                changed = inputs.facts.changed() => {
+                    if changed.is_err() { break Stopped::Failed("gossip is gone".to_owned()); }
+                    let facts = Vec::clone(&inputs.facts.borrow_and_update());
+                    self.peer.handle_facts(self.shells.clock.now(), facts);
+                }
+                taken = inputs.pods.recv_many(&mut pods, ROUND) => {
+                    if taken == 0 { break Stopped::Failed("the executor is gone".to_owned()); }
+                }
+                taken = inputs.commits_done.recv_many(&mut done, ROUND) => {
+                    if taken == 0 { break Stopped::Failed("the store is gone".to_owned()); }
+                }
+                // Its senders are handles, and may all be dropped: the node runs on.
+                _ = inputs.commands.recv_many(&mut commands, ROUND), if !inputs.commands.is_closed() || !inputs.commands.is_empty() => {}
+                () = inputs.leave.cancelled(), if self.leaving_until.is_none() => self.begin_to_leave(),
+                () = tokio::time::sleep_until(wake.into()) => {}
+                _ = machine.tick() => {
+                    let load = self.shells.machine.sample();
+                    self.peer.handle_machine_load(load.cpu_permille, load.memory_available_bytes);
+                }
+                _ = snapshot.tick() => self.renew_snapshot(),
+                _ = sweep.tick() => self.shells.executor.sweep_older(self.retention + SWEEP_EVERY),
+            }
+            // Whatever else has come meanwhile shares this round.
+            take_all(&mut inputs.incoming, &mut incoming);
+            take_all(&mut inputs.probes, &mut probes);
+            let now = self.shells.clock.now();
+            for done in done.drain(..) {
+                if let Next::Stop(why) = self.handle_commit_done(done) {
+                    self.close().await;
+                    return why;
+                }
+            }
+            for (from, probe) in probes.drain(..) {
+                self.peer.handle_probe(now, from, probe, false);
+            }
+            for arrived in incoming.drain(..) {
+                self.handle_incoming(arrived);
+            }
+            for event in pods.drain(..) {
+                log_pod(&event);
+                self.peer.handle_pod(now, event);
+            }
+            for command in commands.drain(..) {
+                self.handle_command(command);
+            }
+            let now = self.shells.clock.now();
+            self.peer.set_listening(now, self.events.receiver_count() > 0);
+            if self.peer.poll_timeout().is_some_and(|at| at <= now.moment) {
+                self.peer.handle_timeout(now);
+            }
+            self.give_up_log_calls(now.moment);
+            if self.has_left(now.moment) {
+                break self.say_goodbye().await;
+            }
+        };
+        self.close().await;
+        stopped
+    }
+
+    fn wake_at(&self) -> Instant {
+        let logs = self.log_calls.values().map(|call| call.until).min();
+        let wake = [self.peer.poll_timeout(), logs, self.leaving_until].into_iter().flatten().min();
+        let latest = Instant::now() + SNAPSHOT_EVERY;
+        wake.map_or(latest, |moment| self.shells.clock.instant(moment).min(latest))
+    }
+
+    fn handle_incoming(&mut self, arrived: Incoming) {
+        let now = self.shells.clock.now();
+        match arrived {
+            Incoming::Frame { from, frame } => match frame {
+                Frame::Message(message) => self.peer.handle_message(now, from, message),
+                Frame::Gossip(message) => self.shells.gossip.handle_frame(from, message),
+                Frame::Probe(probe) => {
+                    if let Some(addr) = self.addr_of(from) {
+                        self.peer.handle_probe(now, addr, probe, true);
+                    }
+                }
+                Frame::LogRequest { call, request } => self.read_log_for(from, call, request),
+                Frame::LogResponse { call, response } => self.finish_log_call(from, call, response),
+            },
+            Incoming::Link { node, addr, event } => match event {
+                LinkEvent::Up => {
+                    tracing::debug!(%node, %addr, "linked");
+                    self.peer.handle_link_up(now, node);
+                }
+                LinkEvent::Refused => {
+                    tracing::debug!(%node, %addr, "its machine refuses connections");
+                    self.peer.handle_refused(now, node);
+                }
+                LinkEvent::Unreachable(reason) => {
+                    tracing::debug!(%node, %addr, reason, "cannot be reached");
+                    self.peer.handle_link_down(now, node);
+                }
+                LinkEvent::Closed(reason) => {
+                    tracing::debug!(%node, %addr, reason, "link lost");
+                    self.peer.handle_link_down(now, node);
+                }
+            },
+        }
+    }
+
+    fn handle_command(&mut self, command: Command) {
+        let now = self.shells.clock.now();
+        let (asked, ask) = match command {
+            Command::Submit(drafts, answer) => (Asked::Submit(answer), Ask::Submit(drafts)),
+            Command::Job(prefix, answer) => (Asked::Job(answer), Ask::Job(prefix)),
+            Command::Watch(job, known, patience, answer) => (Asked::Job(answer), Ask::Watch(job, known, patience)),
+            Command::Cancel(prefix, reason, answer) => (Asked::Job(answer), Ask::Cancel(prefix, reason)),
+            Command::Explain(prefix, answer) => (Asked::Explain(answer), Ask::Explain(prefix)),
+            Command::List(filter, after, limit, answer) => (Asked::List(answer), Ask::List(filter, after, limit)),
+            Command::Copies(job, answer) => (Asked::Copies(answer), Ask::Copies(JobIdPrefix::from(job))),
+            Command::ReadLog(node, request, answer) => return self.read_log(node, request, answer),
+            Command::Drain(on, answer) => {
+                self.peer.drain(now, on);
+                // Whoever asked may have gone.
+                let _ = answer.send(Ok(()));
+                return;
+            }
+            Command::Snapshot(answer) => {
+                let _ = answer.send(Ok(Arc::new(self.peer.snapshot(now))));
+                return;
+            }
+        };
+        let id = AskId(self.next_ask);
+        self.next_ask += 1;
+        self.asked.insert(id, asked);
+        self.peer.handle_ask(now, id, ask);
+    }
+
+    fn handle_commit_done(&mut self, done: CommitDone) -> Next {
+        let now = self.shells.clock.now();
+        match done.result {
+            Ok(()) => self.peer.handle_committed(now, done.number),
+            Err(CommitError::Full(reason)) => {
+                tracing::error!(reason, "the disk is full: this node is read-only until there is room");
+                self.peer.handle_commit_failed(now, done.number);
+            }
+            Err(CommitError::Fatal(reason)) => return stop_for_disk(&reason),
+        }
+        Next::GoOn
+    }
+
+    /// Drains the Peer's effects.
+    fn carry_out_all(&mut self) -> Next {
+        while let Some(effect) = self.peer.poll_effect(self.shells.clock.now()) {
+            match effect {
+                Effect::Commit(commit) => {
+                    if let Err(error) = self.shells.store.commit(commit) {
+                        return stop_for_disk(&error.to_string());
+                    }
+                }
+                Effect::Send { to, message } => self.send(to, &Frame::Message(message)),
+                Effect::Probe { to, addr, probe, by_link: true } => {
+                    self.shells.transport.send(to, addr, &Frame::Probe(probe));
+                }
+                Effect::Probe { to: _, addr, probe, by_link: false } => self.shells.datagrams.send_probe(addr, &probe),
+                Effect::Gossip { facts, urgent } => {
+                    self.urgent += u64::from(urgent);
+                    self.publisher.send_replace(Some((*facts, self.urgent)));
+                }
+                Effect::StartPod(start) => {
+                    tracing::debug!(job = %start.key.job, attempt = start.number, "starting a pod");
+                    self.shells.executor.start_pod(start);
+                }
+                Effect::StopPod(key) => {
+                    tracing::debug!(job = %key.job, "ending a pod");
+                    self.shells.executor.stop_pod(key);
+                }
+                Effect::Reply(reply) => self.reply(reply),
+                Effect::Tell { node, event } => {
+                    // Nobody may be listening.
+                    let _ = self.events.send((node, event));
+                }
+                Effect::Sweep(job) => self.shells.executor.sweep(job),
+                Effect::Note(event) => self.note(&event),
+            }
+        }
+        Next::GoOn
+    }
+
+    fn send(&self, to: NodeId, frame: &Frame) {
+        if let Some(addr) = self.addr_of(to) {
+            self.shells.transport.send(to, addr, frame);
+        }
+    }
+
+    fn addr_of(&self, node: NodeId) -> Option<SocketAddr> {
+        let known = self.peer.membership().view().get(&node).map(|member| member.facts.cluster_addr);
+        known.or_else(|| self.shells.transport.address_of(node))
+    }
+
+    fn reply(&mut self, reply: Reply) {
+        let Some(asked) = self.asked.remove(&reply.ask) else {
+            return;
+        };
+        match (asked, reply.result) {
+            (Asked::Submit(answer), Ok(Told::Submitted(told))) => give(answer, Ok(told)),
+            (Asked::Submit(answer), Err(refusal)) => give(answer, Err(refusal)),
+            (Asked::Job(answer), Ok(Told::Job(told))) => give(answer, Ok(told)),
+            (Asked::Job(answer), Err(refusal)) => give(answer, Err(refusal)),
+            (Asked::Explain(answer), Ok(Told::Explanation(told))) => give(answer, Ok(told)),
+            (Asked::Explain(answer), Err(refusal)) => give(answer, Err(refusal)),
+            (Asked::List(answer), Ok(Told::Listing(told))) => give(answer, Ok(told)),
+            (Asked::List(answer), Err(refusal)) => give(answer, Err(refusal)),
+            (Asked::Copies(answer), Ok(Told::Copies(told))) => give(answer, Ok(told)),
+            (Asked::Copies(answer), Err(refusal)) => give(answer, Err(refusal)),
+            // Dropping the answer tells the asker that there is none.
+            (asked, Ok(told)) => tracing::error!(?asked, ?told, "an answer to another question"),
+        }
+    }
+
+    /// Reads a log for a client of this node, here or at the node that has it.
+    fn read_log(&mut self, node: NodeId, request: LogRequest, answer: Answer<LogChunk>) {
+        let request = LogRequest { limit: request.limit.min(LOG_CHUNK_BYTES), ..request };
+        let until = self.shells.clock.now().moment + Duration::from_millis(request.wait_ms.into()) + LOG_SLACK;
+        if node == self.peer.membership().me().node {
+            let executor = self.shells.executor.clone();
+            self.shells.tracker.spawn(async move {
+                let chunk = executor.read_log(request).await;
+                give(answer, chunk.map_err(|reason| Refusal::new(Code::NotFound, reason)));
+            });
+            return;
+        }
+        let Some(addr) = self.addr_of(node) else {
+            return give(answer, Err(out_of_reach(node)));
+        };
+        let call = self.next_log_call;
+        self.next_log_call += 1;
+        self.log_calls.insert(call, LogCall { node, until, answer });
+        self.shells.transport.send(node, addr, &Frame::LogRequest { call, request });
+    }
+
+    /// Reads a log for another node.
+    fn read_log_for(&self, node: NodeId, call: u64, request: LogRequest) {
+        let request = LogRequest { limit: request.limit.min(LOG_CHUNK_BYTES), ..request };
+        let (executor, transport) = (self.shells.executor.clone(), self.shells.transport.clone());
+        let Some(addr) = self.addr_of(node) else {
+            return;
+        };
+        let Ok(permit) = Arc::clone(&self.log_readers).try_acquire_owned() else {
+            let response = Err("too many logs are being read from this node".to_owned());
+            return transport.send(node, addr, &Frame::LogResponse { call, response });
+        };
+        self.shells.tracker.spawn(async move {
+            let response = executor.read_log(request).await;
+            transport.send(node, addr, &Frame::LogResponse { call, response });
+            drop(permit);
+        });
+    }
+
+    fn finish_log_call(&mut self, from: NodeId, call: u64, response: Result<LogChunk, String>) {
+        if self.log_calls.get(&call).is_some_and(|open| open.node == from)
+            && let Some(open) = self.log_calls.remove(&call)
+        {
+            give(open.answer, response.map_err(|reason| Refusal::new(Code::NotFound, reason)));
+        }
+    }
+
+    /// Calls whose time is over, or whose node is gone, are answered so.
+    fn give_up_log_calls(&mut self, now: Moment) {
+        let view = self.peer.membership().view();
+        let is_gone = |node: &NodeId| view.get(node).is_none_or(|member| !member.is_live());
+        let over: Vec<u64> = self
+            .log_calls
+            .iter()
+            .filter(|(_, open)| open.until <= now || is_gone(&open.node) || open.answer.is_closed())
+            .map(|(call, _)| *call)
+            .collect();
+        for call in over {
+            if let Some(open) = self.log_calls.remove(&call) {
+                give(open.answer, Err(out_of_reach(open.node)));
+            }
+        }
+    }
+
+    /// Says in the log what an operator cares about.
+    fn note(&mut self, event: &Event) {
+        match &event.kind {
+            EventKind::Member { node, name, state, status, was, reason } => {
+                match state {
+                    MemberState::Down => tracing::warn!(%node, name, ?was, reason, "member is down"),
+                    MemberState::Suspect => tracing::info!(%node, name, reason, "member is suspected"),
+                    MemberState::Alive => tracing::info!(%node, name, ?status, ?was, reason, "member is alive"),
+                    MemberState::Left => tracing::info!(%node, name, reason, "member left"),
+                }
+                self.renew_snapshot();
+            }
+            EventKind::Job { job, state, attempt, node, reason, .. } => {
+                tracing::debug!(%job, ?state, ?attempt, ?node, reason, "job changed");
+            }
+            EventKind::Overlap { job, attempts, certain, .. } => {
+                tracing::warn!(%job, ?attempts, certain, "attempts ran, or may have run, at the same time");
+            }
+            EventKind::Rejected { job, from, reason } => {
+                tracing::error!(%job, %from, reason, "a record that cannot be was not taken");
+            }
+        }
+    }
+
+    fn renew_snapshot(&mut self) {
+        let snapshot = self.peer.snapshot(self.shells.clock.now());
+        let conflict = self.peer.membership().conflict();
+        if conflict != self.conflict {
+            match &conflict {
+                Some(conflict) => tracing::error!(conflict, "this node cannot serve"),
+                None => tracing::info!("what kept this node from serving is over"),
+            }
+            self.conflict = conflict;
+        }
+        self.snapshots.send_replace(Arc::new(snapshot));
+    }
+
+    fn begin_to_leave(&mut self) {
+        tracing::info!("leaving the cluster");
+        let now = self.shells.clock.now();
+        self.peer.leave(now);
+        self.leaving_until = Some(now.moment + LEAVE_WITHIN);
+    }
+
+    fn has_left(&self, now: Moment) -> bool {
+        match self.leaving_until {
+            Some(until) if until <= now => {
+                tracing::warn!("not everything could be handed over in time; it is kept on this node's disk");
+                true
+            }
+            Some(_) => self.peer.has_handed_over(),
+            None => false,
+        }
+    }
+
+    async fn say_goodbye(&mut self) -> Stopped {
+        let now = self.shells.clock.now();
+        self.peer.say_goodbye(now);
+        while let Some(effect) = self.peer.poll_effect(now) {
+            if let Effect::Gossip { facts, .. } = effect {
+                if let Err(error) = self.shells.gossip.publish(&facts, true).await {
+                    tracing::warn!(%error, "goodbye could not be said");
+                }
+                // What was published leaves with the next handshakes; one interval is enough for several.
+                let interval = self.peer.membership().me().cluster.forget_after.min(GOODBYE_TAKES);
+                tokio::time::sleep(interval).await;
+            }
+        }
+        Stopped::Left
+    }
+
+    async fn close(self) {
+        self.shells.executor.shut_down().await;
+        let store = self.shells.store;
+        let closing = tokio::task::spawn_blocking(move || store.close());
+        if closing.await.is_err() {
+            tracing::error!("the store did not close in order");
+        }
+    }
+}
+
+/// How long a goodbye is given to be heard.
+const GOODBYE_TAKES: Duration = Duration::from_millis(150);
+
+/// Publishes the newest facts; those that were overtaken while gossip was busy are passed over.
+async fn publish(gossip: Gossip, mut to_publish: watch::Receiver<Option<(Facts, u64)>>) {
+    let mut urgent_seen = 0;
+    while to_publish.changed().await.is_ok() {
+        let Some((facts, urgent)) = to_publish.borrow_and_update().clone() else {
+            continue;
+        };
+        if let Err(error) = gossip.publish(&facts, urgent > urgent_seen).await {
+            tracing::warn!(%error, "this node's facts cannot be gossiped");
+        }
+        urgent_seen = urgent;
+    }
+}
+
+fn ticks(every: Duration) -> Interval {
+    let mut interval = tokio::time::interval(every);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}
+
+fn take_all<T>(from: &mut mpsc::Receiver<T>, to: &mut Vec<T>) {
+    while to.len() < ROUND {
+        match from.try_recv() {
+            Ok(item) => to.push(item),
+            Err(_) => return,
+        }
+    }
+}
+
+/// Whoever asked may have gone, which is no fault.
+fn give<T>(answer: oneshot::Sender<T>, value: T) {
+    let _ = answer.send(value);
+}
+
+fn stop_for_disk(reason: &str) -> Next {
+    tracing::error!(reason, "the disk cannot be trusted any more: this node stops");
+    Next::Stop(Stopped::Failed(format!("the disk cannot be trusted any more: {reason}")))
+}
+
+fn out_of_reach(node: NodeId) -> Refusal {
+    Refusal::new(Code::Unavailable, format!("node {node}, which has the log, cannot be reached"))
+        .with_hint("the log is there again when the node is")
+}
+
+fn log_pod(event: &PodEvent) {
+    match event {
+        PodEvent::Started { key, .. } => tracing::debug!(job = %key.job, "pod started"),
+        PodEvent::Ended { key, end, .. } => tracing::debug!(job = %key.job, ?end, "pod ended"),
+    }
+}
