@@ -73,12 +73,12 @@ pub(crate) async fn logs(session: &Session, args: &LogsArgs) -> Outcome {
     let mut is_complete = true;
     match session.printer.form {
         OutputForm::Id => session.printer.line(&id)?,
-        OutputForm::Table | OutputForm::Json | OutputForm::Jsonl if args.follow => {
+        OutputForm::Table | OutputForm::Wide | OutputForm::Json | OutputForm::Jsonl if args.follow => {
             let job = reader.follow().await?;
             // What a lost attempt wrote last is passed over; what the telling one wrote is what was asked for.
             is_complete = !job.telling().is_some_and(|attempt| reader.lacks(attempt.number));
         }
-        OutputForm::Table | OutputForm::Json | OutputForm::Jsonl => {
+        OutputForm::Table | OutputForm::Wide | OutputForm::Json | OutputForm::Jsonl => {
             let mut tries = 1;
             while let Told::Broken(why) = reader.read(false).await? {
                 if tries == MOST_TRIES_AFTER_END {
@@ -284,7 +284,7 @@ impl<'a> LogReader<'a> {
         *bookmark = piece.offset.saturating_add(bytes.len() as u64);
         self.missing.remove(&(piece.attempt, piece.stream));
         self.announce(piece.attempt);
-        if self.form == OutputForm::Table {
+        if matches!(self.form, OutputForm::Table | OutputForm::Wide) {
             let fresh = &bytes[seen..];
             match piece.stream {
                 StreamName::Stdout => write_all(tokio::io::stdout(), fresh).await,

@@ -20,6 +20,7 @@ use flockwork::model::time::{Moment, Now, Timestamp};
 use flockwork::model::wire::{LogChunk, Stream};
 use flockwork::node::handle::{Command, Handle};
 use flockwork::protocol::gateway::{Copy, Listing};
+use flockwork::protocol::membership::{MemberReport, MembershipReport, SuspicionReport, Verdict};
 use flockwork::protocol::snapshot::{Convergence, JobCounts, Snapshot};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -348,6 +349,9 @@ async fn drive(mut asked: mpsc::Receiver<Command>, state: Arc<Mutex<State>>, cha
                 Command::Snapshot(answer) => {
                     let _ = answer.send(Ok(snapshot(&lock())));
                 }
+                Command::Members(answer) => {
+                    let _ = answer.send(Ok(Box::new(report())));
+                }
             }
         });
     }
@@ -382,6 +386,46 @@ fn facts(node: NodeId, name: &str, http_port: u16) -> Facts {
     }
 }
 
+fn report() -> MembershipReport {
+    let since = Timestamp(1_700_000_490_000);
+    let suspicion = SuspicionReport {
+        since,
+        until: since + Duration::from_secs(5),
+        voters: [A].into(),
+        silent: true,
+        refused: false,
+        remembered: false,
+    };
+    let member = |facts: Facts, state, suspicion: Option<SuspicionReport>| MemberReport {
+        node: facts.node,
+        name: facts.name,
+        generation: facts.generation,
+        incarnation: facts.incarnation,
+        status: facts.status,
+        state,
+        since,
+        round_trip_ms: suspicion.as_ref().map(|_| 0.25),
+        suspicion,
+    };
+    MembershipReport {
+        local_health: 1,
+        withheld_until: None,
+        conflict: None,
+        complaints: vec!["two processes run as node b0b0b0b0".to_owned()],
+        members: vec![
+            member(facts(A, "node-a", 7401), MemberState::Alive, None),
+            member(facts(B, "node-b", 7402), MemberState::Suspect, Some(suspicion)),
+        ],
+        history: vec![Verdict {
+            at: since,
+            node: B,
+            was: Some(MemberState::Alive),
+            is: Some(MemberState::Suspect),
+            reason: "does not answer".to_owned(),
+        }],
+    }
+}
+
 fn snapshot(state: &State) -> Arc<Snapshot> {
     let since = Moment::from_start(Duration::from_secs(5));
     let mut own = facts(A, "node-a", 7401);
@@ -398,6 +442,8 @@ fn snapshot(state: &State) -> Arc<Snapshot> {
         generation: Generation(1),
         facts: own,
         not_ready: state.not_ready.clone(),
+        complaints: vec!["two processes run as node b0b0b0b0".to_owned()],
+        local_health: 1,
         view,
         placement,
         convergence: Convergence { fingerprints, acting: 16, in_sync: 15, strays: 2, ..Convergence::default() },
