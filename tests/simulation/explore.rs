@@ -194,7 +194,11 @@ impl World {
                 if self.up().len() > 2 {
                     self.leave(node);
                     let back = self.dice.chance(50.0);
-                    return if back { vec![(Duration::from_secs(25) + lasts, Relief::Start(node))] } else { Vec::new() };
+                    return if back {
+                        vec![(Duration::from_secs(25) + lasts, Relief::Start(node))]
+                    } else {
+                        Vec::new()
+                    };
                 }
                 Vec::new()
             }

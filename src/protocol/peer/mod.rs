@@ -660,7 +660,9 @@ impl Peer {
         let note = Effect::Note(event.clone());
         match event.kind {
             // What is thought of a member promises nothing that a disk could keep.
-            EventKind::Member { .. } | EventKind::Forgotten { .. } | EventKind::Rejected { .. } => self.outbox.send(note),
+            EventKind::Member { .. } | EventKind::Forgotten { .. } | EventKind::Rejected { .. } => {
+                self.outbox.send(note)
+            }
             EventKind::Job { .. } | EventKind::Overlap { .. } => self.outbox.send_when_stored(note),
         }
         self.events.push_back(event);
