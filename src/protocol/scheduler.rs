@@ -49,12 +49,15 @@ struct Offer {
 }
 
 impl Scheduler {
-    /// The job waits for room, unless it is offered to somebody already.
+    /// The job waits for room, unless it is offered to somebody already. Its place may have changed: of two
+    /// submissions under one key the earlier counts, once they meet.
     pub fn enqueue(&mut self, record: &Record) {
         if !self.offers.contains_key(&record.id) {
             let rank = (Reverse(record.spec().priority), cursor_of(record));
+            if let Some(before) = self.ranks.insert(record.id, rank) {
+                self.queue.remove(&before);
+            }
             self.queue.insert(rank);
-            self.ranks.insert(record.id, rank);
         }
     }
 
@@ -188,5 +191,33 @@ impl FairShare {
     fn allows(&self, member: &Member, slots: u32) -> bool {
         let part = self.used * (100 + EPSILON_PERCENT) * u64::from(member.facts.capacity.slots);
         u64::from(slots) <= part.div_ceil(self.capacity.max(1) * 100)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::model::id::{Actor, Dot, Generation};
+    use crate::model::record::Submission;
+    use crate::model::spec::Spec;
+    use crate::model::time::Timestamp;
+
+    fn submitted_at(ms: u64) -> Record {
+        let (spec, gateway) = (Spec::default(), NodeId(1));
+        let submission = Submission { spec, submitted_at: Timestamp(ms), gateway, home: Vec::new(), retry_of: None };
+        let dot = Dot { actor: Actor { node: gateway, generation: Generation(1) }, counter: 1 };
+        Record::new(JobId(1), Arc::new(submission), dot)
+    }
+
+    #[test]
+    fn a_job_has_one_place_in_the_queue_although_its_submission_changes() {
+        let mut scheduler = Scheduler::default();
+        scheduler.enqueue(&submitted_at(5));
+        scheduler.enqueue(&submitted_at(3));
+        assert_eq!(scheduler.candidates(), [JobId(1)]);
+        scheduler.remove(JobId(1));
+        assert_eq!(scheduler.backlog(), 0, "else it would be claimed again and again");
     }
 }
