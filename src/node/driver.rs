@@ -559,7 +559,7 @@ impl Driver {
                 tracing::warn!("not everything could be handed over in time; it is kept on this node's disk");
                 true
             }
-            Some(_) => self.peer.has_handed_over(),
+            Some(_) => self.peer.has_handed_over(now),
             None => false,
         }
     }

@@ -525,8 +525,8 @@ impl World {
         let Some(until) = process.leave_until.filter(|_| !process.said_goodbye) else {
             return;
         };
-        if process.peer.has_handed_over() || until <= self.now {
-            let in_time = process.peer.has_handed_over();
+        if process.peer.has_handed_over(now.moment) || until <= self.now {
+            let in_time = process.peer.has_handed_over(now.moment);
             process.said_goodbye = true;
             process.peer.say_goodbye(now);
             let process = process.number;

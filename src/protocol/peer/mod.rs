@@ -118,6 +118,8 @@ pub struct Peer {
     gossip_urgently: bool,
     disk_again_at: Option<Moment>,
     leaving: bool,
+    /// Since when it leaves.
+    left_since: Option<Moment>,
     /// The members that were last saved for the next start: who, in which start, where.
     remembered: Vec<(NodeId, Generation, SocketAddr)>,
     settled_since: Option<Now>,
@@ -232,6 +234,7 @@ impl Peer {
             gossip_urgently: true,
             disk_again_at: None,
             leaving: false,
+            left_since: None,
             remembered: Vec::new(),
             settled_since: None,
             unsettled_since: now,
@@ -293,6 +296,10 @@ impl Peer {
     /// A peer's message came.
     pub fn handle_message(&mut self, now: Now, from: NodeId, message: Message) {
         self.membership.handle_heard(now, from);
+        if self.status() == Status::Left {
+            // What came now would go down with this node, and whoever sent it would count on it.
+            return;
+        }
         match message {
             Message::Push { seq, records } => self.handle_push(now, from, seq, records),
             Message::Stored { seq, versions } => {
@@ -400,6 +407,7 @@ impl Peer {
     /// [`has_handed_over`](Self::has_handed_over) says when that is done.
     pub fn leave(&mut self, now: Now) {
         self.leaving = true;
+        self.left_since = Some(now.moment);
         self.membership.set_status(now, Status::Draining);
         for (claim, pod) in &mut self.pods {
             pod.state = PodState::Ending;
@@ -409,8 +417,14 @@ impl Peer {
     }
 
     /// Whether nothing is left here that others should have: no pod, no stray, nothing unsent or unsaved.
-    pub fn has_handed_over(&self) -> bool {
-        self.pods.is_empty() && self.strays().next().is_none() && self.outbox.is_settled() && self.nothing_spreads()
+    pub fn has_handed_over(&self, now: Moment) -> bool {
+        // Those who have not heard yet that this node leaves may still count on it.
+        let was_heard = self.left_since.is_some_and(|since| now.since(since) >= self.config.timing.gossip_interval * 3);
+        was_heard
+            && self.pods.is_empty()
+            && self.strays().next().is_none()
+            && self.outbox.is_settled()
+            && self.nothing_spreads()
     }
 
     /// Says goodbye: the last thing a leaving node gossips.
@@ -491,6 +505,7 @@ impl Peer {
         if self.next_comparison <= moment {
             self.next_comparison = moment + self.jittered(self.config.timing.compare_interval);
             self.compare_with_somebody();
+            self.push_what_lingers(moment);
             self.seal_what_can_be(now);
             self.let_expired_go(now);
         }

@@ -338,6 +338,19 @@ impl Peer {
         }
     }
 
+    /// Pushes again what has been on its way for long: a record that changed while it was compared is otherwise
+    /// known to have arrived only by luck.
+    pub(super) fn push_what_lingers(&mut self, now: Moment) {
+        let lingers = self.config.timing.compare_interval;
+        let lingering: Vec<JobId> =
+            self.replication.spreading().filter(|(_, since)| now.since(*since) > lingers).map(|(job, _)| job).collect();
+        for job in lingering {
+            let targets = self.targets(job);
+            self.replication.retarget(job, targets);
+            self.dirty.insert(job);
+        }
+    }
+
     /// Keeps account of who holds this node's strays of `partition`, so that they can be let go of.
     fn track_strays(&mut self, now: Moment, partition: Partition) {
         let strays: Vec<(JobId, u64)> =
