@@ -19,7 +19,7 @@ const CALM: Duration = Duration::from_millis(1_500);
 const EXIT_WITHIN: Duration = Duration::from_secs(30);
 
 /// A program whose processes form a cluster, and how to handle them. Processes are known by their places.
-pub trait System {
+pub(crate) trait System {
     fn name(&self) -> &'static str;
     /// The program, ready to be started at `place`, with its log on standard error or output.
     fn command(&self, place: usize) -> Command;
@@ -37,7 +37,7 @@ pub trait System {
 
 /// What one process has seen of another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Sight {
+pub(crate) enum Sight {
     Alive(usize),
     Suspected(usize),
     Down(usize),
@@ -47,12 +47,12 @@ pub enum Sight {
 
 impl Sight {
     /// The name of the process at a place, by which logs name it.
-    pub fn name_of(place: usize) -> String {
+    pub(crate) fn name_of(place: usize) -> String {
         format!("n{place}")
     }
 
     /// The place of a name.
-    pub fn place_of(name: &str) -> Option<usize> {
+    pub(crate) fn place_of(name: &str) -> Option<usize> {
         name.strip_prefix('n')?.parse().ok()
     }
 }
@@ -65,19 +65,19 @@ struct Seen {
 }
 
 /// What an idle cluster takes.
-pub struct Idle {
+pub(crate) struct Idle {
     pub cpu_ms_per_s: f64,
     pub rss_mb: f64,
     pub traffic: String,
 }
 
 /// What befell a cluster on a machine that is busy with other things.
-pub struct Overload {
+pub(crate) struct Overload {
     pub false_downs: usize,
     pub suspicions: usize,
 }
 
-pub struct Cluster<'a> {
+pub(crate) struct Cluster<'a> {
     system: &'a dyn System,
     processes: BTreeMap<usize, Child>,
     frozen: BTreeSet<usize>,
@@ -89,7 +89,7 @@ pub struct Cluster<'a> {
 }
 
 impl<'a> Cluster<'a> {
-    pub fn new(system: &'a dyn System, count: usize) -> Self {
+    pub(crate) fn new(system: &'a dyn System, count: usize) -> Self {
         let (told, tells) = mpsc::channel();
         Self {
             system,
@@ -142,7 +142,7 @@ impl<'a> Cluster<'a> {
     }
 
     /// Starts everybody, one after the other; how long after the last start the last of them saw all others.
-    pub fn join(&mut self) -> Option<Duration> {
+    pub(crate) fn join(&mut self) -> Option<Duration> {
         for place in 0..self.count {
             self.start(place);
             self.settle(START_EVERY);
@@ -158,7 +158,7 @@ impl<'a> Cluster<'a> {
     }
 
     /// Lets time pass.
-    pub fn settle(&mut self, span: Duration) {
+    pub(crate) fn settle(&mut self, span: Duration) {
         let until = Instant::now() + span;
         while let Some(left) = until.checked_duration_since(Instant::now()) {
             if let Ok(seen) = self.tells.recv_timeout(left) {
@@ -216,7 +216,7 @@ impl<'a> Cluster<'a> {
     }
 
     /// Freezes a process until all others believe it down.
-    pub fn freeze(&mut self, victim: usize) -> Option<Duration> {
+    pub(crate) fn freeze(&mut self, victim: usize) -> Option<Duration> {
         let (from, others) = (self.seen.len(), self.others(victim));
         self.frozen.insert(victim);
         let began = Instant::now();
@@ -231,7 +231,7 @@ impl<'a> Cluster<'a> {
     }
 
     /// Kills a process, waits until all others believe it down, and starts it again.
-    pub fn kill(&mut self, victim: usize) -> Option<Duration> {
+    pub(crate) fn kill(&mut self, victim: usize) -> Option<Duration> {
         let (from, others) = (self.seen.len(), self.others(victim));
         let mut child = self.processes.remove(&victim).expect("it runs");
         let began = Instant::now();
@@ -243,7 +243,7 @@ impl<'a> Cluster<'a> {
     }
 
     /// Has a process say something urgent.
-    pub fn change(&mut self, speaker: usize) -> Option<Duration> {
+    pub(crate) fn change(&mut self, speaker: usize) -> Option<Duration> {
         let (from, others) = (self.seen.len(), self.others(speaker));
         let began = Instant::now();
         self.system.change(speaker, from);
@@ -257,7 +257,7 @@ impl<'a> Cluster<'a> {
     }
 
     /// Has a process leave, and starts it again.
-    pub fn leave(&mut self, leaver: usize) -> Option<Duration> {
+    pub(crate) fn leave(&mut self, leaver: usize) -> Option<Duration> {
         let (from, others) = (self.seen.len(), self.others(leaver));
         let began = Instant::now();
         self.signal(leaver, self.system.leave_signal());
@@ -289,12 +289,12 @@ impl<'a> Cluster<'a> {
     }
 
     /// How many processes that ran were believed down by others that ran.
-    pub fn false_downs(&self) -> usize {
+    pub(crate) fn false_downs(&self) -> usize {
         self.false_downs
     }
 
     /// What the cluster takes while nothing happens.
-    pub fn idle(&mut self, span: Duration) -> Idle {
+    pub(crate) fn idle(&mut self, span: Duration) -> Idle {
         let sent = |cluster: &Self| -> Option<f64> {
             cluster.processes.keys().map(|place| cluster.system.sent_bytes(*place)).sum()
         };
@@ -314,7 +314,7 @@ impl<'a> Cluster<'a> {
     }
 
     /// Runs beside twice as many busy processes as there are processors.
-    pub fn overload(&mut self, span: Duration) -> Overload {
+    pub(crate) fn overload(&mut self, span: Duration) -> Overload {
         let processors = thread::available_parallelism().map_or(2, usize::from);
         println!("{}: {} busy processes beside the cluster, for {span:?}", self.system.name(), processors * 2);
         let busy = || Command::new("sh").args(["-c", "while :; do :; done"]).spawn().expect("a shell starts");

@@ -14,14 +14,14 @@ use super::cluster::{Sight, System};
 /// The longest that an answer is waited for.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
-pub struct Flockwork {
+pub(crate) struct Flockwork {
     dir: TempDir,
     /// Where each node listens: for peers, and for clients.
     addrs: Vec<(SocketAddr, SocketAddr)>,
 }
 
 impl Flockwork {
-    pub fn new(nodes: usize) -> Self {
+    pub(crate) fn new(nodes: usize) -> Self {
         // All at once, so that no port is given twice.
         let bound: Vec<TcpListener> = (0..nodes * 2).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let free: Vec<SocketAddr> = bound.iter().map(|listener| listener.local_addr().unwrap()).collect();

@@ -6,13 +6,13 @@ use rustix::process::Signal;
 
 use super::cluster::{Sight, System};
 
-pub struct Serf {
+pub(crate) struct Serf {
     _nodes: usize,
 }
 
 impl Serf {
     /// Serf, if it is installed.
-    pub fn find(nodes: usize) -> Option<Self> {
+    pub(crate) fn find(nodes: usize) -> Option<Self> {
         let answer = Command::new("serf").arg("version").output().ok()?;
         let version = String::from_utf8_lossy(&answer.stdout).lines().next().unwrap_or_default().to_owned();
         println!("serf {version}");

@@ -3,23 +3,23 @@
 use std::time::Duration;
 
 /// One system's figures, row by row.
-pub struct Column {
+pub(crate) struct Column {
     name: &'static str,
     rows: Vec<(&'static str, String)>,
 }
 
 impl Column {
-    pub fn new(name: &'static str) -> Self {
+    pub(crate) fn new(name: &'static str) -> Self {
         Self { name, rows: Vec::new() }
     }
 
-    pub fn say(&mut self, row: &'static str, value: String) {
+    pub(crate) fn say(&mut self, row: &'static str, value: String) {
         println!("{}: {row}: {value}", self.name);
         self.rows.push((row, value));
     }
 
     /// Times as the smallest, the median and the largest; those that never came are counted.
-    pub fn add(&mut self, row: &'static str, times: Vec<Option<Duration>>) {
+    pub(crate) fn add(&mut self, row: &'static str, times: Vec<Option<Duration>>) {
         let mut known: Vec<Duration> = times.iter().copied().flatten().collect();
         known.sort();
         let s = |time: &Duration| format!("{:.2}", time.as_secs_f64());
@@ -40,7 +40,7 @@ impl Column {
 }
 
 /// A table of all columns, in Markdown.
-pub fn drawn(nodes: usize, columns: &[Column]) -> String {
+pub(crate) fn drawn(nodes: usize, columns: &[Column]) -> String {
     let mut text = format!("| {nodes} nodes; min / median / max until the last node knows (rounds) |");
     for column in columns {
         text.push_str(&format!(" {} |", column.name));
@@ -58,7 +58,7 @@ pub fn drawn(nodes: usize, columns: &[Column]) -> String {
 }
 
 /// What this machine is, and how busy it is now.
-pub fn machine() -> String {
+pub(crate) fn machine() -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let cpus = read("/proc/cpuinfo");
     let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name));

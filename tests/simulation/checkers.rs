@@ -267,10 +267,10 @@ impl World {
         for job in jobs {
             let record = self.merged(*job).expect("somebody holds it");
             let spec = record.spec();
-            if let Some(key) = &spec.key {
-                if self.clients.keys.get(key).is_some_and(|keyed| keyed.spec == *spec) {
-                    by_key.entry(key.clone()).or_default().push(*job);
-                }
+            if let Some(key) = &spec.key
+                && self.clients.keys.get(key).is_some_and(|keyed| keyed.spec == *spec)
+            {
+                by_key.entry(key.clone()).or_default().push(*job);
             }
         }
         for (key, jobs) in by_key.into_iter().filter(|(_, jobs)| jobs.len() > 1) {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use flockwork::model::id::{JobId, JobIdPrefix};
 use flockwork::model::record::JobState;
-use flockwork::model::request::{Code, Draft, Filter, JobAnswer, Receipt, Refusal, Submitted};
+use flockwork::model::request::{Code, Draft, Filter, JobAnswer, Refusal, Submitted};
 use flockwork::model::spec::Spec;
 use flockwork::protocol::gateway::{Ask, AskId, Reply, Told};
 
@@ -37,7 +37,6 @@ pub struct Clients {
 /// What was promised of a job.
 #[derive(Debug, Clone)]
 pub struct Tracked {
-    pub receipt: Receipt,
     /// The first final state that an owner told.
     pub told: Option<JobState>,
     pub cancelled: bool,
@@ -80,7 +79,9 @@ impl Clients {
         let gone = gone.into_iter().filter_map(|ask| self.open.remove(&ask));
         gone.flat_map(|open| match open.what {
             Ask::Submit(drafts) => drafts.into_iter().filter_map(|draft| draft.spec.key).collect(),
-            _ => Vec::new(),
+            Ask::Job(_) | Ask::Watch(..) | Ask::Cancel(..) | Ask::Explain(_) | Ask::List(..) | Ask::Copies(_) => {
+                Vec::new()
+            }
         })
         .collect()
     }
@@ -241,15 +242,15 @@ impl World {
         if on_disk < promised.min(receipt.stored as usize) || receipt.stored as usize != receipt.replicas.len() {
             self.find("a receipt is true", format!("{} is on {on_disk} disks, not {receipt:?}", short(id.0)));
         }
-        if let Some(keyed) = spec.key.as_ref().and_then(|key| self.clients.keys.get_mut(key)) {
-            if keyed.spec == *spec {
-                let before = *keyed.job.get_or_insert(*id);
-                if before != *id {
-                    self.find("one key and spec, one job", format!("{} and {}", short(before.0), short(id.0)));
-                }
+        if let Some(keyed) = spec.key.as_ref().and_then(|key| self.clients.keys.get_mut(key))
+            && keyed.spec == *spec
+        {
+            let before = *keyed.job.get_or_insert(*id);
+            if before != *id {
+                self.find("one key and spec, one job", format!("{} and {}", short(before.0), short(id.0)));
             }
         }
-        let tracked = Tracked { receipt: receipt.clone(), told: None, cancelled: false };
+        let tracked = Tracked { told: None, cancelled: false };
         self.clients.jobs.entry(*id).or_insert(tracked);
     }
 

@@ -44,10 +44,11 @@ impl Disk {
 
     /// The process died: the transaction under way may or may not have been synced.
     pub fn crash(&mut self, synced: bool) {
-        if let Some(write) = self.writing.take() {
-            if synced && !self.full {
-                self.apply(write.commit);
-            }
+        if let Some(write) = self.writing.take()
+            && synced
+            && !self.full
+        {
+            self.apply(write.commit);
         }
     }
 

@@ -23,8 +23,8 @@ use world::Trace;
 #[test]
 fn random_faults_break_no_promise() {
     let asked = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<f64>().ok());
-    let (first, seeds) = (asked("SIM_FIRST").unwrap_or(0.0) as u64, asked("SIM_SEEDS").unwrap_or(40.0) as u64);
-    let minutes = asked("SIM_MINUTES").unwrap_or(5.0);
+    let (first, seeds) = (asked("SIM_FIRST").unwrap_or(0.0) as u64, asked("SIM_SEEDS").unwrap_or(10.0) as u64);
+    let minutes = asked("SIM_MINUTES").unwrap_or(2.0);
     let next = AtomicU64::new(first);
     let failures = Mutex::new(Vec::new());
     let workers = std::thread::available_parallelism().map_or(1, usize::from);

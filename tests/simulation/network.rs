@@ -62,9 +62,12 @@ impl Default for Network {
     }
 }
 
+/// Facts on their way, with their nodes.
+type Told = Vec<(NodeId, Known)>;
+
 impl Network {
     pub fn lets_through(&self, from: usize, to: usize, by_link: bool) -> bool {
-        !self.cuts.contains(&(from, to)) && !(by_link && self.cuts.contains(&(to, from)))
+        !(self.cuts.contains(&(from, to)) || by_link && self.cuts.contains(&(to, from)))
     }
 
     pub fn forget_process(&mut self, process: u64) {
@@ -126,12 +129,7 @@ impl Gossip {
     }
 
     /// Takes in what another knows. Returns the facts that are news, with their nodes, and what is newer here.
-    fn take_in(
-        &mut self,
-        now: Duration,
-        me: NodeId,
-        theirs: Vec<(NodeId, Known)>,
-    ) -> (Vec<(NodeId, Known)>, Vec<(NodeId, Known)>) {
+    fn take_in(&mut self, now: Duration, me: NodeId, theirs: Vec<(NodeId, Known)>) -> (Told, Told) {
         let mut news = Vec::new();
         let mut newer_here: BTreeMap<NodeId, Known> = self.all(now).into_iter().collect();
         for (node, told) in theirs {

@@ -214,6 +214,7 @@ pub enum Trace {
     #[default]
     Off,
     Collect(String),
+    #[allow(dead_code, reason = "the example that replays a seed prints")]
     Print,
 }
 
@@ -373,10 +374,10 @@ impl World {
         let (node, process) = match &what {
             Happening::Arrival { to, from, packet } => {
                 let (to, from) = (*to, *from);
-                if let Some(expected) = packet.process() {
-                    if self.process(to).map(|process| process.number) != Some(expected) {
-                        return;
-                    }
+                if let Some(expected) = packet.process()
+                    && self.process(to).map(|process| process.number) != Some(expected)
+                {
+                    return;
                 }
                 if !self.network.lets_through(from, to, packet.by_link()) {
                     return;
