@@ -23,6 +23,7 @@ mod local_cluster;
 mod logs;
 mod node;
 mod nodes;
+mod pod;
 mod process;
 mod render;
 mod serve;
@@ -131,6 +132,9 @@ enum Command {
     /// Show whether the nodes agree, as one of them sees it
     #[command(after_help = help::DEBUG)]
     Debug(nodes::DebugArgs),
+    /// Inside a job: tell its node that it is alive, how far it has come, what it has saved, what it comes to
+    #[command(subcommand, after_help = help::POD)]
+    Pod(pod::PodCommand),
     /// Print the completion script of a shell
     #[command(after_help = help::COMPLETIONS)]
     Completions {
@@ -247,8 +251,9 @@ fn deepest(matches: &ArgMatches) -> &ArgMatches {
 }
 
 fn dispatch(cli: Cli, matches: &ArgMatches) -> Outcome {
-    // These two need no settings, and must work where those are broken.
+    // These need no settings, and must work where those are broken.
     match &cli.command {
+        Command::Pod(command) => return pod::pod(command.clone()),
         Command::Completions { shell } => return completions(*shell),
         Command::PodGuard { .. } => flockwork::io::executor::guard_main(),
         _ => {}
@@ -296,6 +301,7 @@ async fn perform(session: &Session, command: Command, matches: &ArgMatches, sour
         Command::Drain(args) => nodes::drain(session, &args, true).await,
         Command::Undrain(args) => nodes::drain(session, &args, false).await,
         Command::Debug(args) => nodes::debug(session, &args).await,
+        Command::Pod(command) => pod::pod(command),
         Command::Completions { shell } => completions(shell),
         Command::PodGuard { .. } => flockwork::io::executor::guard_main(),
         Command::Config(ConfigCommand::Show(flags)) => {

@@ -21,6 +21,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::io::blob_exchange::BlobExchange;
 use crate::io::clock::Clock;
 use crate::io::datagram::Datagrams;
 use crate::io::executor::{Executor, ExecutorConfig, GuardProgram, Handlers};
@@ -145,6 +146,8 @@ impl Node {
         let tracker = TaskTracker::new();
         let stop = CancellationToken::new();
         let (pod_events, pods) = mpsc::unbounded_channel();
+        let (damaged_to, damaged) = mpsc::unbounded_channel();
+        let blob_reader = store.blob_reader(damaged_to);
         let mut config = options.config.clone();
         if handlers.names().next().is_some() {
             config.drivers.insert(PodDriver::Handler);
@@ -154,6 +157,7 @@ impl Node {
                 log_limit_bytes: options.log_limit_bytes,
                 handlers,
                 guard,
+                blobs: Some(blob_reader.clone()),
                 ..ExecutorConfig::new(options.data_dir.join("pods"), name.clone())
             },
             pod_events,
@@ -215,6 +219,7 @@ impl Node {
         let start = Start {
             has_seeds: !options.seeds.is_empty(),
             records: loaded.records,
+            blobs: loaded.blobs,
             members: loaded.members,
             seed: rand::random(),
             config,
@@ -226,6 +231,8 @@ impl Node {
         let (snapshots_to, snapshots) = watch::channel(Arc::new(peer.snapshot(now)));
         let (events, _) = broadcast::channel(EVENTS_KEPT);
         let leave = CancellationToken::new();
+        let blobs = BlobExchange::new(blob_reader, transport.clone(), tracker.clone());
+        let (fetched_to, fetched) = mpsc::unbounded_channel();
         let shells = Shells {
             clock,
             machine: Machine::new(&options.data_dir),
@@ -233,6 +240,8 @@ impl Node {
             datagrams,
             gossip: gossip.clone(),
             executor,
+            blobs,
+            fetched: fetched_to,
             store,
             tracker: tracker.clone(),
         };
@@ -241,6 +250,8 @@ impl Node {
             probes,
             facts: gossip.facts(),
             pods,
+            fetched,
+            damaged,
             commits_done,
             commands,
             leave: leave.clone(),

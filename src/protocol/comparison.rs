@@ -19,7 +19,7 @@ use crate::model::record::Version;
 use crate::model::time::Moment;
 use crate::model::wire::Message;
 
-use super::records::Records;
+use super::records::{Held, Records};
 
 /// Partitions in one round, at the most.
 const ROUND_PARTITIONS: usize = 256;
@@ -157,13 +157,13 @@ impl Comparison {
             round.differing.insert(partition);
             let theirs: BTreeMap<JobId, Version> = theirs.into_iter().collect();
             for (job, held) in records.in_partition(partition) {
-                if theirs.get(&job) == Some(&held.version) {
-                    difference.same.push((job, held.version));
+                if theirs.get(&job) == Some(&held.compared()) {
+                    difference.same.push((job, held.compared()));
                 } else {
                     difference.theirs_lack.push(job);
                 }
             }
-            let mine = |job: &JobId| records.get(*job).map(|held| held.version);
+            let mine = |job: &JobId| records.get(*job).map(Held::compared);
             // Only ids of the partition they are said to be in: others would never be compared again.
             let lacking = theirs
                 .into_iter()

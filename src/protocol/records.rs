@@ -29,6 +29,16 @@ pub struct Held {
     pub known_since: Moment,
     /// When this node saw the job's last attempt end.
     pub idle_since: Moment,
+    /// Whether blobs that the record names are not here.
+    pub lacking: bool,
+}
+
+impl Held {
+    /// The version by which copies are compared. One that lacks blobs counts as another, so that comparing finds
+    /// what is missing; and it is not merely altered by a constant, which two such copies would cancel out.
+    pub fn compared(&self) -> Version {
+        if self.lacking { Version(self.version.0.rotate_left(1)) } else { self.version }
+    }
 }
 
 /// All records this node holds.
@@ -72,6 +82,7 @@ impl Records {
         self.next_revision += 1;
         let before = self.held.get(&id);
         let known_since = before.map_or(now, |held| held.known_since);
+        let lacking = before.is_some_and(|held| held.lacking);
         // Whenever an attempt may have ended, the wait for the next one starts over.
         let idle_since = match before {
             Some(held) if held.state == state && held.record.attempts.len() == record.attempts.len() => held.idle_since,
@@ -82,11 +93,23 @@ impl Records {
         if !state.is_terminal() {
             self.open.insert(id);
         }
+        let held = Held { record, version, state, revision, known_since, idle_since, lacking };
         let digest = self.digest_mut(id);
-        digest.versions ^= version.0;
+        digest.versions ^= held.compared().0;
         digest.count += 1;
-        self.held.insert(id, Held { record, version, state, revision, known_since, idle_since });
+        self.held.insert(id, held);
         revision
+    }
+
+    /// Says whether blobs that the record names are not here.
+    pub fn set_lacking(&mut self, job: JobId, lacking: bool) {
+        let Some(held) = self.held.get_mut(&job).filter(|held| held.lacking != lacking) else {
+            return;
+        };
+        let before = held.compared();
+        held.lacking = lacking;
+        let after = held.compared();
+        self.digest_mut(job).versions ^= before.0 ^ after.0;
     }
 
     /// Lets go of a record.
@@ -107,7 +130,7 @@ impl Records {
         let Some(held) = self.held.get(&job) else {
             return;
         };
-        let (version, cursor) = (held.version, cursor_of(&held.record));
+        let (version, cursor) = (held.compared(), cursor_of(&held.record));
         self.by_age.remove(&cursor);
         self.open.remove(&job);
         let digest = self.digest_mut(job);
