@@ -86,6 +86,41 @@ pub(super) enum EventView {
         /// In a few words.
         reason: String,
     },
+    /// Two attempts of a job ran, or may have run, at the same time.
+    Overlap {
+        /// The node that tells: the job's owner.
+        #[schema(value_type = String)]
+        told_by: NodeId,
+        /// When, by its clock.
+        #[schema(value_type = String, format = DateTime)]
+        at: Timestamp,
+        /// Which job.
+        #[schema(value_type = String)]
+        id: JobId,
+        /// Its name, or its command.
+        title: String,
+        /// The two attempts.
+        attempts: Vec<RanBeside>,
+        /// Both are known to have run on; otherwise one may have been dead by then.
+        certain: bool,
+    },
+    /// A record that another node sent cannot be, and was not taken.
+    Rejected {
+        /// The node that tells: the one that did not take it.
+        #[schema(value_type = String)]
+        told_by: NodeId,
+        /// When, by its clock.
+        #[schema(value_type = String, format = DateTime)]
+        at: Timestamp,
+        /// Which job.
+        #[schema(value_type = String)]
+        id: JobId,
+        /// Who sent it.
+        #[schema(value_type = String)]
+        from: NodeId,
+        /// What is wrong with it.
+        reason: String,
+    },
 }
 
 impl EventView {
@@ -99,6 +134,11 @@ impl EventView {
                 let node_name = node.map(|node| names.of(node));
                 Self::Job { told_by, at, id: job, title, state, attempt, node, node_name, reason }
             }
+            EventKind::Overlap { job, title, attempts, certain } => {
+                let attempts = attempts.map(|(number, node)| RanBeside { number, node, node_name: names.of(node) });
+                Self::Overlap { told_by, at, id: job, title, attempts: attempts.into(), certain }
+            }
+            EventKind::Rejected { job, from, reason } => Self::Rejected { told_by, at, id: job, from, reason },
         }
     }
 
@@ -106,8 +146,22 @@ impl EventView {
         match self {
             Self::Member { .. } => "member",
             Self::Job { .. } => "job",
+            Self::Overlap { .. } => "overlap",
+            Self::Rejected { .. } => "rejected",
         }
     }
+}
+
+/// One of the attempts that overlap.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct RanBeside {
+    /// Its number.
+    number: u32,
+    /// Where it ran.
+    #[schema(value_type = String)]
+    node: NodeId,
+    /// That node's name.
+    node_name: String,
 }
 
 #[derive(Debug, Serialize)]

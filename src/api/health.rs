@@ -19,6 +19,7 @@ use super::App;
 use super::errors::{ApiError, ErrorBody};
 use super::input::NoQuery;
 use super::nodes::state_word;
+use crate::io::telemetry::panics;
 use crate::protocol::snapshot::{Convergence, JobCounts, Snapshot};
 
 /// What the edge itself counts.
@@ -167,6 +168,7 @@ fn metrics_text(app: &App, snapshot: &Snapshot) -> String {
     for (name, value) in &snapshot.counters {
         text.counter(&counter_name(name), "Counted since the start.", *value);
     }
+    text.counter("flockwork_panics_total", "Panics anywhere in the process; each is logged as an error.", panics());
     text.counter(
         "flockwork_http_panics_total",
         "Requests whose answering panicked.",

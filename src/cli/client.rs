@@ -110,7 +110,7 @@ impl Request {
 
     /// With a random idempotency key: sent again, it is still one request.
     #[must_use]
-    pub(crate) fn as_one(self) -> Self {
+    pub(crate) fn with_random_key(self) -> Self {
         Self { idempotency_key: Some(random_key()), repeat: Repeat::Freely, ..self }
     }
 

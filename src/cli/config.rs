@@ -64,6 +64,8 @@ pub(crate) struct NodeSettings {
     pub(crate) cluster: Option<String>,
     #[serde(with = "duration::option")]
     pub(crate) forget_after: Option<Duration>,
+    #[serde(with = "duration::option")]
+    pub(crate) retention: Option<Duration>,
     pub(crate) log_limit: Option<Memory>,
     pub(crate) allow_hosts: Option<Vec<String>>,
     pub(crate) insecure: Option<bool>,

@@ -65,8 +65,11 @@ pub(crate) async fn demo(session: &Session, args: &DemoArgs) -> Outcome {
     let mut interrupts = Interrupts::listen()?;
     let mut stage = Stage { nodes: Vec::new(), folder: Folder::temporary("demo")? };
     let told = tokio::select! {
-        told = Story::tell(session.printer, &mut stage, args) => told,
-        () = interrupts.next() => Err(Failure::new(Kind::Failed, "interrupted; everything it started is being stopped")),
+        told = Story::tell(session.printer, &mut stage, args) => told.map(Some),
+        () = interrupts.next() => {
+            note("interrupted; everything that the demo started is being stopped");
+            Ok(None)
+        }
     };
     tokio::select! {
         () = stop_all(&mut stage.nodes) => {}
@@ -78,7 +81,9 @@ pub(crate) async fn demo(session: &Session, args: &DemoArgs) -> Outcome {
             }
         }
     }
-    let report = told?;
+    let Some(report) = told? else {
+        return Ok(exit::CANCELLED);
+    };
     match session.printer.form {
         OutputForm::Table => report.print(session.printer)?,
         OutputForm::Json | OutputForm::Jsonl => session.printer.json(&report.as_json())?,
@@ -214,7 +219,8 @@ impl<'a> Story<'a> {
                     break;
                 }
                 if Instant::now() >= deadline {
-                    let message = format!("{} does not agree with the others in time", node.name());
+                    let agrees = if seen.converged { "agrees with them" } else { "does not agree with them" };
+                    let message = format!("in time, {} sees {alive} of {NODES} alive and {agrees}", node.name());
                     return Err(Failure::new(Kind::Failed, message));
                 }
                 tokio::time::sleep(LOOK_EVERY).await;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use flockwork::model::resources::{Cpus, Memory};
-use flockwork::model::spec::{Backoff, Driver, Durability, MAX_SPEC_BYTES, Spec, Stdin};
+use flockwork::model::spec::{Backoff, Driver, Durability, MAX_SPEC_BYTES, OnPartition, Spec, Stdin};
 use flockwork::model::time::duration;
 
 use super::failure::Failure;
@@ -82,6 +82,9 @@ pub(crate) struct JobOptions {
     #[arg(long, value_name = "HOW", default_value = "majority",
           value_parser = PossibleValuesParser::new(["one", "majority", "all"]))]
     durability: String,
+    /// Where a majority of the nodes is out of reach: go on, or start nothing and end what runs
+    #[arg(long, value_name = "HOW", default_value = "run", value_parser = PossibleValuesParser::new(["run", "pause"]))]
+    on_partition: String,
     /// What runs it
     #[arg(long, value_name = "DRIVER", default_value = "process",
           value_parser = PossibleValuesParser::new(["process"]))]
@@ -118,6 +121,7 @@ impl JobOptions {
             delay: self.delay,
             priority: self.priority,
             durability,
+            on_partition: if self.on_partition == "pause" { OnPartition::Pause } else { OnPartition::Run },
             driver: Driver::Process,
             handler: None,
             payload: None,

@@ -134,18 +134,18 @@ fn introduce(session: &Session, nodes: &[NodeProcess], folder: &Folder) -> Resul
     printer.table(&["NODE", "ID", "HTTP", "CLUSTER", "PID", "LOG"], rows.collect())?;
     let kept = if folder.is_kept() { "kept" } else { "removed at the end; --dir keeps it" };
     printer.line(&format!(
-        "\ndata in {} ({kept})\n\n\
+        "\nData in {} ({kept})\n\n\
          Open one of the addresses in a browser, or in another terminal:\n\n  \
          export FLOCKWORK_ADDR={}\n  \
          flockwork run -- echo hello        # submit, follow, exit as the job did\n  \
          flockwork submit -- sleep 30       # print the id and go on\n  \
          flockwork ps                       # all jobs, from any node\n  \
          flockwork debug --watch            # do the nodes agree?\n  \
-         kill -9 {}                 # lose a node, and see its jobs go on elsewhere\n\n\
+         {:<35}# lose a node, and see its jobs go on elsewhere\n\n\
          Ctrl-C stops all nodes.",
         folder.path().display(),
         addresses.join(","),
-        nodes.last().map(|node| node.announcement.pid).unwrap_or_default(),
+        nodes.last().map(|node| format!("kill -9 {}", node.announcement.pid)).unwrap_or_default(),
     ))?;
     Ok(())
 }

@@ -81,6 +81,15 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[command(flatten)]
+    Active(ActiveCommand),
+    #[command(flatten)]
+    Passive(PassiveCommand),
+}
+
+/// What talks to nodes, or starts them.
+#[derive(Debug, Subcommand)]
+enum ActiveCommand {
     /// Start a local cluster of real node processes, and keep it until Ctrl-C
     #[command(after_help = help::UP)]
     Up(local_cluster::UpArgs),
@@ -132,6 +141,11 @@ enum Command {
     /// Show whether the nodes agree, as one of them sees it
     #[command(after_help = help::DEBUG)]
     Debug(nodes::DebugArgs),
+}
+
+/// What does neither.
+#[derive(Debug, Subcommand)]
+enum PassiveCommand {
     /// Inside a job: tell its node that it is alive, how far it has come, what it has saved, what it comes to
     #[command(subcommand, after_help = help::POD)]
     Pod(pod::PodCommand),
@@ -251,64 +265,65 @@ fn deepest(matches: &ArgMatches) -> &ArgMatches {
 }
 
 fn dispatch(cli: Cli, matches: &ArgMatches) -> Outcome {
-    // These need no settings, and must work where those are broken.
-    match &cli.command {
-        Command::Pod(command) => return pod::pod(command.clone()),
-        Command::Completions { shell } => return completions(*shell),
-        Command::PodGuard { .. } => flockwork::io::executor::guard_main(),
-        _ => {}
-    }
-    let sources = Sources::read(matches, cli.config.as_deref())?;
     let state = StateFolder::of_user();
-    let form = sources.settle("output", cli.output, sources.file.output, OutputForm::default());
-    let session = Session { addresses: sources.addresses(cli.addr, &state), printer: Printer::new(form.value), state };
-    if let Command::Config(ConfigCommand::Show(flags)) = &cli.command {
-        let plan = node::NodePlan::settle(flags, matches, &sources)?;
-        return show_config::show(&session, &form, &plan, &sources);
-    }
-    let is_node = matches!(cli.command, Command::Node(_));
-    let runtime = if is_node {
-        tokio::runtime::Builder::new_multi_thread().enable_all().build()
-    } else {
-        tokio::runtime::Builder::new_current_thread().enable_all().build()
+    let sources = || Sources::read(matches, cli.config.as_deref());
+    let session = |sources: &Sources<'_>| {
+        let form = sources.settle("output", cli.output, sources.file.output, OutputForm::default());
+        let addresses = sources.addresses(cli.addr.clone(), &state);
+        (Session { addresses, printer: Printer::new(form.value), state: state.clone() }, form)
     };
-    let runtime = runtime.map_err(|error| Failure::internal(format!("cannot start the runtime: {error}")))?;
-    let outcome = runtime.block_on(perform(&session, cli.command, matches, &sources));
-    // A read of standard input that nobody will answer must not keep the program.
-    runtime.shutdown_background();
-    outcome
+    match cli.command {
+        Command::Active(command) => {
+            let sources = sources()?;
+            let (session, _) = session(&sources);
+            let is_node = matches!(command, ActiveCommand::Node(_));
+            let mut runtime = if is_node {
+                tokio::runtime::Builder::new_multi_thread()
+            } else {
+                tokio::runtime::Builder::new_current_thread()
+            };
+            let cannot = |error| Failure::internal(format!("cannot start the runtime: {error}"));
+            let runtime = runtime.enable_all().build().map_err(cannot)?;
+            let outcome = runtime.block_on(perform(&session, command, matches, &sources));
+            // A write that nobody takes must not keep the program.
+            runtime.shutdown_background();
+            outcome
+        }
+        Command::Passive(PassiveCommand::Config(ConfigCommand::Show(flags))) => {
+            let sources = sources()?;
+            let (session, form) = session(&sources);
+            let plan = node::NodePlan::settle(&flags, matches, &sources)?;
+            show_config::show(&session, &form, &plan, &sources)
+        }
+        // These read no settings, and work where those are broken.
+        Command::Passive(PassiveCommand::Pod(command)) => pod::pod(command),
+        Command::Passive(PassiveCommand::Completions { shell }) => completions(shell),
+        Command::Passive(PassiveCommand::PodGuard { .. }) => flockwork::io::executor::guard_main(),
+    }
 }
 
-async fn perform(session: &Session, command: Command, matches: &ArgMatches, sources: &Sources<'_>) -> Outcome {
+async fn perform(session: &Session, command: ActiveCommand, matches: &ArgMatches, sources: &Sources<'_>) -> Outcome {
     match command {
-        Command::Up(args) => local_cluster::up(session, &args).await,
-        Command::Demo(args) => demo::demo(session, &args).await,
-        Command::Node(args) => {
+        ActiveCommand::Up(args) => local_cluster::up(session, &args).await,
+        ActiveCommand::Demo(args) => demo::demo(session, &args).await,
+        ActiveCommand::Node(args) => {
             let plan = node::NodePlan::settle(&args.settings, matches, sources)?;
-            serve::serve(session, &plan, args.until_stdin_closes).await
+            serve::serve(session, &plan, &args).await
         }
-        Command::Run(args) => submit::run(session, &args).await,
-        Command::Submit(args) => submit::submit(session, &args).await,
-        Command::Ps(args) => jobs::ps(session, &args).await,
-        Command::Job(args) => jobs::job(session, &args).await,
-        Command::Logs(args) => logs::logs(session, &args).await,
-        Command::Wait(args) => jobs::wait(session, &args).await,
-        Command::Cancel(args) => jobs::cancel(session, &args).await,
-        Command::Retry(args) => jobs::retry(session, &args).await,
-        Command::Where(args) => jobs::locate(session, &args).await,
-        Command::Explain(args) => jobs::explain(session, &args).await,
-        Command::Nodes(args) => nodes::nodes(session, &args).await,
-        Command::Drain(args) => nodes::drain(session, &args, true).await,
-        Command::Undrain(args) => nodes::drain(session, &args, false).await,
-        Command::Debug(args) => nodes::debug(session, &args).await,
-        Command::Pod(command) => pod::pod(command),
-        Command::Completions { shell } => completions(shell),
-        Command::PodGuard { .. } => flockwork::io::executor::guard_main(),
-        Command::Config(ConfigCommand::Show(flags)) => {
-            let plan = node::NodePlan::settle(&flags, matches, sources)?;
-            let form = Setting { value: session.printer.form, source: config::Source::Default };
-            show_config::show(session, &form, &plan, sources)
-        }
+        ActiveCommand::Run(args) => submit::run(session, &args).await,
+        ActiveCommand::Submit(args) => submit::submit(session, &args).await,
+        ActiveCommand::Ps(args) => jobs::ps(session, &args).await,
+        ActiveCommand::Job(args) => jobs::job(session, &args).await,
+        ActiveCommand::Logs(args) => logs::logs(session, &args).await,
+        ActiveCommand::Wait(args) => jobs::wait(session, &args).await,
+        ActiveCommand::Cancel(args) => jobs::cancel(session, &args).await,
+        ActiveCommand::Retry(args) => jobs::retry(session, &args).await,
+        ActiveCommand::Where(args) => jobs::locate(session, &args).await,
+        ActiveCommand::Explain(args) => jobs::explain(session, &args).await,
+        ActiveCommand::Nodes(args) => nodes::nodes(session, &args).await,
+        ActiveCommand::Drain(args) => nodes::drain(session, &args, true).await,
+        ActiveCommand::Undrain(args) => nodes::drain(session, &args, false).await,
+        ActiveCommand::Debug(args) => nodes::debug(session, &args).await,
     }
 }
 

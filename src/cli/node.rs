@@ -3,16 +3,16 @@
 //! Everything is checked before anything is opened; above all, that a node without security stays on loopback
 //! unless somebody says in so many words that it should not.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 
 use clap::builder::FalseyValueParser;
 use clap::{ArgMatches, Args};
-use flockwork::model::config::{Config, MAX_WEIGHT, Profile};
+use flockwork::io::telemetry::LogFormat;
+use flockwork::model::config::{Config, DEFAULT_RETENTION, Profile};
 use flockwork::model::member::ClusterSettings;
 use flockwork::model::resources::{Cpus, Memory, Resources};
-use flockwork::model::spec::Driver;
 use flockwork::model::time::duration;
 use flockwork::node::options::{
     DEFAULT_CLUSTER_PORT, DEFAULT_HTTP_PORT, DEFAULT_LOG_LIMIT_BYTES, NodeOptions, check_reach,
@@ -29,6 +29,9 @@ use super::state::user_folder;
 pub(crate) struct NodeArgs {
     #[command(flatten)]
     pub(crate) settings: NodeFlags,
+    /// For whom the log on standard error is written; FLOCKWORK_LOG says how much of it
+    #[arg(long, value_enum, value_name = "FORMAT", env = "FLOCKWORK_LOG_FORMAT", default_value = "text")]
+    pub(crate) log_format: LogFormat,
     /// Leave when standard input is closed: for programs that start nodes of their own
     #[arg(long, hide = true)]
     pub(crate) until_stdin_closes: bool,
@@ -83,6 +86,9 @@ pub(crate) struct NodeFlags {
     /// After how long a node that is down is forgotten; the same on every node [default: 1day]
     #[arg(long, value_name = "TIME", env = "FLOCKWORK_FORGET_AFTER", value_parser = duration::parse)]
     forget_after: Option<Duration>,
+    /// How long finished jobs are kept, counted from when all replicas agree on their end [default: 7days]
+    #[arg(long, value_name = "TIME", env = "FLOCKWORK_RETENTION", value_parser = duration::parse)]
+    retention: Option<Duration>,
     /// How much of each output stream of an attempt is kept [default: 64MiB]
     #[arg(long, value_name = "SIZE", env = "FLOCKWORK_LOG_LIMIT")]
     log_limit: Option<Memory>,
@@ -112,6 +118,7 @@ pub(crate) struct NodePlan {
     pub(crate) partitions: Setting<u32>,
     pub(crate) cluster: Setting<String>,
     pub(crate) forget_after: Setting<Duration>,
+    pub(crate) retention: Setting<Duration>,
     pub(crate) log_limit: Setting<Memory>,
     pub(crate) allow_hosts: Setting<Vec<String>>,
     pub(crate) insecure: Setting<bool>,
@@ -153,6 +160,7 @@ impl NodePlan {
             replicas: sources.settle("replicas", flags.replicas, file.replicas, 3),
             partitions: sources.settle("partitions", flags.partitions, file.partitions, 1_024),
             cluster: sources.settle("cluster", flags.cluster, file.cluster, "flockwork".to_owned()),
+            retention: sources.settle("retention", flags.retention, file.retention, DEFAULT_RETENTION),
             forget_after: sources.settle(
                 "forget_after",
                 flags.forget_after,
@@ -196,7 +204,6 @@ impl NodePlan {
             memory: self.memory.value.unwrap_or(machine.memory),
             slots: self.slots.value.unwrap_or(machine.slots),
         };
-        let whole_cpus = u16::try_from(capacity.cpus.millis / 1_000).unwrap_or(u16::MAX);
         let advertise = self.advertise.value.clone();
         Ok(NodeOptions {
             name: self.name.value.clone(),
@@ -206,6 +213,7 @@ impl NodePlan {
             advertise,
             seeds: self.seeds.value.clone(),
             config: Config {
+                retention: self.retention.value,
                 cluster: ClusterSettings {
                     name: self.cluster.value.clone(),
                     partitions: self.partitions.value,
@@ -213,10 +221,8 @@ impl NodePlan {
                     forget_after: self.forget_after.value,
                 },
                 timing: self.timing.clone(),
-                capacity,
-                weight: whole_cpus.clamp(1, MAX_WEIGHT),
                 labels: self.labels.value.clone(),
-                drivers: BTreeSet::from([Driver::Process]),
+                ..Config::new(self.profile.value, capacity)
             },
             insecure: self.insecure.value,
             log_limit_bytes: self.log_limit.value.bytes,
@@ -248,6 +254,7 @@ impl NodePlan {
             entry("replicas", &self.replicas),
             entry("partitions", &self.partitions),
             entry("cluster", &self.cluster),
+            entry("retention", &self.retention.clone().map(|time| written(&time))),
             entry("forget_after", &self.forget_after.clone().map(|time| written(&time))),
             entry("log_limit", &self.log_limit),
             entry("allow_hosts", &self.allow_hosts),
@@ -323,7 +330,10 @@ mod tests {
         let machine = Resources { cpus: Cpus::whole(96), memory: Memory { bytes: 1 << 30 }, slots: 96 };
         let bound = "127.0.0.1:1".parse().unwrap();
         let config = plan(&["--slots", "3", "--label", "disk=ssd"]).unwrap().options(machine, bound).unwrap().config;
-        assert_eq!((config.capacity.slots, config.capacity.memory.bytes, config.weight), (3, 1 << 30, MAX_WEIGHT));
+        assert_eq!(
+            (config.capacity.slots, config.capacity.memory.bytes, config.weight),
+            (3, 1 << 30, flockwork::model::config::MAX_WEIGHT)
+        );
         assert_eq!(config.labels["disk"], "ssd");
         let half = plan(&["--cpus", "0.5"]).unwrap().options(machine, bound).unwrap().config;
         assert_eq!(half.weight, 1);

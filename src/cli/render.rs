@@ -136,7 +136,9 @@ impl Printer {
         let arrangement =
             if io::stdout().is_terminal() { ContentArrangement::Dynamic } else { ContentArrangement::Disabled };
         table.set_content_arrangement(arrangement);
-        table.set_header(header.iter().map(|title| self.paint(title, Tone::Faint)));
+        if header.iter().any(|title| !title.is_empty()) {
+            table.set_header(header.iter().map(|title| self.paint(title, Tone::Faint)));
+        }
         for row in rows {
             table.add_row(row);
         }

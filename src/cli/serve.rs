@@ -9,7 +9,7 @@ use std::time::Duration;
 use flockwork::api::{self, ApiConfig};
 use flockwork::io::executor::{GuardProgram, Handlers};
 use flockwork::io::machine::Machine;
-use flockwork::io::telemetry::{self, LogFormat};
+use flockwork::io::telemetry;
 use flockwork::node::Node;
 use flockwork::node::handle::Handle;
 use tokio::net::TcpListener;
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Session;
 use super::failure::{Failure, Kind, Outcome, exit};
-use super::node::NodePlan;
+use super::node::{NodeArgs, NodePlan};
 use super::process::Announcement;
 use super::render::{OutputForm, note};
 use super::signals::Interrupts;
@@ -25,9 +25,9 @@ use super::signals::Interrupts;
 /// How long the HTTP side may take to finish after the node has left.
 const LAST_ANSWERS_WITHIN: Duration = Duration::from_secs(6);
 
-pub(crate) async fn serve(session: &Session, plan: &NodePlan, until_stdin_closes: bool) -> Outcome {
-    telemetry::init(LogFormat::Text).map_err(|error| failed(error.to_string()))?;
-    let mut asked_to_leave = Farewell::listen(until_stdin_closes)?;
+pub(crate) async fn serve(session: &Session, plan: &NodePlan, args: &NodeArgs) -> Outcome {
+    telemetry::init(args.log_format).map_err(|error| Failure::usage(error.to_string()))?;
+    let mut asked_to_leave = Farewell::listen(args.until_stdin_closes)?;
     std::fs::create_dir_all(&plan.data_dir.value)
         .map_err(|error| failed(format!("cannot make {}: {error}", plan.data_dir.value.display())))?;
     let listener = TcpListener::bind(plan.http.value)
@@ -37,7 +37,8 @@ pub(crate) async fn serve(session: &Session, plan: &NodePlan, until_stdin_closes
     let machine = Machine::new(&plan.data_dir.value);
     let options = plan.options(machine.capacity(), bound)?;
     let data_dir = options.data_dir.clone();
-    let node = Node::start(options, Handlers::new(), GuardProgram::ThisProgram).await.map_err(|error| failed(error.to_string()))?;
+    let started = Node::start(options, Handlers::new(), GuardProgram::ThisProgram).await;
+    let node = started.map_err(|error| failed(format!("the node cannot start: {error}")))?;
     let handle = node.handle();
     let stop = CancellationToken::new();
     let config = ApiConfig { allowed_hosts: plan.allow_hosts.value.clone(), ..ApiConfig::default() };

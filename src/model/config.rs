@@ -156,7 +156,13 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     /// What it can run.
     pub drivers: BTreeSet<Driver>,
+    /// How long finished jobs are kept, counted from their seal and rounded to the hour. Raising it costs disk and
+    /// memory for every job; lowering it, that people find less.
+    pub retention: Duration,
 }
+
+/// How long finished jobs are kept unless set.
+pub const DEFAULT_RETENTION: Duration = Duration::from_secs(7 * 24 * 3_600);
 
 /// The ring share of the largest machines: more would only make the ring longer.
 pub const MAX_WEIGHT: u16 = 64;
@@ -173,6 +179,7 @@ impl Config {
             weight: u16::try_from(cpus).unwrap_or(MAX_WEIGHT).clamp(1, MAX_WEIGHT),
             labels: BTreeMap::new(),
             drivers: BTreeSet::from([Driver::Process]),
+            retention: DEFAULT_RETENTION,
         }
     }
 
@@ -194,6 +201,9 @@ impl Config {
         }
         if self.cluster.forget_after < self.timing.suspicion_max {
             return wrong("forget_after", "must be at least timing.suspicion_max");
+        }
+        if self.retention > super::spec::MAX_DURATION {
+            return wrong("retention", "must be at most a hundred years");
         }
         if self.capacity.slots == 0 {
             return wrong("slots", "must be 1 or more");

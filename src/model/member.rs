@@ -221,6 +221,14 @@ impl Member {
 /// All members that this node knows and has not forgotten, itself included.
 pub type View = BTreeMap<NodeId, Member>;
 
+/// Whether more than half of the members that have not left are alive, as far as this view knows. A suspect does
+/// not count: who wants to be careful is so before the verdict.
+pub fn majority_in_reach(view: &View) -> bool {
+    let members = view.values().filter(|member| member.state != MemberState::Left).count();
+    let alive = view.values().filter(|member| member.state == MemberState::Alive).count();
+    alive * 2 > members
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

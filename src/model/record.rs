@@ -7,9 +7,14 @@
 //! merging is commutative, associative and idempotent, and equal sets of writes give equal records. (See
 //! Shapiro et al., "A comprehensive study of Convergent and Commutative Replicated Data Types", 2011.)
 //!
+//! A record to which nothing can be added any more is **sealed** by its owner: from then on it is a constant,
+//! which any merge gives way to. That is one more join, of two steps: every sealed record is above every
+//! unsealed one, and of two sealed ones the higher counts whole.
+//!
 //! What state the job is in ([`Record::state`]) is a function of the merged record alone. No clock that
 //! tells time takes part in it, so equal records give equal answers on machines whose clocks differ.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -59,6 +64,18 @@ pub enum StopKind {
     TimedOut,
     /// A person asked.
     Cancelled,
+}
+
+/// The end of a record's history: every node that should hold it held the same, and no attempt's fate was open.
+/// Joins by maximum, in the order of the fields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Seal {
+    /// The hour, counted from 1970, after which the record may go.
+    pub expires_hour: u32,
+    /// The write that sealed.
+    pub dot: Dot,
+    /// When, by the owner's clock.
+    pub at: Timestamp,
 }
 
 /// How far an attempt has come. In this order: what is said later in it overrules what is said earlier.
@@ -299,6 +316,9 @@ pub struct Record {
     /// The newest work that was saved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<Checkpoint>,
+    /// Nothing can be added any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seal: Option<Seal>,
 }
 
 /// More attempts than this are not a job but a fault.
@@ -311,7 +331,7 @@ impl Record {
     /// The record of a job that nothing has happened to yet.
     pub fn new(id: JobId, submission: Arc<Submission>, dot: Dot) -> Self {
         let clock = Clock::from(crdts::Dot::from(dot));
-        Self { id, submission, clock, stop: None, attempts: BTreeMap::new(), checkpoint: None }
+        Self { id, submission, clock, stop: None, attempts: BTreeMap::new(), checkpoint: None, seal: None }
     }
 
     /// What was asked.
@@ -324,8 +344,22 @@ impl Record {
     /// Commutative, associative, idempotent: the submission and the stop are maxima of total orders (the
     /// submissions of one id differ only where a key was used on both sides of a partition), and so is the
     /// checkpoint; the clock joins as vector clocks do, attempts are a union by dot whose members join by maxima.
+    /// Where either is sealed, the result is the higher of the two by a total order in which unsealed records come
+    /// first.
     pub fn merge(&mut self, other: &Self) {
         debug_assert_eq!(self.id, other.id, "only copies of one job can be merged");
+        if self.seal.is_some() || other.seal.is_some() {
+            let replaced = match other.seal.cmp(&self.seal) {
+                Ordering::Less => false,
+                Ordering::Greater => true,
+                // One write seals one content, so this compares equals unless somebody broke the rules.
+                Ordering::Equal => self != other && other.version() > self.version(),
+            };
+            if replaced {
+                self.clone_from(other);
+            }
+            return;
+        }
         if self.submission != other.submission && submission_order(other) < submission_order(self) {
             self.submission = Arc::clone(&other.submission);
         }
@@ -419,6 +453,24 @@ impl Record {
             .is_some_and(|mine| self.attempts.iter().any(|(dot, other)| (other.fence(), *dot) > (mine.fence(), claim)))
     }
 
+    /// The attempts of which their own executor has not said how they ended.
+    pub fn open_fates(&self) -> impl Iterator<Item = &Attempt> {
+        self.attempts.values().filter(|attempt| attempt.is_live() || !attempt.fate.by_executor)
+    }
+
+    /// Whether nothing can change it any more.
+    pub fn is_final(&self) -> bool {
+        self.seal.is_some()
+    }
+
+    /// Ends the history of a terminal record. Who knew what when is of no more use, so the clock goes.
+    pub fn seal(&mut self, seal: Seal) {
+        if self.seal.is_none() && self.state().is_terminal() {
+            self.seal = Some(seal);
+            self.clock = Clock::new();
+        }
+    }
+
     /// When the last attempt that failed or was lost ended, by its writer's clock.
     pub fn last_end(&self) -> Option<Timestamp> {
         self.attempts.values().filter(|attempt| !attempt.is_live()).map(|attempt| attempt.fate.at).max()
@@ -436,16 +488,21 @@ impl Record {
     }
 
     /// Every pair of attempts that ran, or may have run, at the same time: neither claim had seen the other
-    /// attempt's end from the other's own executor.
+    /// attempt's end from the other's own executor. Two starts of one node take turns by themselves: pods do
+    /// not outlive their start.
     pub fn overlaps(&self) -> Vec<Overlap> {
         let ran: Vec<_> = self.attempts.iter().filter(|(_, attempt)| attempt.may_have_run()).collect();
         let mut overlaps = Vec::new();
         for (at, (first_dot, first)) in ran.iter().enumerate() {
             for (second_dot, second) in &ran[at + 1..] {
-                let in_turn = first.end_was_seen(&second.claim.seen) || second.end_was_seen(&first.claim.seen);
+                let (one, other) = (first.claim.executor, second.claim.executor);
+                let in_turn = (one.node == other.node && one.generation != other.generation)
+                    || first.end_was_seen(&second.claim.seen)
+                    || second.end_was_seen(&first.claim.seen);
                 if !in_turn {
-                    let spoken = |a: &Attempt| a.ran() && (a.is_live() || a.fate.by_executor);
-                    let certain = spoken(first) && spoken(second);
+                    // A lost attempt may have died before the other began, whoever says that it was lost.
+                    let ran_on = |attempt: &Attempt| attempt.ran() && attempt.fate.phase != Phase::Lost;
+                    let certain = ran_on(first) && ran_on(second);
                     overlaps.push(Overlap { first: **first_dot, second: **second_dot, certain });
                 }
             }
@@ -455,6 +512,9 @@ impl Record {
 
     /// The owner decides that an attempt shall run on `executor`. `dot` names it from then on.
     pub fn claim(&mut self, dot: Dot, executor: Actor, at: Timestamp) {
+        if self.is_final() {
+            return;
+        }
         let number = self.attempts.values().map(|attempt| attempt.claim.number).max().unwrap_or(0) + 1;
         let resumed_from = self.checkpoint.as_ref().map(|checkpoint| checkpoint.chain);
         let claim = Claim { number, executor, at, seen: self.clock.clone(), resumed_from };
@@ -464,8 +524,16 @@ impl Record {
         self.clock.apply(dot.into());
     }
 
-    /// The executor says that the pod of `claim` was started; `remark` says what people should know of it.
-    pub fn start(&mut self, dot: Dot, claim: Dot, at: Timestamp, remark: String) {
+    /// The executor says that the pod of `claim` was started.
+    pub fn start(&mut self, dot: Dot, claim: Dot, at: Timestamp) {
+        self.start_remarkably(dot, claim, at, String::new());
+    }
+
+    /// The same, with what people should know of how it started.
+    pub fn start_remarkably(&mut self, dot: Dot, claim: Dot, at: Timestamp, remark: String) {
+        if self.is_final() {
+            return;
+        }
         if let Some(attempt) = self.attempts.get_mut(&claim) {
             attempt.started_at = attempt.started_at.max(Some(at));
             self.clock.apply(dot.into());
@@ -476,6 +544,9 @@ impl Record {
 
     /// Somebody says what became of `claim`. What does not overrule what is known is not written.
     pub fn advance(&mut self, claim: Dot, mut fate: Fate) {
+        if self.is_final() {
+            return;
+        }
         if let Some(attempt) = self.attempts.get_mut(&claim) {
             shorten(&mut fate.reason);
             let dot = fate.dot;
@@ -488,6 +559,9 @@ impl Record {
 
     /// The executor passes on how far the attempt says it has come. What is older than what is known is not written.
     pub fn report_progress(&mut self, dot: Dot, claim: Dot, progress: Progress) {
+        if self.is_final() {
+            return;
+        }
         if let Some(attempt) = self.attempts.get_mut(&claim)
             && attempt.progress.as_ref().is_none_or(|known| progress > *known)
         {
@@ -499,7 +573,8 @@ impl Record {
     /// The executor has saved work of one of its attempts. Returns whether that is the newest there is; what is not
     /// is not written.
     pub fn save_checkpoint(&mut self, dot: Dot, checkpoint: Checkpoint) -> bool {
-        let is_newest = self.attempts.contains_key(&checkpoint.claim)
+        let is_newest = !self.is_final()
+            && self.attempts.contains_key(&checkpoint.claim)
             && self.checkpoint.as_ref().is_none_or(|known| checkpoint > *known);
         if is_newest {
             self.checkpoint = Some(checkpoint);
@@ -510,6 +585,9 @@ impl Record {
 
     /// The executor keeps what the attempt has left behind. Goes with the write that says how it ended.
     pub fn leave(&mut self, dot: Dot, claim: Dot, result: Option<BlobRef>, tails: Tails) {
+        if self.is_final() {
+            return;
+        }
         if let Some(attempt) = self.attempts.get_mut(&claim)
             && (result > attempt.result || tails > attempt.tails)
         {
@@ -527,6 +605,9 @@ impl Record {
 
     /// Somebody asks that the job end.
     pub fn request_stop(&mut self, mut stop: Stop) {
+        if self.is_final() {
+            return;
+        }
         shorten(&mut stop.reason);
         let dot = stop.dot;
         if self.stop.as_ref().is_none_or(|known| stop.kind > known.kind) {
@@ -544,7 +625,10 @@ impl Record {
         if self.attempts.len() > MAX_ATTEMPTS {
             return Err(InvalidField::new("attempts", format!("at most {MAX_ATTEMPTS} are possible")));
         }
-        let known = |dot: &Dot| dot.counter > 0 && self.clock.get(&dot.actor) >= dot.counter;
+        if self.is_final() && (!self.state().is_terminal() || !self.clock.is_empty()) {
+            return Err(InvalidField::new("seal", "a sealed record is terminal and has no clock"));
+        }
+        let known = |dot: &Dot| dot.counter > 0 && (self.is_final() || self.clock.get(&dot.actor) >= dot.counter);
         for (dot, attempt) in &self.attempts {
             if !known(dot) || !known(&attempt.fate.dot) {
                 return Err(InvalidField::new("attempts", format!("the clock does not know the writes of {dot}")));

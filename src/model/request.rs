@@ -255,6 +255,26 @@ pub enum EventKind {
         /// In a few words.
         reason: String,
     },
+    /// Two attempts of a job ran, or may have run, at the same time. Told by its owner.
+    Overlap {
+        /// Which.
+        job: JobId,
+        /// Its name, for people.
+        title: String,
+        /// The attempts, by number and node.
+        attempts: [(u32, NodeId); 2],
+        /// Both are known to have run on; otherwise one may have been dead by then.
+        certain: bool,
+    },
+    /// A record that another node sent cannot be, and was not taken.
+    Rejected {
+        /// Which.
+        job: JobId,
+        /// Who sent it.
+        from: NodeId,
+        /// What is wrong with it.
+        reason: String,
+    },
 }
 
 /// Why something was refused, as HTTP classes it.

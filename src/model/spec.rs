@@ -67,6 +67,17 @@ pub enum Durability {
     All,
 }
 
+/// What a job does where a majority of the members is out of reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnPartition {
+    /// It goes on; what ran on both sides is reported after they have met again.
+    #[default]
+    Run,
+    /// Nothing is started, and what runs is ended: at most one side of a partition runs it.
+    Pause,
+}
+
 /// How long to wait before the next attempt after a failed one. Grows by `factor` up to `max`; a random part
 /// of up to a quarter is taken off, so that jobs that failed together do not come back together.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -178,6 +189,9 @@ pub struct Spec {
     pub priority: i32,
     /// How many synced copies the acknowledgement waits for.
     pub durability: Durability,
+    /// What it does where a majority of the members is out of reach.
+    #[serde(skip_serializing_if = "is_default")]
+    pub on_partition: OnPartition,
     /// What runs it.
     pub driver: Driver,
     /// The handler's name, for driver `handler`.
@@ -213,6 +227,7 @@ impl Default for Spec {
             delay: None,
             priority: 0,
             durability: Durability::default(),
+            on_partition: OnPartition::default(),
             driver: Driver::default(),
             handler: None,
             payload: None,

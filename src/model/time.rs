@@ -67,6 +67,11 @@ impl Timestamp {
         self.0
     }
 
+    /// The hour it lies in, counted from 1970.
+    pub fn hour(self) -> u32 {
+        u32::try_from(self.0 / 3_600_000).unwrap_or(u32::MAX)
+    }
+
     /// Time passed from `earlier` until this; zero where clocks disagree so far that it would be negative.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))

@@ -119,6 +119,8 @@ pub enum Message {
         round: u64,
         /// Whether the asker takes over.
         takeover: bool,
+        /// Sealed records that expire before this hour are left out of account.
+        horizon: u32,
         /// A digest for each partition asked about.
         digests: Vec<(Partition, Version)>,
     },
@@ -126,6 +128,9 @@ pub enum Message {
     Differ {
         /// Which question.
         round: u64,
+        /// Sealed records that expire before this hour were left out of account. If it is later than the question's,
+        /// nothing was compared: ask again with this one.
+        horizon: u32,
         /// What the answering node holds, partition by partition.
         partitions: Vec<(Partition, Vec<(JobId, Version)>)>,
     },
@@ -144,6 +149,20 @@ pub enum Message {
         records: Vec<Arc<Record>>,
         /// Whether this was the last part of the answer.
         last: bool,
+    },
+    /// Do you hold these records in these versions? The owner asks before it seals.
+    Check {
+        /// Names the answer.
+        round: u64,
+        /// Terminal records.
+        versions: Vec<(JobId, Version)>,
+    },
+    /// Those that I hold just so, on disk.
+    Checked {
+        /// Which question.
+        round: u64,
+        /// The same order; `true` for the same version.
+        same: Vec<bool>,
     },
     /// Would you run this? Room is set aside for a moment if so.
     Offer {

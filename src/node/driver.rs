@@ -43,6 +43,8 @@ const ROUND: usize = 512;
 const MACHINE_EVERY: Duration = Duration::from_secs(2);
 /// How often the snapshot for those who only look is renewed, when nothing calls for it sooner.
 const SNAPSHOT_EVERY: Duration = Duration::from_millis(500);
+/// How often logs are looked through for those that are older than finished jobs are kept.
+const SWEEP_EVERY: Duration = Duration::from_secs(3_600);
 /// How long a leaving node tries to hand over what others should have.
 const LEAVE_WITHIN: Duration = Duration::from_secs(15);
 /// Questions for logs that are answered at once, for other nodes.
@@ -100,6 +102,7 @@ pub(super) struct Driver {
     log_readers: Arc<Semaphore>,
     leaving_until: Option<Moment>,
     conflict: Option<String>,
+    retention: Duration,
 }
 
 /// A client's question that the Peer has not answered yet.
@@ -131,6 +134,7 @@ impl Driver {
         shells: Shells,
         snapshots: watch::Sender<Arc<Snapshot>>,
         events: broadcast::Sender<(NodeId, Event)>,
+        retention: Duration,
     ) -> Self {
         let (publisher, to_publish) = watch::channel(None);
         shells.tracker.spawn(publish(shells.gossip.clone(), to_publish));
@@ -148,6 +152,7 @@ impl Driver {
             log_readers: Arc::new(Semaphore::new(LOG_READERS)),
             leaving_until: None,
             conflict: None,
+            retention,
         }
     }
 
@@ -155,6 +160,7 @@ impl Driver {
     pub(super) async fn run(mut self, mut inputs: Inputs) -> Stopped {
         let mut machine = ticks(MACHINE_EVERY);
         let mut snapshot = ticks(SNAPSHOT_EVERY);
+        let mut sweep = ticks(SWEEP_EVERY);
         let mut incoming = Vec::with_capacity(ROUND);
         let mut probes = Vec::with_capacity(ROUND);
         let mut pods = Vec::with_capacity(ROUND);
@@ -196,6 +202,7 @@ impl Driver {
                     self.peer.handle_machine_load(load.cpu_permille, load.memory_available_bytes);
                 }
                 _ = snapshot.tick() => self.renew_snapshot(),
+                _ = sweep.tick() => self.shells.executor.sweep_older(self.retention + SWEEP_EVERY),
             }
             // Whatever else has come meanwhile shares this round.
             take_all(&mut inputs.incoming, &mut incoming);
@@ -488,16 +495,26 @@ impl Driver {
 
     /// Says in the log what an operator cares about.
     fn note(&mut self, event: &Event) {
-        let EventKind::Member { node, name, state, status, was, reason } = &event.kind else {
-            return;
-        };
-        match state {
-            MemberState::Down => tracing::warn!(%node, name, ?was, reason, "member is down"),
-            MemberState::Suspect => tracing::info!(%node, name, reason, "member is suspected"),
-            MemberState::Alive => tracing::info!(%node, name, ?status, ?was, reason, "member is alive"),
-            MemberState::Left => tracing::info!(%node, name, reason, "member left"),
+        match &event.kind {
+            EventKind::Member { node, name, state, status, was, reason } => {
+                match state {
+                    MemberState::Down => tracing::warn!(%node, name, ?was, reason, "member is down"),
+                    MemberState::Suspect => tracing::info!(%node, name, reason, "member is suspected"),
+                    MemberState::Alive => tracing::info!(%node, name, ?status, ?was, reason, "member is alive"),
+                    MemberState::Left => tracing::info!(%node, name, reason, "member left"),
+                }
+                self.renew_snapshot();
+            }
+            EventKind::Job { job, state, attempt, node, reason, .. } => {
+                tracing::debug!(%job, ?state, ?attempt, ?node, reason, "job changed");
+            }
+            EventKind::Overlap { job, attempts, certain, .. } => {
+                tracing::warn!(%job, ?attempts, certain, "attempts ran, or may have run, at the same time");
+            }
+            EventKind::Rejected { job, from, reason } => {
+                tracing::error!(%job, %from, reason, "a record that cannot be was not taken");
+            }
         }
-        self.renew_snapshot();
     }
 
     fn renew_snapshot(&mut self) {

@@ -202,8 +202,7 @@ impl Node {
         let listen_error = |error| StartError::Listen { addr: bound, error };
         let (datagrams, gossip_inbox) =
             Datagrams::start(udp, probes_to, &tracker, stop.clone()).await.map_err(listen_error)?;
-        let gossip_config =
-            GossipConfig { interval: config.timing.gossip_interval, seeds: options.seeds.clone() };
+        let gossip_config = GossipConfig { interval: config.timing.gossip_interval, seeds: options.seeds.clone() };
         let gossip = Gossip::start(
             &facts,
             gossip_config,
@@ -256,7 +255,7 @@ impl Node {
             commands,
             leave: leave.clone(),
         };
-        let driver = Driver::new(peer, shells, snapshots_to, events.clone());
+        let driver = Driver::new(peer, shells, snapshots_to, events.clone(), options.config.retention);
         let (stopped_to, stopped) = watch::channel(None);
         let driving = tokio::spawn(driver.run(inputs));
         tokio::spawn(async move {
@@ -334,8 +333,7 @@ async fn advertised(bound: SocketAddr, host: Option<&str>) -> Result<SocketAddr,
         return Ok(bound);
     };
     let wrong = |error| StartError::Advertise { host: host.to_owned(), error };
-    let found: BTreeSet<SocketAddr> =
-        tokio::net::lookup_host((host, bound.port())).await.map_err(wrong)?.collect();
+    let found: BTreeSet<SocketAddr> = tokio::net::lookup_host((host, bound.port())).await.map_err(wrong)?.collect();
     let same_family = found.iter().find(|addr| addr.is_ipv4() == bound.is_ipv4());
     same_family.or(found.first()).copied().ok_or_else(|| wrong(io::Error::other("it has no address")))
 }

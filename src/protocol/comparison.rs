@@ -9,6 +9,9 @@
 //! to decide for the partition ([`Purpose::Takeover`]), in which case whoever answers stops deciding for it.
 //! One round is under way with a peer at a time; wants gather meanwhile.
 //!
+//! Sealed records that expire before the horizon, the present hour, are left out. Where two clocks differ, the
+//! later horizon counts for both: the answer to a question with an earlier one is only that later hour.
+//!
 //! Not known here: what is in the records, and who ought to hold what.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,11 +45,14 @@ pub struct Comparison {
     next_round: u64,
     wanted: BTreeMap<NodeId, BTreeMap<Partition, Purpose>>,
     rounds: BTreeMap<NodeId, Round>,
+    /// The latest horizon that each peer has named.
+    horizons: BTreeMap<NodeId, u32>,
 }
 
 #[derive(Debug)]
 struct Round {
     number: u64,
+    horizon: u32,
     purpose: Purpose,
     partitions: BTreeSet<Partition>,
     /// Where the two differed.
@@ -82,7 +88,7 @@ pub struct Difference {
 impl Comparison {
     /// Nothing wanted; a round without progress for `patience` is given up and wanted again.
     pub fn new(patience: Duration) -> Self {
-        Self { patience, next_round: 1, wanted: BTreeMap::new(), rounds: BTreeMap::new() }
+        Self { patience, next_round: 1, wanted: BTreeMap::new(), rounds: BTreeMap::new(), horizons: BTreeMap::new() }
     }
 
     /// Wants `partition` compared with `peer`.
@@ -95,6 +101,7 @@ impl Comparison {
     pub fn handle_gone(&mut self, peer: NodeId) {
         self.wanted.remove(&peer);
         self.rounds.remove(&peer);
+        self.horizons.remove(&peer);
     }
 
     /// Whether anything is wanted of or under way with `peer` about `partition`.
@@ -103,8 +110,8 @@ impl Comparison {
             || self.rounds.get(&peer).is_some_and(|round| round.partitions.contains(&partition))
     }
 
-    /// The next question to send.
-    pub fn poll_message(&mut self, now: Moment, records: &Records) -> Option<(NodeId, Message)> {
+    /// The next question to send. `hour` is the present one.
+    pub fn poll_message(&mut self, now: Moment, hour: u32, records: &Records) -> Option<(NodeId, Message)> {
         let peer = *self.wanted.keys().find(|peer| !self.rounds.contains_key(peer))?;
         let wanted = self.wanted.get_mut(&peer)?;
         let purpose = wanted.values().copied().max()?;
@@ -120,11 +127,13 @@ impl Comparison {
         }
         let number = self.next_round;
         self.next_round += 1;
-        let digests = chosen.iter().map(|partition| (*partition, records.digest(*partition))).collect();
+        let horizon = self.horizons.get(&peer).copied().unwrap_or(0).max(hour);
+        let digests = chosen.iter().map(|partition| (*partition, records.digest(*partition, horizon))).collect();
         self.rounds.insert(
             peer,
             Round {
                 number,
+                horizon,
                 purpose,
                 partitions: chosen,
                 differing: BTreeSet::new(),
@@ -133,7 +142,7 @@ impl Comparison {
                 give_up_at: now + self.patience,
             },
         );
-        Some((peer, Message::Compare { round: number, takeover: purpose == Purpose::Takeover, digests }))
+        Some((peer, Message::Compare { round: number, takeover: purpose == Purpose::Takeover, horizon, digests }))
     }
 
     /// The peer listed what it holds where the two differ. Returns what that means, and the next question or
@@ -143,6 +152,7 @@ impl Comparison {
         now: Moment,
         peer: NodeId,
         number: u64,
+        horizon: u32,
         partitions: Vec<(Partition, Vec<(JobId, Version)>)>,
         records: &Records,
     ) -> (Difference, Step) {
@@ -150,15 +160,21 @@ impl Comparison {
         let Some(round) = self.rounds.get_mut(&peer).filter(|round| round.number == number && !round.fetching) else {
             return (difference, Step::Stale);
         };
+        if horizon > round.horizon {
+            self.horizons.insert(peer, horizon);
+            self.want_again(peer);
+            return (difference, Step::Wait);
+        }
+        let horizon = round.horizon;
         for (partition, theirs) in partitions {
             if !round.partitions.contains(&partition) {
                 continue;
             }
             round.differing.insert(partition);
             let theirs: BTreeMap<JobId, Version> = theirs.into_iter().collect();
-            for (job, held) in records.in_partition(partition) {
-                if theirs.get(&job) == Some(&held.compared()) {
-                    difference.same.push((job, held.compared()));
+            for (job, version) in records.versions_in(partition, horizon) {
+                if theirs.get(&job) == Some(&version) {
+                    difference.same.push((job, version));
                 } else {
                     difference.theirs_lack.push(job);
                 }
@@ -210,10 +226,14 @@ impl Comparison {
         let late: Vec<NodeId> =
             self.rounds.iter().filter(|(_, round)| round.give_up_at <= now).map(|(peer, _)| *peer).collect();
         for peer in late {
-            if let Some(round) = self.rounds.remove(&peer) {
-                for partition in round.partitions {
-                    self.want(peer, partition, round.purpose);
-                }
+            self.want_again(peer);
+        }
+    }
+
+    fn want_again(&mut self, peer: NodeId) {
+        if let Some(round) = self.rounds.remove(&peer) {
+            for partition in round.partitions {
+                self.want(peer, partition, round.purpose);
             }
         }
     }

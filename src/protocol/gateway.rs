@@ -21,7 +21,7 @@ use crate::model::request::{
     SubmitOutcome, Submitted,
 };
 use crate::model::ring::Placement;
-use crate::model::time::{Moment, Now};
+use crate::model::time::{Moment, Now, Timestamp};
 
 use super::records::cursor_of;
 
@@ -123,6 +123,8 @@ pub struct Gateway {
     resend_after: Duration,
     acknowledge_within: Duration,
     next_call: u64,
+    /// When the newest submits under keys were said to be made; those of this millisecond, and hardly more.
+    submitted_at: BTreeMap<JobId, Timestamp>,
     asks: BTreeMap<AskId, OpenAsk>,
     deadlines: BTreeSet<(Moment, AskId)>,
     questions: BTreeMap<u64, Question>,
@@ -232,6 +234,7 @@ impl Gateway {
             resend_after,
             acknowledge_within,
             next_call: 1,
+            submitted_at: BTreeMap::new(),
             asks: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             questions: BTreeMap::new(),
@@ -250,10 +253,11 @@ impl Gateway {
             Ask::Submit(drafts) => {
                 let mut outcomes = Vec::with_capacity(drafts.len());
                 let mut jobs = Vec::with_capacity(drafts.len());
+                self.submitted_at.retain(|_, at| (now.wall..now.wall + SUBMIT_WITHIN).contains(at));
                 for (at, draft) in drafts.into_iter().enumerate() {
                     match draft.spec.validate() {
                         Ok(()) => {
-                            jobs.push((at, new_job(now, draft, routing, rng)));
+                            jobs.push((at, self.new_job(now, draft, routing, rng)));
                             outcomes.push(None);
                         }
                         Err(invalid) => outcomes.push(Some(Err(invalid.into()))),
@@ -377,7 +381,7 @@ impl Gateway {
             (About::Events, Response::Events { newest, events }) => {
                 let mine = from == routing.me;
                 // Everybody sees the members for itself; only jobs are heard from others.
-                let told = events.into_iter().filter(|event| mine || matches!(event.kind, EventKind::Job { .. }));
+                let told = events.into_iter().filter(|event| mine || !matches!(event.kind, EventKind::Member { .. }));
                 self.heard.extend(told.map(|event| (from, event)));
                 if let Some(listening) = self.listening.as_mut().and_then(|all| all.get_mut(&from)) {
                     listening.after = Some(newest);
@@ -552,6 +556,29 @@ impl Gateway {
         self.put_question(now, About::Job { ask, partition }, target, silent, question, patience);
     }
 
+    /// Gives a draft its id and everything else that never changes.
+    fn new_job(&mut self, now: Now, draft: Draft, routing: Routing<'_>, rng: &mut impl Rng) -> NewJob {
+        let Draft { spec, retry_of } = draft;
+        let id = match &spec.key {
+            Some(key) => {
+                let canonical = rmp_serde::to_vec_named(&spec).expect("a spec consists of what MessagePack can write");
+                JobId::from_key(blake3::hash(key.as_bytes()).as_bytes(), blake3::hash(&canonical).as_bytes())
+            }
+            None => JobId(u128::from(rng.next_u64()) << 64 | u128::from(rng.next_u64())),
+        };
+        let home = routing.placement.home(routing.placement.partition_of(id)).to_vec();
+        let mut submitted_at = now.wall;
+        if spec.key.is_some() {
+            // The owner tells a submit that is sent again from another one of the same job by their times.
+            if let Some(latest) = self.submitted_at.get(&id) {
+                submitted_at = *latest + Duration::from_millis(1);
+            }
+            self.submitted_at.insert(id, submitted_at);
+        }
+        let submission = Submission { spec, submitted_at, gateway: routing.me, home, retry_of };
+        NewJob { id, submission: Arc::new(submission) }
+    }
+
     fn ask_for_list(
         &mut self,
         now: Moment,
@@ -621,12 +648,12 @@ impl Gateway {
         let Some(Gathering::Job { request }) = self.gathering(ask) else {
             return;
         };
-        if let JobRequest::Watch { known, until, .. } = request {
-            if *known == Some(answer.version) && *until > now {
-                let partition = routing.placement.partition_of(answer.record.id);
-                self.ask_owner(now, ask, partition, BTreeSet::new(), routing);
-                return;
-            }
+        if let JobRequest::Watch { known, until, .. } = request
+            && *known == Some(answer.version)
+            && *until > now
+        {
+            let partition = routing.placement.partition_of(answer.record.id);
+            return self.ask_owner(now, ask, partition, BTreeSet::new(), routing);
         }
         self.close(ask, Ok(Told::Job(answer)));
     }
@@ -679,10 +706,9 @@ impl Gateway {
                 let mut missing = std::mem::take(missing);
                 if *open > 0 {
                     let asked = self.questions.values();
-                    missing.extend(asked.filter_map(|question| match question.about {
-                        About::List { ask: of, .. } if of == ask => Some(question.asked),
-                        _ => None,
-                    }));
+                    let is_part =
+                        |question: &&Question| matches!(question.about, About::List { ask: of, .. } if of == ask);
+                    missing.extend(asked.filter(is_part).map(|question| question.asked));
                 }
                 Ok(Told::Listing(Listing { records, next, missing: missing.into_iter().collect() }))
             }
@@ -759,19 +785,4 @@ impl Gateway {
 fn choose(partition: Partition, silent: &BTreeSet<NodeId>, routing: Routing<'_>) -> NodeId {
     let acting = routing.placement.acting(partition);
     acting.iter().find(|node| !silent.contains(node)).or_else(|| acting.first()).copied().unwrap_or(routing.me)
-}
-
-/// Gives a draft its id and everything else that never changes.
-fn new_job(now: Now, draft: Draft, routing: Routing<'_>, rng: &mut impl Rng) -> NewJob {
-    let Draft { spec, retry_of } = draft;
-    let id = match &spec.key {
-        Some(key) => {
-            let canonical = rmp_serde::to_vec_named(&spec).expect("a spec consists of what MessagePack can write");
-            JobId::from_key(blake3::hash(key.as_bytes()).as_bytes(), blake3::hash(&canonical).as_bytes())
-        }
-        None => JobId(u128::from(rng.next_u64()) << 64 | u128::from(rng.next_u64())),
-    };
-    let home = routing.placement.home(routing.placement.partition_of(id)).to_vec();
-    let submission = Submission { spec, submitted_at: now.wall, gateway: routing.me, home, retry_of };
-    NewJob { id, submission: Arc::new(submission) }
 }

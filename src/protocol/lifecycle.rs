@@ -15,8 +15,9 @@
 use std::time::Duration;
 
 use crate::model::id::{Actor, Dot, NodeId};
-use crate::model::member::{MemberState, Status, View};
-use crate::model::record::{Attempt, JobState, Phase, Record, StopKind};
+use crate::model::member::{MemberState, Status, View, majority_in_reach};
+use crate::model::record::{Attempt, JobState, Phase, Record};
+use crate::model::spec::OnPartition;
 use crate::model::time::Moment;
 
 /// What the owner knows besides the record.
@@ -30,6 +31,9 @@ pub struct OwnerSees<'a> {
     pub idle_since: Moment,
     /// Until when a node that is named in a record, but is no member, may still turn up.
     pub strangers_until: Moment,
+    /// How long the other side of a partition may take to notice that it is the smaller one, and to end what must
+    /// not run there.
+    pub pause_takes: Duration,
 }
 
 /// What the owner does about a job.
@@ -66,29 +70,30 @@ pub fn owner_decides(now: Moment, record: &Record, sees: &OwnerSees<'_>) -> Owne
         return OwnerDoes::WriteOff(lost);
     }
     let spec = record.spec();
+    // A job that was told to end has no limits left to wait for: they may have passed already.
+    let is_limited = record.stop.is_none();
     let limits = TimeLimits {
-        total: spec.total_timeout.map(|limit| sees.known_since + limit),
+        total: spec.total_timeout.filter(|_| is_limited).map(|limit| sees.known_since + limit),
         queue: spec
             .queue_timeout
-            .filter(|_| record.attempts.values().all(|attempt| attempt.started_at.is_none()))
+            .filter(|_| is_limited && record.attempts.values().all(|attempt| attempt.started_at.is_none()))
             .map(|limit| sees.known_since + limit),
     };
-    if record.stop.is_none() {
-        if limits.total.is_some_and(|at| at <= now) {
-            return OwnerDoes::TimeOut("it took longer in all than its total_timeout".into());
-        }
-        if limits.queue.is_some_and(|at| at <= now) {
-            return OwnerDoes::TimeOut("it waited longer for its first attempt than its queue_timeout".into());
-        }
+    if limits.total.is_some_and(|at| at <= now) {
+        return OwnerDoes::TimeOut("it took longer in all than its total_timeout".into());
+    }
+    if limits.queue.is_some_and(|at| at <= now) {
+        return OwnerDoes::TimeOut("it waited longer for its first attempt than its queue_timeout".into());
     }
     match (state, record.current()) {
-        (JobState::Running, Some((claim, attempt))) => match attempt.fate.phase {
-            Phase::Claimed => OwnerDoes::Confirm(claim),
-            _ if live().any(|(_, other)| standing(now, other.claim.executor, sees) == Standing::Unknown) => {
-                OwnerDoes::Wait(limits.earliest_with(Some(sees.strangers_until)))
-            }
-            _ => OwnerDoes::Wait(limits.earliest_with(None)),
-        },
+        (JobState::Running, Some((claim, attempt))) if attempt.fate.phase == Phase::Claimed => {
+            OwnerDoes::Confirm(claim)
+        }
+        (JobState::Running, Some(_)) => {
+            let unknown = live().any(|(_, other)| standing(now, other.claim.executor, sees) == Standing::Unknown);
+            OwnerDoes::Wait(limits.earliest_with(unknown.then_some(sees.strangers_until)))
+        }
+        (JobState::Pending, _) if must_pause(record, sees.view) => OwnerDoes::Wait(limits.earliest_with(None)),
         (JobState::Pending, _) => {
             let due = due_at(record, sees);
             if due > now { OwnerDoes::Wait(limits.earliest_with(Some(due))) } else { OwnerDoes::Place }
@@ -106,11 +111,21 @@ pub fn due_at(record: &Record, sees: &OwnerSees<'_>) -> Moment {
     let pause = match last.map(|(_, attempt)| attempt.fate.phase) {
         Some(Phase::Failed) => jittered(spec.backoff.wait_after(record.failures()), record),
         Some(Phase::Returned) => pause_after_returns(record),
+        // Its executor may live on, cut off: it is given the time to end what it runs.
+        Some(Phase::Lost) if spec.on_partition == OnPartition::Pause => match last {
+            Some((_, attempt)) if attempt.fate.by_executor => Duration::ZERO,
+            Some(_) | None => sees.pause_takes,
+        },
         Some(Phase::Claimed | Phase::Running | Phase::Lost | Phase::Stopped | Phase::Succeeded) | None => {
             Duration::ZERO
         }
     };
     start.max(if record.attempts.is_empty() { start } else { sees.idle_since + pause })
+}
+
+/// Whether the job is one that runs only where most of the members are, and this is not there.
+pub fn must_pause(record: &Record, view: &View) -> bool {
+    record.spec().on_partition == OnPartition::Pause && !majority_in_reach(view)
 }
 
 /// The moments at which the job's own limits pass.
@@ -182,8 +197,8 @@ pub enum PodState {
 pub enum ExecutorDoes {
     /// Nothing until the record changes, or its owner says that the claim is safe.
     Wait,
-    /// End the pod.
-    EndPod,
+    /// End the pod, for this reason.
+    EndPod(&'static str),
     /// Write that the attempt will not run here, and why.
     GiveBack(&'static str),
     /// Write that it was lost with this node's earlier start, whose pods are all gone.
@@ -191,7 +206,14 @@ pub enum ExecutorDoes {
 }
 
 /// The executor's rule, for an attempt of `record` that names `me`'s node.
-pub fn executor_decides(record: &Record, claim: Dot, attempt: &Attempt, me: Actor, pod: PodState) -> ExecutorDoes {
+pub fn executor_decides(
+    record: &Record,
+    claim: Dot,
+    attempt: &Attempt,
+    me: Actor,
+    pod: PodState,
+    view: &View,
+) -> ExecutorDoes {
     debug_assert_eq!(attempt.claim.executor.node, me.node);
     if attempt.claim.executor.generation < me.generation {
         // The earlier start's pods were ended before this one began; what it last said may be out of date.
@@ -202,25 +224,20 @@ pub fn executor_decides(record: &Record, claim: Dot, attempt: &Attempt, me: Acto
         };
     }
     let unwanted = if record.stop.is_some() {
-        Some("the job was stopped before it started")
+        Some("the job was stopped")
     } else if record.is_superseded(claim) {
-        Some("another attempt superseded it before it started")
+        Some("another attempt superseded it")
     } else if record.state().is_terminal() {
-        Some("the job ended before it started")
+        Some("the job had ended")
+    } else if must_pause(record, view) {
+        Some("a majority of the members was out of reach")
     } else {
         None
     };
     match (pod, unwanted) {
-        (PodState::Running, Some(_)) => ExecutorDoes::EndPod,
+        (PodState::Running, Some(reason)) => ExecutorDoes::EndPod(reason),
         (PodState::None, Some(reason)) if attempt.is_live() => ExecutorDoes::GiveBack(reason),
         (PodState::None | PodState::Running | PodState::Ending, _) => ExecutorDoes::Wait,
-    }
-}
-
-/// How a pod that was told to end, and did, is written down.
-pub fn phase_when_stopped(record: &Record) -> Phase {
-    match record.stop.as_ref().map(|stop| stop.kind) {
-        Some(StopKind::Cancelled | StopKind::TimedOut) | None => Phase::Stopped,
     }
 }
 

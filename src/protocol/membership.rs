@@ -23,6 +23,8 @@
 //! What it does not know: how gossip travels, what placement makes of the view, and what time it is.
 
 mod admission;
+mod gossip;
+mod judgement;
 mod report;
 mod suspicion;
 
@@ -31,7 +33,7 @@ mod simulation;
 #[cfg(test)]
 mod stories;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -41,7 +43,7 @@ use crate::model::member::{ClusterSettings, Facts, Load, Member, MemberState, St
 use crate::model::time::{Moment, Now, Timestamp};
 use crate::model::wire::{Probe, ProbeBody};
 
-use super::failure_detector::{DetectorOutput, FailureDetector, Finding, Standing, Target};
+use super::failure_detector::FailureDetector;
 
 use self::admission::{Outsider, Twin, gives_way, what_differs};
 pub use self::report::{MemberReport, MembershipReport, SuspicionReport, Verdict};
@@ -51,14 +53,8 @@ use self::suspicion::{Cause, Suspicion};
 /// between ticks it is shorter than any grace period, so a pause long enough for the others to condemn this
 /// node is always noticed by this node.
 const SHORTEST_LATENESS: Duration = Duration::from_millis(200);
-/// Bounds the nodes with other settings that are kept for complaints.
-const MOST_OUTSIDERS: usize = 64;
 /// Bounds the changes kept for people.
 const MOST_HISTORY: usize = 128;
-/// A second process with this node's id is asked again after so many probe intervals...
-const TWIN_EVERY: u32 = 5;
-/// ...and taken for gone after so many questions in a row without an answer.
-const TWIN_SILENCES: u32 = 3;
 
 /// What the membership wants done, or has to tell.
 #[derive(Debug, Clone, PartialEq)]
@@ -186,8 +182,7 @@ impl Membership {
     pub fn new(now: Now, config: &Config, mut me: Facts, remembered: Vec<Facts>, seed: u64) -> Self {
         me.suspicions.clear();
         let timing = config.timing.clone();
-        let detector =
-            FailureDetector::new(now.moment, &config.cluster.name, me.node, me.generation, &timing, seed);
+        let detector = FailureDetector::new(now.moment, &config.cluster.name, me.node, me.generation, &timing, seed);
         let own = Member { facts: me.clone(), state: MemberState::Alive, since: now.moment };
         let mut this = Self {
             me: me.node,
@@ -310,10 +305,9 @@ impl Membership {
     /// When [`Membership::handle_timeout`] is due. Always within a probe interval, since lateness is measured
     /// by it.
     pub fn poll_timeout(&self) -> Option<Moment> {
-        let verdicts = self.known.iter().filter_map(|(node, known)| match &known.opinion {
-            Opinion::Suspected(doubt) if doubt.silent => {
-                Some(doubt.until(&self.timing, self.possible_confirmations(*node)).max(self.calm_at))
-            }
+        let possible = self.possible_confirmations();
+        let verdicts = self.known.values().filter_map(|known| match &known.opinion {
+            Opinion::Suspected(doubt) if doubt.silent => Some(doubt.until(&self.timing, possible).max(self.calm_at)),
             Opinion::Suspected(_) | Opinion::Trusted | Opinion::Condemned | Opinion::Departed => None,
         });
         Some(verdicts.fold(self.next_tick.min(self.detector.poll_timeout()), Moment::min))
@@ -326,12 +320,14 @@ impl Membership {
     }
 
     /// Says what this node is doing from now on.
-    pub fn set_status(&mut self, _now: Now, status: Status) {
+    pub fn set_status(&mut self, now: Now, status: Status) {
         let own = self.own_mut();
         if own.status != status {
             own.status = status;
             self.epoch += 1;
             self.gossip_own(true);
+            let alive = Some(MemberState::Alive);
+            self.write_history(now, self.me, alive, alive, &format!("says that it is {}", status_name(status)));
         }
     }
 
@@ -384,7 +380,7 @@ impl Membership {
     pub fn conflict(&self) -> Option<String> {
         let me = self.me();
         let mine = (me.generation, self.me);
-        if let Some(twin) = self.twin.as_ref().filter(|twin| twin.is_running(TWIN_SILENCES)) {
+        if let Some(twin) = self.twin.as_ref().filter(|twin| twin.is_running()) {
             let (addr, node) = (twin.facts.cluster_addr, self.me);
             return Some(format!(
                 "another process already runs as node {node}, at {addr}: was the data directory copied? \
@@ -474,7 +470,7 @@ impl Membership {
         let suspicion = match self.known.get(&node).map(|known| &known.opinion) {
             Some(Opinion::Suspected(doubt)) => Some(SuspicionReport {
                 since: wall_time(now, doubt.since),
-                until: wall_time(now, doubt.until(&self.timing, self.possible_confirmations(node))),
+                until: wall_time(now, doubt.until(&self.timing, self.possible_confirmations())),
                 voters: doubt.voters.clone(),
                 silent: doubt.silent,
                 refused: doubt.refused_since.is_some(),
@@ -493,501 +489,6 @@ impl Membership {
             round_trip_ms: self.detector.round_trip(node).map(|trip| trip.as_secs_f64() * 1_000.0),
             suspicion,
         }
-    }
-
-    // Gossip, one node's facts at a time.
-
-    fn handle_one(&mut self, now: Now, facts: Facts) {
-        let node = facts.node;
-        let said = (facts.generation, facts.incarnation);
-        if let Some(tombstone) = self.forgotten.get_mut(&node) {
-            if said <= tombstone.known {
-                // Either gossip still speaks of the dead, or it was only out of reach: then it can say so.
-                let may_ask = tombstone.asked_at.is_none_or(|at| now.moment >= at + self.timing.probe_interval);
-                if may_ask && facts.status != Status::Left {
-                    tombstone.asked_at = Some(now.moment);
-                    let body = ProbeBody::Ping { seq: self.detector.take_seq(), suspected: Some(said) };
-                    let (addr, probe) = (facts.cluster_addr, self.detector.packet(node, body));
-                    self.outputs.push_back(MembershipOutput::Probe { to: node, addr, probe, by_link: false });
-                }
-                return;
-            }
-            self.forgotten.remove(&node);
-        }
-        self.outsiders.remove(&node);
-        let Some(member) = self.view.get(&node) else {
-            self.hear_votes(now, &facts);
-            let opinion = if facts.status == Status::Left { Opinion::Departed } else { Opinion::Trusted };
-            let same_name = facts.name == self.me().name;
-            self.admit(now, facts, opinion, "first heard of");
-            if same_name {
-                // Whether it is there, or only spoken of, decides whether the name is taken.
-                self.detector.look(now.moment, node, Duration::ZERO, false);
-            }
-            return;
-        };
-        if facts.generation < member.facts.generation {
-            return;
-        }
-        if facts.generation == member.facts.generation {
-            self.hear_votes(now, &facts);
-            self.renew(now, facts);
-            return;
-        }
-        // A new start. At the old address the old process cannot be running; elsewhere it might.
-        let moved = facts.cluster_addr != member.facts.cluster_addr;
-        let Some(known) = self.known.get_mut(&node) else { return };
-        if moved && matches!(known.opinion, Opinion::Trusted) && facts.status != Status::Left {
-            if known.rival.as_ref().is_none_or(|rival| rival.generation <= facts.generation) {
-                known.rival = Some(facts);
-                self.detector.look(now.moment, node, self.timing.probe_interval, true);
-            }
-        } else {
-            self.hear_votes(now, &facts);
-            self.replace(now, facts);
-        }
-    }
-
-    /// A node that is not yet in the view.
-    fn admit(&mut self, now: Now, facts: Facts, opinion: Opinion, reason: &str) {
-        let node = facts.node;
-        self.view.insert(node, Member { facts, state: opinion.state(), since: now.moment });
-        self.known.insert(node, Acquaintance { opinion, answered: false, rival: None });
-        self.epoch += 1;
-        self.retarget(node);
-        self.tell_change(now, node, None, reason);
-    }
-
-    /// Newer facts of the start that is known.
-    fn renew(&mut self, now: Now, mut facts: Facts) {
-        let node = facts.node;
-        let Some(member) = self.view.get_mut(&node) else { return };
-        // An answer may have told of a later incarnation than this gossip.
-        let raised = facts.incarnation > member.facts.incarnation;
-        facts.incarnation = facts.incarnation.max(member.facts.incarnation);
-        if member.state == MemberState::Left {
-            return;
-        }
-        let before = member.facts.status;
-        let (was, after) = (member.state, facts.status);
-        if before != after || member.facts.weight != facts.weight {
-            self.epoch += 1;
-        }
-        member.facts = facts;
-        if after == Status::Left {
-            self.withdraw_vote(node);
-            self.set_opinion(now, node, Opinion::Departed, "left");
-            return;
-        }
-        if raised {
-            self.revive(now, node, "refuted by gossip");
-        }
-        if before != after {
-            self.tell_change(now, node, Some(was), &format!("says that it is {}", status_name(after)));
-        }
-        self.retarget(node);
-    }
-
-    /// Facts of a later start, which replaces the one that is known.
-    fn replace(&mut self, now: Now, facts: Facts) {
-        let node = facts.node;
-        self.withdraw_vote(node);
-        let (Some(member), Some(known)) = (self.view.get_mut(&node), self.known.get_mut(&node)) else { return };
-        let reason = format!("started anew, as generation {}", facts.generation.0);
-        let was = member.state;
-        known.opinion = if facts.status == Status::Left { Opinion::Departed } else { Opinion::Trusted };
-        known.answered = false;
-        known.rival = None;
-        *member = Member { facts, state: known.opinion.state(), since: now.moment };
-        self.epoch += 1;
-        self.retarget(node);
-        self.tell_change(now, node, Some(was), &reason);
-    }
-
-    /// The member has said something newer than any vote against it.
-    fn revive(&mut self, now: Now, node: NodeId, reason: &str) {
-        self.withdraw_vote(node);
-        match self.known.get(&node).map(|known| &known.opinion) {
-            Some(Opinion::Condemned) => {
-                self.counters.false_downs += 1;
-                self.set_opinion(now, node, Opinion::Trusted, reason);
-            }
-            Some(Opinion::Suspected(_)) => self.set_opinion(now, node, Opinion::Trusted, reason),
-            Some(Opinion::Trusted) => self.retarget(node),
-            Some(Opinion::Departed) | None => {}
-        }
-    }
-
-    /// Reads what `facts` say against others: against this node, which refutes, and against others in an
-    /// incarnation later than the one known here, of which the vote is the first news.
-    fn hear_votes(&mut self, now: Now, facts: &Facts) {
-        for (node, (generation, incarnation)) in &facts.suspicions {
-            if *node == self.me {
-                self.refute((*generation, *incarnation));
-            } else if let Some(member) = self.view.get_mut(node)
-                && member.facts.generation == *generation
-                && member.facts.incarnation < *incarnation
-                && member.state != MemberState::Left
-            {
-                member.facts.incarnation = *incarnation;
-                self.revive(now, *node, "has refuted, say others");
-            }
-        }
-    }
-
-    /// This node is accused in this start and incarnation (SWIM, section 4.2).
-    fn refute(&mut self, (generation, incarnation): (Generation, Incarnation)) {
-        let own = self.own_mut();
-        if generation != own.generation || incarnation < own.incarnation || own.status == Status::Left {
-            return;
-        }
-        own.incarnation = Incarnation(incarnation.0.saturating_add(1));
-        self.counters.refutations += 1;
-        self.detector.handle_refuted();
-        self.gossip_own(true);
-    }
-
-    fn handle_outsider(&mut self, now: Now, facts: &Facts, differs: String) {
-        let node = facts.node;
-        if let Some(member) = self.view.get(&node)
-            && member.facts.generation < facts.generation
-            && member.is_live()
-        {
-            self.set_opinion(now, node, Opinion::Condemned, "came back with other cluster settings");
-        }
-        if facts.status == Status::Left {
-            self.outsiders.remove(&node);
-        } else if self.outsiders.contains_key(&node) || self.outsiders.len() < MOST_OUTSIDERS {
-            let (generation, status) = (facts.generation, facts.status);
-            self.outsiders.insert(node, Outsider { generation, status, differs, seen: now.moment });
-        }
-    }
-
-    // Other processes with this node's id.
-
-    fn handle_own_id(&mut self, now: Now, facts: Facts) {
-        let own = self.me();
-        if facts.generation > own.generation {
-            self.newer_self = (facts.status != Status::Left).then_some(facts.cluster_addr);
-        } else if facts.generation < own.generation
-            && facts.cluster_addr != own.cluster_addr
-            && facts.status != Status::Left
-            && self.twin.as_ref().is_none_or(|twin| twin.facts.generation < facts.generation)
-        {
-            // Most likely an earlier start of this very node, of which gossip still speaks.
-            self.twin = Some(Twin::new(facts));
-            self.ask_twin(now);
-        }
-    }
-
-    fn ask_twin(&mut self, now: Now) {
-        let every = self.timing.probe_interval * TWIN_EVERY;
-        let Some(twin) = self.twin.as_mut() else { return };
-        if twin.silences >= TWIN_SILENCES || twin.asked_at.is_some_and(|at| now.moment < at + every) {
-            return;
-        }
-        let seq = self.detector.take_seq();
-        twin.ask(now.moment, seq);
-        let addr = twin.facts.cluster_addr;
-        let probe = self.detector.packet(self.me, ProbeBody::Ping { seq, suspected: None });
-        self.outputs.push_back(MembershipOutput::Probe { to: self.me, addr, probe, by_link: false });
-    }
-
-    fn handle_probe_of_twin(&mut self, now: Now, from_addr: SocketAddr, probe: &Probe, by_link: bool) {
-        let own_generation = self.me().generation;
-        match probe.body {
-            ProbeBody::Ping { seq, .. } if probe.generation != own_generation => {
-                if probe.generation > own_generation {
-                    self.newer_self = Some(from_addr);
-                }
-                self.acknowledge(self.me, from_addr, seq, by_link);
-            }
-            ProbeBody::Ack { seq, generation, .. } if generation != own_generation => {
-                if let Some(twin) = self.twin.as_mut().filter(|twin| twin.seq == seq) {
-                    twin.answered(now.moment);
-                }
-            }
-            ProbeBody::Ping { .. }
-            | ProbeBody::Ack { .. }
-            | ProbeBody::PingReq { .. }
-            | ProbeBody::IndirectAck { .. }
-            | ProbeBody::Nack { .. } => {}
-        }
-    }
-
-    fn namesakes(&self) -> impl Iterator<Item = &Facts> {
-        let name = &self.me().name;
-        let live = self.view.values().filter(|member| member.is_live() && member.facts.node != self.me);
-        let answered = |node: &NodeId| self.known.get(node).is_some_and(|known| known.answered);
-        live.map(|member| &member.facts).filter(move |facts| facts.name == *name && answered(&facts.node))
-    }
-
-    // What probes found, and what follows.
-
-    /// Carries out what the detector wants, takes in what it found and judges, until nothing is left to do.
-    fn settle(&mut self, now: Now) {
-        loop {
-            while let Some(output) = self.detector.poll_output() {
-                match output {
-                    DetectorOutput::Send { to, addr, probe, by_link } => {
-                        self.outputs.push_back(MembershipOutput::Probe { to, addr, probe, by_link });
-                    }
-                    DetectorOutput::Found(finding) => self.handle_finding(now, finding),
-                }
-            }
-            if !self.judge_all(now) {
-                return;
-            }
-        }
-    }
-
-    fn handle_finding(&mut self, now: Now, finding: Finding) {
-        match finding {
-            Finding::Answered { node, generation, incarnation } => {
-                self.handle_answer(now, node, (generation, incarnation));
-            }
-            Finding::Refused { node, generation, since } => {
-                if !self.is_current(node, generation) || self.accept_rival(now, node) {
-                    return;
-                }
-                self.doubt(now, node, |doubt| {
-                    doubt.refused_since.get_or_insert(since);
-                });
-            }
-            Finding::Silent { node, generation } => {
-                if !self.is_current(node, generation) || self.accept_rival(now, node) {
-                    return;
-                }
-                self.doubt(now, node, |doubt| doubt.silent = true);
-                let live = self.view.get(&node).is_some_and(Member::is_live);
-                if live {
-                    // Tell it first, and give it every chance to answer while the grace period lasts.
-                    let gap = self.timing.probe_interval * self.detector.multiplier();
-                    self.detector.look(now.moment, node, gap, false);
-                }
-            }
-        }
-    }
-
-    fn is_current(&self, node: NodeId, generation: Generation) -> bool {
-        self.view.get(&node).is_some_and(|member| member.facts.generation == generation)
-    }
-
-    /// This node has evidence of its own against `node`: it doubts, and votes.
-    fn doubt(&mut self, now: Now, node: NodeId, evidence: impl FnOnce(&mut Suspicion)) {
-        let Some(known) = self.known.get_mut(&node) else { return };
-        match &mut known.opinion {
-            Opinion::Trusted => {
-                let mut doubt = Suspicion::new(Cause::Votes, now.moment);
-                evidence(&mut doubt);
-                self.cast_vote(node);
-                self.suspect(now, node, doubt, "does not answer");
-            }
-            Opinion::Suspected(doubt) => {
-                evidence(doubt);
-                // A member that is only remembered is voted against when its full grace has passed, or a
-                // cluster that starts together would condemn its slower half.
-                if doubt.cause == Cause::Votes {
-                    self.cast_vote(node);
-                }
-            }
-            Opinion::Condemned | Opinion::Departed => {}
-        }
-    }
-
-    fn handle_answer(&mut self, now: Now, node: NodeId, said: (Generation, Incarnation)) {
-        let (Some(member), Some(known)) = (self.view.get_mut(&node), self.known.get_mut(&node)) else { return };
-        let (generation, incarnation) = said;
-        if generation < member.facts.generation {
-            return;
-        }
-        if generation > member.facts.generation {
-            // It has started anew; the facts of that start are on their way. Until then there is nothing
-            // against it.
-            if known.rival.as_ref().is_some_and(|rival| rival.generation <= generation) {
-                self.accept_rival(now, node);
-            } else if let Opinion::Suspected(doubt) = &mut known.opinion {
-                doubt.restart(now.moment);
-                self.withdraw_vote(node);
-            }
-            return;
-        }
-        known.answered = true;
-        if incarnation > member.facts.incarnation {
-            member.facts.incarnation = incarnation;
-            self.revive(now, node, "answered and refuted");
-            return;
-        }
-        if incarnation < member.facts.incarnation {
-            // Said before it refuted; what it said then has been heard.
-            return;
-        }
-        match &mut known.opinion {
-            Opinion::Trusted | Opinion::Departed => {}
-            Opinion::Suspected(doubt) => {
-                doubt.silent = false;
-                doubt.refused_since = None;
-                // From here on it is like any other member: without votes there is nothing against it.
-                doubt.cause = Cause::Votes;
-                self.withdraw_vote(node);
-                // If others still vote, their suspect is told and asked until it refutes or falls silent.
-                self.detector.look(now.moment, node, self.timing.probe_interval, false);
-            }
-            // If others still vote against it, judging makes it a suspect again, and it will be told.
-            Opinion::Condemned => self.revive(now, node, "answers again"),
-        }
-    }
-
-    /// The start that was known does not answer, so a later one at another address has replaced it.
-    fn accept_rival(&mut self, now: Now, node: NodeId) -> bool {
-        let Some(rival) = self.known.get_mut(&node).and_then(|known| known.rival.take()) else { return false };
-        self.hear_votes(now, &rival);
-        self.replace(now, rival);
-        true
-    }
-
-    /// Who votes against whom: votes of live members against what is known of their suspects now.
-    fn votes(&self) -> BTreeMap<NodeId, BTreeSet<NodeId>> {
-        let mut votes: BTreeMap<NodeId, BTreeSet<NodeId>> = BTreeMap::new();
-        for (voter, member) in self.view.iter().filter(|(_, member)| member.is_live()) {
-            for (suspect, accused) in &member.facts.suspicions {
-                let stands = |facts: &Facts| (facts.generation, facts.incarnation) == *accused;
-                if suspect != voter && self.view.get(suspect).is_some_and(|suspect| stands(&suspect.facts)) {
-                    votes.entry(*suspect).or_default().insert(*voter);
-                }
-            }
-        }
-        votes
-    }
-
-    /// Brings every opinion in line with the votes and the time. Says whether anything changed.
-    fn judge_all(&mut self, now: Now) -> bool {
-        let mut votes = self.votes();
-        let mut changed = false;
-        let nodes: Vec<NodeId> = self
-            .known
-            .iter()
-            .filter(|(node, known)| votes.contains_key(node) || matches!(known.opinion, Opinion::Suspected(_)))
-            .map(|(node, _)| *node)
-            .collect();
-        for node in nodes {
-            changed |= self.judge(now, node, votes.remove(&node).unwrap_or_default());
-        }
-        changed
-    }
-
-    /// One opinion. This is where a suspicion is adopted, dropped or confirmed.
-    fn judge(&mut self, now: Now, node: NodeId, voters: BTreeSet<NodeId>) -> bool {
-        let possible = self.possible_confirmations(node);
-        let is_calm = now.moment >= self.calm_at;
-        let Some(known) = self.known.get_mut(&node) else { return false };
-        match &mut known.opinion {
-            Opinion::Trusted if voters.is_empty() => false,
-            // SWIM's suspect message, section 4.2: doubt too, and find out.
-            Opinion::Trusted => {
-                let mut doubt = Suspicion::new(Cause::Votes, now.moment);
-                doubt.voters = voters;
-                self.suspect(now, node, doubt, "suspected by others");
-                self.detector.look(now.moment, node, Duration::ZERO, true);
-                true
-            }
-            Opinion::Suspected(doubt) => {
-                let told_before = !doubt.voters.is_empty();
-                doubt.voters = voters;
-                if doubt.voters.is_empty() && doubt.cause == Cause::Votes {
-                    self.set_opinion(now, node, Opinion::Trusted, "nobody suspects it any longer");
-                    true
-                } else if is_calm && doubt.silent && doubt.until(&self.timing, possible) <= now.moment {
-                    let reason = doubt.explain();
-                    self.counters.downs += 1;
-                    self.cast_vote(node);
-                    self.set_opinion(now, node, Opinion::Condemned, &reason);
-                    true
-                } else {
-                    if told_before == doubt.voters.is_empty() {
-                        self.retarget(node);
-                    }
-                    false
-                }
-            }
-            Opinion::Condemned | Opinion::Departed => false,
-        }
-    }
-
-    /// How many live members, this one aside, could confirm a vote against `node`.
-    fn possible_confirmations(&self, node: NodeId) -> usize {
-        let others = self.view.iter().filter(|(other, member)| **other != node && member.is_live()).count();
-        others.saturating_sub(1)
-    }
-
-    fn suspect(&mut self, now: Now, node: NodeId, doubt: Suspicion, reason: &str) {
-        self.counters.suspicions += 1;
-        self.set_opinion(now, node, Opinion::Suspected(doubt), reason);
-    }
-
-    /// Whoever makes itself heard although it is thought to be silent is asked again, now and then.
-    fn look_at_doubtful(&mut self, now: Now, node: NodeId) -> bool {
-        let doubtful = self.known.get(&node).is_some_and(|known| match known.opinion {
-            Opinion::Suspected(_) | Opinion::Condemned => true,
-            Opinion::Trusted | Opinion::Departed => false,
-        });
-        if doubtful {
-            self.detector.look(now.moment, node, self.timing.probe_interval, false);
-        }
-        doubtful
-    }
-
-    fn cast_vote(&mut self, node: NodeId) {
-        let Some(member) = self.view.get(&node) else { return };
-        let accused = (member.facts.generation, member.facts.incarnation);
-        if self.own_mut().suspicions.insert(node, accused) != Some(accused) {
-            self.counters.votes += 1;
-            self.gossip_own(true);
-            self.retarget(node);
-        }
-    }
-
-    fn withdraw_vote(&mut self, node: NodeId) {
-        if self.own_mut().suspicions.remove(&node).is_some() {
-            self.gossip_own(false);
-        }
-    }
-
-    fn set_opinion(&mut self, now: Now, node: NodeId, opinion: Opinion, reason: &str) {
-        let (Some(member), Some(known)) = (self.view.get_mut(&node), self.known.get_mut(&node)) else { return };
-        let was = member.state;
-        member.state = opinion.state();
-        member.since = now.moment;
-        known.opinion = opinion;
-        self.epoch += 1;
-        if !self.view.get(&node).is_some_and(Member::is_live) {
-            // The start that was known is gone, so nothing keeps a later one from taking its place.
-            if self.accept_rival(now, node) {
-                return;
-            }
-        }
-        self.retarget(node);
-        self.tell_change(now, node, Some(was), reason);
-    }
-
-    /// Tells the detector whom it watches, and what to tell them.
-    fn retarget(&mut self, node: NodeId) {
-        let (Some(member), Some(known)) = (self.view.get(&node), self.known.get(&node)) else { return };
-        let accused = (member.facts.generation, member.facts.incarnation);
-        let (standing, suspected) = match &known.opinion {
-            Opinion::Trusted => (Standing::Trusted, None),
-            Opinion::Suspected(doubt) => {
-                let voted = !doubt.voters.is_empty() || self.me().suspicions.contains_key(&node);
-                (Standing::Doubted, voted.then_some(accused))
-            }
-            Opinion::Condemned => (Standing::Lost, Some(accused)),
-            Opinion::Departed => {
-                self.detector.remove_target(node);
-                return;
-            }
-        };
-        let (addr, generation) = (member.facts.cluster_addr, member.facts.generation);
-        self.detector.set_target(node, Target { addr, generation, standing, suspected });
     }
 
     // Time and the rest.

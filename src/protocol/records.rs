@@ -3,7 +3,8 @@
 //!
 //! Every change goes through [`Records::put`] and [`Records::remove`], which keep the indexes; nobody else
 //! touches them. A partition's digest is the exclusive or of its records' versions, so it does not depend on
-//! the order in which they came and costs one operation a change.
+//! the order in which they came and costs one operation a change. Sealed records are summed up by the hour in
+//! which they expire, so that two nodes whose clocks differ can leave the same ones out of account.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -41,20 +42,50 @@ impl Held {
     }
 }
 
+impl Held {
+    /// Whether the record is taken into account where sealed ones that expire before `horizon` are not.
+    pub fn counts_at(&self, horizon: u32) -> bool {
+        self.record.seal.is_none_or(|seal| seal.expires_hour >= horizon)
+    }
+}
+
 /// All records this node holds.
 #[derive(Debug)]
 pub struct Records {
     held: BTreeMap<JobId, Held>,
     open: BTreeSet<JobId>,
+    /// Terminal, and not sealed.
+    to_seal: BTreeSet<JobId>,
+    /// Sealed, by the hour after which they may go.
+    expiring: BTreeSet<(u32, JobId)>,
     by_age: BTreeSet<Cursor>,
     digests: Vec<Digest>,
     next_revision: u64,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 struct Digest {
-    versions: u128,
+    /// Of the records that are not sealed.
+    open_ended: u128,
+    /// Of the sealed ones, by the hour after which they may go.
+    by_hour: BTreeMap<u32, u128>,
     count: u32,
+}
+
+impl Digest {
+    /// Adds a version, or takes it away again.
+    fn toggle(&mut self, expires_hour: Option<u32>, version: Version) {
+        match expires_hour {
+            None => self.open_ended ^= version.0,
+            Some(hour) => {
+                let sum = self.by_hour.entry(hour).or_default();
+                *sum ^= version.0;
+                if *sum == 0 {
+                    self.by_hour.remove(&hour);
+                }
+            }
+        }
+    }
 }
 
 impl Records {
@@ -63,6 +94,8 @@ impl Records {
         Self {
             held: BTreeMap::new(),
             open: BTreeSet::new(),
+            to_seal: BTreeSet::new(),
+            expiring: BTreeSet::new(),
             by_age: BTreeSet::new(),
             digests: vec![Digest::default(); partitions as usize],
             next_revision: 1,
@@ -93,9 +126,15 @@ impl Records {
         if !state.is_terminal() {
             self.open.insert(id);
         }
+        let expires_hour = record.seal.map(|seal| seal.expires_hour);
+        if let Some(hour) = expires_hour {
+            self.expiring.insert((hour, id));
+        } else if state.is_terminal() {
+            self.to_seal.insert(id);
+        }
         let held = Held { record, version, state, revision, known_since, idle_since, lacking };
         let digest = self.digest_mut(id);
-        digest.versions ^= held.compared().0;
+        digest.toggle(expires_hour, held.compared());
         digest.count += 1;
         self.held.insert(id, held);
         revision
@@ -108,8 +147,10 @@ impl Records {
         };
         let before = held.compared();
         held.lacking = lacking;
-        let after = held.compared();
-        self.digest_mut(job).versions ^= before.0 ^ after.0;
+        let (after, expires_hour) = (held.compared(), held.record.seal.map(|seal| seal.expires_hour));
+        let digest = self.digest_mut(job);
+        digest.toggle(expires_hour, before);
+        digest.toggle(expires_hour, after);
     }
 
     /// Lets go of a record.
@@ -131,10 +172,15 @@ impl Records {
             return;
         };
         let (version, cursor) = (held.compared(), cursor_of(&held.record));
+        let expires_hour = held.record.seal.map(|seal| seal.expires_hour);
         self.by_age.remove(&cursor);
         self.open.remove(&job);
+        self.to_seal.remove(&job);
+        if let Some(hour) = expires_hour {
+            self.expiring.remove(&(hour, job));
+        }
         let digest = self.digest_mut(job);
-        digest.versions ^= version.0;
+        digest.toggle(expires_hour, version);
         digest.count -= 1;
     }
 
@@ -148,9 +194,18 @@ impl Records {
         job.partition(self.digests.len() as u32)
     }
 
-    /// What the partition's records come down to; the default for none.
-    pub fn digest(&self, partition: Partition) -> Version {
-        Version(self.digests[usize::from(partition.0)].versions)
+    /// What the partition's records come down to, without the sealed ones that expire before `horizon`; the
+    /// default for none.
+    pub fn digest(&self, partition: Partition, horizon: u32) -> Version {
+        let digest = &self.digests[usize::from(partition.0)];
+        Version(digest.by_hour.range(horizon..).fold(digest.open_ended, |sum, (_, versions)| sum ^ versions))
+    }
+
+    /// The records of `partition` that count at `horizon`, with their versions.
+    pub fn versions_in(&self, partition: Partition, horizon: u32) -> impl Iterator<Item = (JobId, Version)> + '_ {
+        self.in_partition(partition)
+            .filter(move |(_, held)| held.counts_at(horizon))
+            .map(|(job, held)| (job, held.compared()))
     }
 
     /// How many records of `partition` are held.
@@ -185,6 +240,16 @@ impl Records {
     /// The jobs that are not terminal.
     pub fn open(&self) -> &BTreeSet<JobId> {
         &self.open
+    }
+
+    /// The terminal jobs that are not sealed yet.
+    pub fn to_seal(&self) -> &BTreeSet<JobId> {
+        &self.to_seal
+    }
+
+    /// Up to `most` sealed records that expire before `horizon`.
+    pub fn expired(&self, horizon: u32, most: usize) -> Vec<JobId> {
+        self.expiring.range(..(horizon, JobId(0))).take(most).map(|(_, job)| *job).collect()
     }
 
     /// How many records are held.

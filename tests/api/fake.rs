@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use flockwork::api::{ApiConfig, serve};
+use flockwork::model::blob::{Blob, BlobId};
 use flockwork::model::id::{Actor, Dot, Generation, Incarnation, JobId, JobIdPrefix, NodeId};
 use flockwork::model::member::{
     ClusterSettings, Facts, Fingerprint, Load, Member, MemberState, PartitionSet, Status, View, WIRE_VERSION,
@@ -36,6 +37,7 @@ struct State {
     records: BTreeMap<JobId, Record>,
     keys: BTreeMap<String, JobId>,
     logs: BTreeMap<(Dot, Stream), (Vec<u8>, bool)>,
+    blobs: BTreeMap<BlobId, Blob>,
     /// Copies that differ from the record, by node.
     copies: BTreeMap<(JobId, NodeId), Record>,
     unreachable: Vec<NodeId>,
@@ -340,6 +342,13 @@ async fn drive(mut asked: mpsc::Receiver<Command>, state: Arc<Mutex<State>>, cha
                     });
                     let told = told.await.unwrap_or_else(|_| read());
                     let _ = answer.send(told);
+                }
+                Command::ReadBlob(blob, nodes, answer) => {
+                    let state = lock();
+                    let reachable = nodes.iter().any(|node| !state.unreachable.contains(node));
+                    let found = state.blobs.get(&blob.id).filter(|_| reachable).cloned();
+                    let missing = || Refusal::new(Code::Unavailable, "no node that can be reached has this content");
+                    let _ = answer.send(found.ok_or_else(missing));
                 }
                 Command::Drain(on, answer) => {
                     lock().draining = on;

@@ -30,7 +30,7 @@ mod log;
 mod marker;
 mod process;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, ErrorKind, Read};
@@ -430,6 +430,21 @@ impl Executor {
         }
     }
 
+    /// Removes the logs of jobs that last wrote to them more than `age` ago and have no pod here. The record of a
+    /// job may have left this node long before its logs are of no more use, so they have a limit of their own.
+    pub fn sweep_older(&self, age: Duration) {
+        let live: BTreeSet<JobId> = self.core.registry().pods.keys().map(|key| key.job).collect();
+        let dir = self.core.layout.dir.clone();
+        let executor = self.clone();
+        let sweeping = async move {
+            let looking = tokio::task::spawn_blocking(move || old_jobs(&dir, age, &live));
+            for job in looking.await.unwrap_or_default() {
+                executor.sweep(job);
+            }
+        };
+        self.core.tracker.spawn_on(sweeping, &self.core.runtime);
+    }
+
     /// Stops all pods, and returns when every one has been reported as ended. The guard then goes; the tracker
     /// knows when it has. Pods that come after this are reported as [`PodEnd::Unable`]. What cannot be killed (a process that the kernel does not let go of, a handler
     /// that never awaits) is not waited for beyond the grace period and ten seconds, and not reported.
@@ -641,6 +656,23 @@ fn remove_all(dir: &Path) -> io::Result<()> {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
+}
+
+/// The jobs whose directories, and all attempts' in them, have not been touched for `age`.
+fn old_jobs(dir: &Path, age: Duration, live: &BTreeSet<JobId>) -> Vec<JobId> {
+    let is_old = |path: &Path| {
+        let modified = fs::metadata(path).and_then(|metadata| metadata.modified());
+        modified.is_ok_and(|at| at.elapsed().is_ok_and(|passed| passed > age))
+    };
+    let entries = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries(dir)
+        .filter_map(|path| Some((path.file_name()?.to_str()?.parse::<JobId>().ok()?, path)))
+        .filter(|(job, path)| {
+            let untouched = |attempt: PathBuf| is_old(&attempt) && entries(&attempt).all(|log| is_old(&log));
+            !live.contains(job) && is_old(path) && entries(path).all(untouched)
+        })
+        .map(|(job, _)| job)
+        .collect()
 }
 
 /// The number by which marks say whose they are: made up once, kept with the directory.

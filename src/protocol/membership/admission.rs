@@ -14,6 +14,9 @@ pub(super) struct Outsider {
     pub(super) seen: Moment,
 }
 
+/// A second process with this node's id is taken for gone after so many questions in a row without an answer.
+const TWIN_SILENCES: u32 = 3;
+
 /// Another process that runs, or ran, as this very node.
 #[derive(Debug, Clone)]
 pub(super) struct Twin {
@@ -23,7 +26,7 @@ pub(super) struct Twin {
     pub(super) asked_at: Option<Moment>,
     answered_at: Option<Moment>,
     /// How many pings in a row have gone unanswered.
-    pub(super) silences: u32,
+    silences: u32,
 }
 
 impl Twin {
@@ -45,9 +48,14 @@ impl Twin {
         self.silences = 0;
     }
 
+    /// It has not answered for so long that nobody asks any more.
+    pub(super) fn is_gone(&self) -> bool {
+        self.silences >= TWIN_SILENCES
+    }
+
     /// It has answered, and not fallen silent since.
-    pub(super) fn is_running(&self, silences: u32) -> bool {
-        self.answered_at.is_some() && self.silences < silences
+    pub(super) fn is_running(&self) -> bool {
+        self.answered_at.is_some() && !self.is_gone()
     }
 }
 

@@ -60,6 +60,13 @@ pub(super) struct Host {
     version: u64,
 }
 
+impl Host {
+    /// The next start counts on from here.
+    pub(super) fn set_generation(&mut self, generation: u64) {
+        self.generation = generation;
+    }
+}
+
 pub(super) enum Process {
     Off,
     Running(Box<Membership>),
@@ -213,14 +220,8 @@ impl World {
             version: "0".to_owned(),
             suspicions: BTreeMap::new(),
         };
-        let config = Config {
-            cluster: this.settings.clone(),
-            timing,
-            capacity: Resources::default(),
-            weight: 1,
-            labels: BTreeMap::new(),
-            drivers: BTreeSet::new(),
-        };
+        let config =
+            Config { cluster: this.settings.clone(), timing, ..Config::new(Profile::Local, Resources::default()) };
         let membership = Membership::new(now, &config, facts, this.disk.clone(), seed);
         this.process = Process::Running(Box::new(membership));
         this.wake_at = None;
@@ -250,9 +251,11 @@ impl World {
         }
     }
 
-    /// Takes away the knowledge of who is connected to whom, so that a crash is noticed by probes only.
-    pub(super) fn forget_links(&mut self) {
-        self.links.clear();
+    /// All are connected with all, or nobody with anybody, so that a crash is noticed by probes only.
+    pub(super) fn set_links(&mut self, connected: bool) {
+        let count = self.hosts.len();
+        let pairs = (0..count).flat_map(|a| (a + 1..count).map(move |b| (a, b)));
+        self.links = pairs.filter(|_| connected).collect();
     }
 
     /// As by SIGSTOP: the machine still accepts connections and packets, and nothing answers.
@@ -275,7 +278,7 @@ impl World {
             self.deliver(host, delivery);
         }
         let life = self.hosts[host].life;
-        self.hosts[host].wake_at = None;
+        self.hosts[host].wake_at = Some(self.now);
         self.schedule(Duration::ZERO, Event::Wake { host, life });
         self.schedule(ms(1), Event::GossipTick { host, life });
     }
@@ -382,13 +385,17 @@ impl World {
                 return Ok(self.now - began);
             }
             if self.now - began >= bound {
-                return Err(format!("after {bound:?}, {} views are wrong: {}", wrong.len(), wrong[..wrong.len().min(5)].join(", ")));
+                return Err(format!(
+                    "after {bound:?}, {} views are wrong: {}",
+                    wrong.len(),
+                    wrong[..wrong.len().min(5)].join(", ")
+                ));
             }
             self.run(ms(20));
         }
     }
 
-    fn moment(&self) -> Now {
+    pub(super) fn moment(&self) -> Now {
         let wall = Timestamp(1_700_000_000_000) + self.now;
         Now { moment: Moment::from_start(self.now), wall }
     }
@@ -403,7 +410,8 @@ impl World {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Wake { host, life } => {
-                if self.hosts[host].life != life {
+                // A wake that an earlier one has replaced is no longer meant.
+                if self.hosts[host].life != life || self.hosts[host].wake_at != Some(self.now) {
                     return;
                 }
                 self.hosts[host].wake_at = None;
@@ -453,10 +461,11 @@ impl World {
     }
 
     fn delay(&mut self) -> Duration {
-        Duration::from_micros(self.rng.random_range(100..1_500)) + self.network.slowness.mul_f64(self.rng.random_range(0.0..2.0))
+        Duration::from_micros(self.rng.random_range(100..1_500))
+            + self.network.slowness.mul_f64(self.rng.random_range(0.0..2.0))
     }
 
-    fn drain(&mut self, host: HostId) {
+    pub(super) fn drain(&mut self, host: HostId) {
         loop {
             let Process::Running(membership) = &mut self.hosts[host].process else { return };
             let Some(output) = membership.poll_output() else { break };
@@ -466,8 +475,9 @@ impl World {
         let due = membership.poll_timeout().expect("a membership always has something due").since_start();
         let life = self.hosts[host].life;
         if self.hosts[host].wake_at.is_none_or(|at| due < at) {
-            self.hosts[host].wake_at = Some(due.max(self.now));
-            self.schedule(due.saturating_sub(self.now), Event::Wake { host, life });
+            let due = due.max(self.now);
+            self.hosts[host].wake_at = Some(due);
+            self.schedule(due - self.now, Event::Wake { host, life });
         }
     }
 
@@ -574,7 +584,7 @@ impl World {
         }
     }
 
-    fn gossip_with(&mut self, host: HostId, peer: HostId, hops: u8) {
+    pub(super) fn gossip_with(&mut self, host: HostId, peer: HostId, hops: u8) {
         if host != peer && !self.is_lost(host, peer) {
             let delay = self.delay();
             let delivery = Delivery::Gossip { from: host, life: self.hosts[host].life, hops };

@@ -15,9 +15,9 @@ use crate::model::request::Receipt;
 use crate::model::time::{Now, Timestamp};
 use crate::model::wire::Message;
 
-use super::super::effect::{Effect, Fetched, Leavings, PodEnd, PodReport, Rejected};
+use super::super::effect::{Effect, Fetched, Leavings, PodReport, Rejected};
 use super::super::lifecycle::PodState;
-use super::{Peer, Starting, Waiting, fate_of};
+use super::{Ending, Peer, Starting, Waiting, fate_of};
 
 /// How long an attempt waits for its checkpoint to come, before it starts without.
 const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(20);
@@ -94,7 +94,7 @@ impl Peer {
         }
     }
 
-    fn awaits_blobs(&self, job: JobId) -> bool {
+    pub(super) fn awaits_blobs(&self, job: JobId) -> bool {
         self.names_of(job).iter().any(|name| self.blobs.awaits(name.id))
     }
 
@@ -281,7 +281,7 @@ impl Peer {
     }
 
     /// A pod of this node has ended: writes how, and keeps what it leaves behind.
-    pub(super) fn handle_end(&mut self, now: Now, key: AttemptKey, at: Timestamp, end: PodEnd, left: Leavings) {
+    pub(super) fn handle_end(&mut self, now: Now, key: AttemptKey, ending: Ending, left: Leavings) {
         let Leavings { progress, result, stdout, stderr, remark } = left;
         let tail = |part: &Option<(u64, Blob)>| {
             part.as_ref().map(|(offset, blob)| Tail { offset: *offset, blob: blob.reference() })
@@ -298,7 +298,7 @@ impl Peer {
                 record.report_progress(dot, key.claim, progress);
             }
             record.leave(dot, key.claim, named, tails);
-            let fate = fate_of(record, key.claim, dot, at, end, remark);
+            let fate = fate_of(record, key.claim, dot, ending, remark);
             record.advance(key.claim, fate);
         });
         self.blobs.withdraw_offers();

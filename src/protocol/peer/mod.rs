@@ -15,6 +15,7 @@
 mod blobs;
 mod ownership;
 mod reconcile;
+mod sealing;
 mod serve;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -49,6 +50,7 @@ use super::scheduler::Scheduler;
 use super::snapshot::{Convergence, JobCounts, Snapshot};
 
 use ownership::Ownership;
+use sealing::Sealing;
 use serve::{Asker, Parked};
 
 /// Events that are kept for those who ask a little late.
@@ -100,6 +102,7 @@ pub struct Peer {
     gateway: Gateway,
 
     ownership: Ownership,
+    sealing: Sealing,
     next_comparison: Moment,
     pods: BTreeMap<Dot, Pod>,
     /// Claims of this node whose checkpoint is waited for, and until when.
@@ -147,6 +150,8 @@ enum Waiting {
 struct Pod {
     job: JobId,
     state: PodState,
+    /// Why it was told to end; nothing while it was not.
+    ended_because: &'static str,
     /// The chain of the checkpoint it began with.
     resumed: Option<u32>,
     /// The number of the attempt whose checkpoint it should have begun with, and could not.
@@ -189,6 +194,10 @@ struct Counters {
     comparisons: u64,
     differing_partitions: u64,
     strays_handed_over: u64,
+    sealed: u64,
+    expired: u64,
+    late_reports: u64,
+    overlaps_told: u64,
 }
 
 impl Peer {
@@ -237,6 +246,7 @@ impl Peer {
             room: Room::new(config.capacity),
             gateway: Gateway::new(timing.resend_after, timing.acknowledge_within),
             ownership: Ownership::default(),
+            sealing: Sealing::default(),
             next_comparison: moment + timing.compare_interval,
             pods: BTreeMap::new(),
             starting: BTreeMap::new(),
@@ -325,12 +335,12 @@ impl Peer {
                     self.check_copies(now, job);
                 }
             }
-            Message::Compare { round, takeover, digests } => {
-                self.handle_compare(now, from, round, takeover, &digests);
+            Message::Compare { round, takeover, horizon, digests } => {
+                self.handle_compare(now, from, round, takeover, horizon, &digests);
             }
-            Message::Differ { round, partitions } => {
+            Message::Differ { round, horizon, partitions } => {
                 let (difference, step) =
-                    self.comparison.handle_differ(now.moment, from, round, partitions, &self.records);
+                    self.comparison.handle_differ(now.moment, from, round, horizon, partitions, &self.records);
                 self.learn_difference(now, from, &difference);
                 self.step_comparison(now, from, step);
             }
@@ -342,6 +352,8 @@ impl Peer {
                 let step = self.comparison.handle_fetched(now.moment, from, round, last);
                 self.step_comparison(now, from, step);
             }
+            Message::Check { round, versions } => self.handle_check(from, round, &versions),
+            Message::Checked { round, same } => self.handle_checked(now, from, round, &same),
             Message::Offer { job, need } => {
                 let accepted = self.status() == Status::Serving && self.room.promise(now.moment, job, need);
                 let load = self.load();
@@ -373,13 +385,13 @@ impl Peer {
             PodEvent::Started { key, at } => {
                 let dot = self.next_dot();
                 let remark = self.remark_on_start(key);
-                self.change(now, key.job, |record| record.start(dot, key.claim, at, remark));
+                self.change(now, key.job, |record| record.start_remarkably(dot, key.claim, at, remark));
             }
             PodEvent::Reported { key, report } => self.handle_report(now, key, report),
             PodEvent::Ended { key, at, end, left } => {
-                self.pods.remove(&key.claim);
+                let because = self.pods.remove(&key.claim).map_or("", |pod| pod.ended_because);
                 self.must_schedule |= self.room.release(key.claim);
-                self.handle_end(now, key, at, end, *left);
+                self.handle_end(now, key, Ending { at, end, because }, *left);
                 self.dirty.insert(key.job);
             }
         }
@@ -426,6 +438,7 @@ impl Peer {
         self.membership.set_status(now, Status::Draining);
         for (claim, pod) in &mut self.pods {
             pod.state = PodState::Ending;
+            pod.ended_because = "its node was shut down";
             self.outbox.send(Effect::StopPod(AttemptKey { job: pod.job, claim: *claim }));
         }
     }
@@ -517,6 +530,8 @@ impl Peer {
         if self.next_comparison <= moment {
             self.next_comparison = moment + self.jittered(self.config.timing.compare_interval);
             self.compare_with_somebody();
+            self.seal_what_can_be(now);
+            self.let_expired_go(now);
         }
     }
 
@@ -544,7 +559,7 @@ impl Peer {
             self.send(to, message);
         }
         progress |= self.fetch_blobs(now);
-        while let Some((to, message)) = self.comparison.poll_message(now.moment, &self.records) {
+        while let Some((to, message)) = self.comparison.poll_message(now.moment, now.wall.hour(), &self.records) {
             progress = true;
             self.send(to, message);
         }
@@ -703,6 +718,10 @@ impl Peer {
             ("comparisons_total", counters.comparisons),
             ("comparisons_differing_partitions_total", counters.differing_partitions),
             ("strays_handed_over_total", counters.strays_handed_over),
+            ("records_sealed_total", counters.sealed),
+            ("records_expired_total", counters.expired),
+            ("late_reports_total", counters.late_reports),
+            ("overlaps_told_total", counters.overlaps_told),
         ];
         counted.extend(self.membership.counters());
         Snapshot {
@@ -760,22 +779,29 @@ impl Peer {
     }
 }
 
-/// What becomes of an attempt whose pod ended, by its executor's own word.
-fn fate_of(record: &Record, claim: Dot, dot: Dot, at: Timestamp, end: PodEnd, remark: String) -> Fate {
+/// How a pod of this node ended.
+#[derive(Debug)]
+struct Ending {
+    at: Timestamp,
+    end: PodEnd,
+    /// Why it was told to end, if it was.
+    because: &'static str,
+}
+
+/// What becomes of an attempt whose pod ended, by its executor's own word. One that was told to end without the
+/// job being over goes back: it counts against nothing.
+fn fate_of(record: &Record, claim: Dot, dot: Dot, ending: Ending, remark: String) -> Fate {
+    let Ending { at, end, because } = ending;
     let (phase, exit, reason) = match end {
         PodEnd::Exited(Exit::Code(0)) => (Phase::Succeeded, Some(Exit::Code(0)), remark),
         PodEnd::Exited(exit) => (Phase::Failed, Some(exit), remark),
         PodEnd::Silent(limit) => {
             (Phase::Failed, None, format!("no heartbeat for {}", humantime::format_duration(limit)))
         }
-        PodEnd::Stopped(exit) if record.stop.is_some() => (Phase::Stopped, Some(exit), String::new()),
-        PodEnd::Stopped(exit) if record.is_superseded(claim) => {
-            (Phase::Stopped, Some(exit), "another attempt superseded it".to_owned())
+        PodEnd::Stopped(exit) => {
+            let over = record.stop.is_some() || record.is_superseded(claim) || record.state().is_terminal();
+            (if over { Phase::Stopped } else { Phase::Returned }, Some(exit), because.to_owned())
         }
-        PodEnd::Stopped(exit) if record.state().is_terminal() => {
-            (Phase::Stopped, Some(exit), "the job had ended".to_owned())
-        }
-        PodEnd::Stopped(exit) => (Phase::Returned, Some(exit), "its node was shut down".to_owned()),
         PodEnd::CouldNotStart { code, reason } => (Phase::Failed, Some(Exit::Code(code)), reason),
         PodEnd::Unable { reason } => (Phase::Returned, None, reason),
     };

@@ -193,6 +193,7 @@ impl Peer {
         from: NodeId,
         round: u64,
         takeover: bool,
+        horizon: u32,
         digests: &[(Partition, Version)],
     ) {
         let asker_is_up = self
@@ -206,17 +207,20 @@ impl Peer {
             // asks again when it has refuted that.
             return;
         }
+        let own_horizon = now.wall.hour();
+        if own_horizon > horizon {
+            return self.send(from, Message::Differ { round, horizon: own_horizon, partitions: Vec::new() });
+        }
         let mut differing = Vec::new();
         for (partition, theirs) in digests {
             if takeover {
                 self.step_down(now.moment, *partition);
             }
-            if self.records.digest(*partition) != *theirs {
-                let held = self.records.in_partition(*partition).map(|(job, held)| (job, held.compared())).collect();
-                differing.push((*partition, held));
+            if self.records.digest(*partition, horizon) != *theirs {
+                differing.push((*partition, self.records.versions_in(*partition, horizon).collect()));
             }
         }
-        self.send(from, Message::Differ { round, partitions: differing });
+        self.send(from, Message::Differ { round, horizon, partitions: differing });
     }
 
     fn step_down(&mut self, now: Moment, partition: Partition) {
@@ -273,7 +277,11 @@ impl Peer {
         }
         let shown = same.iter().map(|p| (*p, true)).chain(differed.iter().map(|p| (*p, false)));
         for (partition, agrees) in shown {
-            self.ownership.agreement.entry(partition).or_default().insert(peer, agrees);
+            let before = self.ownership.agreement.entry(partition).or_default().insert(peer, agrees);
+            if !agrees && before != Some(false) {
+                // What differed has been exchanged: look once more, to know that it is the same now.
+                self.comparison.want(peer, partition, Purpose::Routine);
+            }
             if purpose != Purpose::Takeover {
                 continue;
             }

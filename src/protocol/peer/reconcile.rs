@@ -2,6 +2,7 @@
 //! ways in which a record changes: this node writes to it, or merges what another knows.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::model::id::{Actor, AttemptKey, Dot, JobId, NodeId};
 use crate::model::member::{Load, Status};
@@ -17,12 +18,20 @@ use super::super::lifecycle::{ExecutorDoes, OwnerDoes, OwnerSees, PodState, exec
 use super::super::records::Held;
 use super::{Confirming, Peer, Pod, Waiting};
 
+/// How long a pod that is told to end may take, killing it included.
+const POD_GRACE: Duration = Duration::from_secs(6);
+
 impl Peer {
     /// Writes to a record this node holds, and spreads it if that changed anything.
     pub(super) fn change(&mut self, now: Now, job: JobId, write: impl FnOnce(&mut Record)) {
         let Some(held) = self.records.get(job) else {
             return;
         };
+        if held.record.is_final() {
+            // What is said too late of a sealed record is only counted.
+            self.counters.late_reports += 1;
+            return;
+        }
         let mut record = Record::clone(&held.record);
         write(&mut record);
         if record != *held.record {
@@ -64,9 +73,18 @@ impl Peer {
         if self.records.get(job).is_some_and(|held| held.version == theirs) {
             return Some(theirs);
         }
-        if record.validate().is_err() {
+        if let Err(invalid) = record.validate() {
             self.counters.rejected_records += 1;
+            self.tell(now, EventKind::Rejected { job, from, reason: invalid.to_string() });
             return None;
+        }
+        if record.seal.is_some_and(|seal| seal.expires_hour < now.wall.hour()) {
+            // Its time is over here: whoever still has it may count this node among those that had it.
+            if self.records.get(job).is_some() {
+                self.counters.expired += 1;
+                self.drop_record(job);
+            }
+            return Some(theirs);
         }
         let merged = match self.records.get(job) {
             None => record,
@@ -119,15 +137,16 @@ impl Peer {
                 self.must_schedule |= self.room.release(*claim);
             }
             let pod = self.pods.get(claim).map_or(PodState::None, |pod| pod.state);
-            match executor_decides(&record, *claim, attempt, self.me, pod) {
+            match executor_decides(&record, *claim, attempt, self.me, pod, self.membership.view()) {
                 ExecutorDoes::Wait => {
                     if attempt.is_live() && attempt.claim.executor == self.me {
                         self.room.take(job, *claim, record.spec().need());
                     }
                 }
-                ExecutorDoes::EndPod => {
+                ExecutorDoes::EndPod(reason) => {
                     if let Some(pod) = self.pods.get_mut(claim) {
                         pod.state = PodState::Ending;
+                        pod.ended_because = reason;
                         self.outbox.send(Effect::Silence(AttemptKey { job, claim: *claim }));
                         self.outbox.send(Effect::StopPod(AttemptKey { job, claim: *claim }));
                     }
@@ -202,7 +221,16 @@ impl Peer {
             known_since: held.known_since,
             idle_since: held.idle_since,
             strangers_until: self.started + self.config.timing.suspicion_max * 2,
+            pause_takes: self.pause_takes(),
         }
+    }
+
+    /// A cut-off executor suspects the others after a probe of each at the worst, and doubts for no longer than the
+    /// longest grace; then its pods get theirs.
+    fn pause_takes(&self) -> Duration {
+        let timing = &self.config.timing;
+        let members = u32::try_from(self.membership.view().len()).unwrap_or(u32::MAX);
+        timing.suspicion_max + timing.probe_interval.saturating_mul(members) + POD_GRACE
     }
 
     fn stop_deciding(&mut self, job: JobId) {
@@ -252,6 +280,16 @@ impl Peer {
             self.records.remove(job);
             self.outbox.save(job);
         }
+    }
+
+    /// Lets go of a record that is nobody's business any more, and of what its attempts left on this machine.
+    pub(super) fn drop_record(&mut self, job: JobId) {
+        self.replication.forget(job);
+        self.stop_deciding(job);
+        self.unname_blobs(job);
+        self.records.remove(job);
+        self.outbox.save(job);
+        self.outbox.send_when_stored(Effect::Sweep(job));
     }
 
     /// Copies of the record were stored: tells those who waited for that.
@@ -345,7 +383,8 @@ impl Peer {
         let startable = attempt.claim.executor == self.me
             && attempt.fate.phase == Phase::Claimed
             && !self.pods.contains_key(&claim)
-            && executor_decides(&record, claim, attempt, self.me, PodState::None) == ExecutorDoes::Wait;
+            && executor_decides(&record, claim, attempt, self.me, PodState::None, self.membership.view())
+                == ExecutorDoes::Wait;
         if !startable {
             return;
         }
@@ -363,6 +402,7 @@ impl Peer {
         let pod = Pod {
             job,
             state: PodState::Running,
+            ended_because: "",
             resumed: checkpoint.map(|checkpoint| checkpoint.chain),
             began_without: saved.filter(|_| checkpoint.is_none()).map(|saved| saved.number),
         };
@@ -504,12 +544,35 @@ impl Peer {
         }
     }
 
+    /// The owner says openly what ran twice, or may have.
+    fn tell_of_overlaps(&mut self, now: Now, record: &Record) {
+        for overlap in record.overlaps() {
+            let of = |claim: Dot| record.attempts.get(&claim).map(|a| (a.claim.number, a.claim.executor.node));
+            let (Some(first), Some(second)) = (of(overlap.first), of(overlap.second)) else {
+                continue;
+            };
+            self.counters.overlaps_told += 1;
+            let (title, certain) = (record.spec().title(), overlap.certain);
+            self.tell(now, EventKind::Overlap { job: record.id, title, attempts: [first, second], certain });
+        }
+    }
+
     /// The owner tells whoever listens that a job's state, or its telling attempt, changed.
     fn tell_of_change(&mut self, now: Now, job: JobId, before: Option<Outline>) {
         let Some(held) = self.records.get(job) else {
             return;
         };
         let after = outline(&held.record);
+        if !self.ownership.is_caught_up(self.records.partition_of(job)) {
+            return;
+        }
+        let record = Arc::clone(&held.record);
+        if before.is_none_or(|before| before.overlaps < after.overlaps) {
+            self.tell_of_overlaps(now, &record);
+        }
+        let Some(held) = self.records.get(job) else {
+            return;
+        };
         if before == Some(after) || !self.ownership.is_caught_up(self.records.partition_of(job)) {
             return;
         }
@@ -531,11 +594,22 @@ impl Peer {
 struct Outline {
     state: JobState,
     attempt: Option<(u32, NodeId, Phase)>,
+    /// Pairs of attempts that may have run at once, and those that are certain to have.
+    overlaps: (usize, usize),
 }
 
 fn outline(record: &Record) -> Outline {
     let attempt = record.telling().map(|a| (a.claim.number, a.claim.executor.node, a.fate.phase));
-    Outline { state: record.state(), attempt }
+    Outline { state: record.state(), attempt, overlaps: overlaps_of(record) }
+}
+
+/// Nearly every job has one attempt, and then there is nothing to count.
+fn overlaps_of(record: &Record) -> (usize, usize) {
+    if record.attempts.len() < 2 {
+        return (0, 0);
+    }
+    let overlaps = record.overlaps();
+    (overlaps.len(), overlaps.iter().filter(|overlap| overlap.certain).count())
 }
 
 /// More than half.

@@ -19,7 +19,7 @@ use crate::model::time::{Moment, Now};
 use crate::model::wire::Message;
 
 use super::super::effect::Effect;
-use super::super::lifecycle::{OwnerDoes, due_at, owner_decides, unfit};
+use super::super::lifecycle::{OwnerDoes, due_at, must_pause, owner_decides, unfit};
 use super::super::outbox::Outgoing;
 use super::super::records::Held;
 use super::reconcile::majority;
@@ -389,6 +389,9 @@ impl Peer {
                 Some(node) => format!("it is being offered to {}", name(node)),
                 None => "it waits for room: every node that can run it is busy".into(),
             },
+            OwnerDoes::Wait(_) if held.state == JobState::Pending && must_pause(record, self.membership.view()) => {
+                "it waits until a majority of the members is in reach".into()
+            }
             OwnerDoes::Wait(_) if held.state == JobState::Pending && record.attempts.is_empty() => {
                 "it waits for its delay to pass".into()
             }

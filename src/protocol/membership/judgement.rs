@@ -1,0 +1,283 @@
+//! From evidence to verdicts: what probes found, who votes against whom, and what this node makes of it.
+//!
+//! Judging is level-triggered. Whenever anything has changed, every opinion in question is brought in line with
+//! the votes as they stand now, so it does not matter in which order, or how often, news came.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::model::id::{Generation, Incarnation, NodeId};
+use crate::model::member::{Facts, Member};
+use crate::model::time::Now;
+
+use super::super::failure_detector::{DetectorOutput, Finding, Standing, Target};
+use super::suspicion::{Cause, Suspicion};
+use super::{Membership, MembershipOutput, Opinion};
+
+impl Membership {
+    /// Carries out what the detector wants, takes in what it found and judges, until nothing is left to do.
+    pub(super) fn settle(&mut self, now: Now) {
+        loop {
+            while let Some(output) = self.detector.poll_output() {
+                match output {
+                    DetectorOutput::Send { to, addr, probe, by_link } => {
+                        self.outputs.push_back(MembershipOutput::Probe { to, addr, probe, by_link });
+                    }
+                    DetectorOutput::Found(finding) => self.handle_finding(now, finding),
+                }
+            }
+            if !self.judge_all(now) {
+                return;
+            }
+        }
+    }
+
+    fn handle_finding(&mut self, now: Now, finding: Finding) {
+        match finding {
+            Finding::Answered { node, generation, incarnation } => {
+                self.handle_answer(now, node, (generation, incarnation));
+            }
+            Finding::Refused { node, generation, since } => {
+                if !self.is_current(node, generation) || self.accept_rival(now, node) {
+                    return;
+                }
+                self.doubt(now, node, |doubt| {
+                    doubt.refused_since.get_or_insert(since);
+                });
+            }
+            Finding::Silent { node, generation } => {
+                if !self.is_current(node, generation) || self.accept_rival(now, node) {
+                    return;
+                }
+                self.doubt(now, node, |doubt| doubt.silent = true);
+                let live = self.view.get(&node).is_some_and(Member::is_live);
+                if live {
+                    // Tell it first, and give it every chance to answer while the grace period lasts.
+                    let gap = self.timing.probe_interval * self.detector.multiplier();
+                    self.detector.look(now.moment, node, gap, false);
+                }
+            }
+        }
+    }
+
+    fn is_current(&self, node: NodeId, generation: Generation) -> bool {
+        self.view.get(&node).is_some_and(|member| member.facts.generation == generation)
+    }
+
+    /// This node has evidence of its own against `node`: it doubts, and votes.
+    fn doubt(&mut self, now: Now, node: NodeId, evidence: impl FnOnce(&mut Suspicion)) {
+        let Some(known) = self.known.get_mut(&node) else { return };
+        match &mut known.opinion {
+            Opinion::Trusted => {
+                let mut doubt = Suspicion::new(Cause::Votes, now.moment);
+                evidence(&mut doubt);
+                self.cast_vote(node);
+                self.suspect(now, node, doubt, "does not answer");
+            }
+            Opinion::Suspected(doubt) => {
+                evidence(doubt);
+                // A member that is only remembered is voted against when its full grace has passed, or a
+                // cluster that starts together would condemn its slower half.
+                if doubt.cause == Cause::Votes {
+                    self.cast_vote(node);
+                }
+            }
+            Opinion::Condemned | Opinion::Departed => {}
+        }
+    }
+
+    fn handle_answer(&mut self, now: Now, node: NodeId, said: (Generation, Incarnation)) {
+        let (Some(member), Some(known)) = (self.view.get_mut(&node), self.known.get_mut(&node)) else { return };
+        let (generation, incarnation) = said;
+        if generation < member.facts.generation {
+            return;
+        }
+        if generation > member.facts.generation {
+            // It has started anew; the facts of that start are on their way. Until then there is nothing
+            // against it.
+            if known.rival.as_ref().is_some_and(|rival| rival.generation <= generation) {
+                self.accept_rival(now, node);
+            } else if let Opinion::Suspected(doubt) = &mut known.opinion {
+                doubt.restart(now.moment);
+                self.withdraw_vote(node);
+            }
+            return;
+        }
+        known.answered = true;
+        if incarnation > member.facts.incarnation {
+            member.facts.incarnation = incarnation;
+            self.revive(now, node, "answered and refuted");
+            return;
+        }
+        if incarnation < member.facts.incarnation {
+            // Said before it refuted; what it said then has been heard.
+            return;
+        }
+        match &mut known.opinion {
+            Opinion::Trusted | Opinion::Departed => {}
+            Opinion::Suspected(doubt) => {
+                doubt.silent = false;
+                doubt.refused_since = None;
+                // From here on it is like any other member: without votes there is nothing against it.
+                doubt.cause = Cause::Votes;
+                self.withdraw_vote(node);
+                // If others still vote, their suspect is told and asked until it refutes or falls silent.
+                self.detector.look(now.moment, node, self.timing.probe_interval, false);
+            }
+            // If others still vote against it, judging makes it a suspect again, and it will be told.
+            Opinion::Condemned => self.revive(now, node, "answers again"),
+        }
+    }
+
+    /// The start that was known does not answer, so a later one at another address has replaced it.
+    pub(super) fn accept_rival(&mut self, now: Now, node: NodeId) -> bool {
+        let Some(rival) = self.known.get_mut(&node).and_then(|known| known.rival.take()) else { return false };
+        self.hear_votes(&rival);
+        self.replace(now, rival);
+        true
+    }
+
+    /// Who votes against whom: votes of live members against what is known of their suspects now.
+    fn votes(&self) -> BTreeMap<NodeId, BTreeSet<NodeId>> {
+        let mut votes: BTreeMap<NodeId, BTreeSet<NodeId>> = BTreeMap::new();
+        for (voter, member) in self.view.iter().filter(|(_, member)| member.is_live()) {
+            for (suspect, accused) in &member.facts.suspicions {
+                let stands = |facts: &Facts| (facts.generation, facts.incarnation) == *accused;
+                if suspect != voter && self.view.get(suspect).is_some_and(|suspect| stands(&suspect.facts)) {
+                    votes.entry(*suspect).or_default().insert(*voter);
+                }
+            }
+        }
+        votes
+    }
+
+    /// Brings every opinion in line with the votes and the time. Says whether anything changed.
+    fn judge_all(&mut self, now: Now) -> bool {
+        let mut votes = self.votes();
+        let mut changed = false;
+        let nodes: Vec<NodeId> = self
+            .known
+            .iter()
+            .filter(|(node, known)| votes.contains_key(node) || matches!(known.opinion, Opinion::Suspected(_)))
+            .map(|(node, _)| *node)
+            .collect();
+        let possible = self.possible_confirmations();
+        for node in nodes {
+            changed |= self.judge(now, node, votes.remove(&node).unwrap_or_default(), possible);
+        }
+        changed
+    }
+
+    /// One opinion. This is where a suspicion is adopted, dropped or confirmed.
+    fn judge(&mut self, now: Now, node: NodeId, voters: BTreeSet<NodeId>, possible: usize) -> bool {
+        let is_calm = now.moment >= self.calm_at;
+        let Some(known) = self.known.get_mut(&node) else { return false };
+        match &mut known.opinion {
+            Opinion::Trusted if voters.is_empty() => false,
+            // SWIM's suspect message, section 4.2: doubt too, and find out.
+            Opinion::Trusted => {
+                let mut doubt = Suspicion::new(Cause::Votes, now.moment);
+                doubt.voters = voters;
+                self.suspect(now, node, doubt, "suspected by others");
+                self.detector.look(now.moment, node, Duration::ZERO, true);
+                true
+            }
+            Opinion::Suspected(doubt) => {
+                let told_before = !doubt.voters.is_empty();
+                doubt.voters = voters;
+                if doubt.voters.is_empty() && doubt.cause == Cause::Votes {
+                    self.set_opinion(now, node, Opinion::Trusted, "nobody suspects it any longer");
+                    true
+                } else if is_calm && doubt.silent && doubt.until(&self.timing, possible) <= now.moment {
+                    let reason = doubt.explain();
+                    self.counters.downs += 1;
+                    self.cast_vote(node);
+                    self.set_opinion(now, node, Opinion::Condemned, &reason);
+                    true
+                } else {
+                    if told_before == doubt.voters.is_empty() {
+                        self.retarget(node);
+                    }
+                    false
+                }
+            }
+            Opinion::Condemned | Opinion::Departed => false,
+        }
+    }
+
+    /// How many could confirm a vote against a suspect: the live members, but for the first voter and the
+    /// suspect, which is still counted as live itself.
+    pub(super) fn possible_confirmations(&self) -> usize {
+        self.view.values().filter(|member| member.is_live()).count().saturating_sub(2)
+    }
+
+    fn suspect(&mut self, now: Now, node: NodeId, doubt: Suspicion, reason: &str) {
+        self.counters.suspicions += 1;
+        self.set_opinion(now, node, Opinion::Suspected(doubt), reason);
+    }
+
+    /// Whoever makes itself heard although it is thought to be silent is asked again, now and then.
+    pub(super) fn look_at_doubtful(&mut self, now: Now, node: NodeId) -> bool {
+        let doubtful = self.known.get(&node).is_some_and(|known| match known.opinion {
+            Opinion::Suspected(_) | Opinion::Condemned => true,
+            Opinion::Trusted | Opinion::Departed => false,
+        });
+        if doubtful {
+            self.detector.look(now.moment, node, self.timing.probe_interval, false);
+        }
+        doubtful
+    }
+
+    fn cast_vote(&mut self, node: NodeId) {
+        let Some(member) = self.view.get(&node) else { return };
+        let accused = (member.facts.generation, member.facts.incarnation);
+        if self.own_mut().suspicions.insert(node, accused) != Some(accused) {
+            self.counters.votes += 1;
+            self.gossip_own(true);
+            self.retarget(node);
+        }
+    }
+
+    pub(super) fn withdraw_vote(&mut self, node: NodeId) {
+        if self.own_mut().suspicions.remove(&node).is_some() {
+            self.gossip_own(false);
+        }
+    }
+
+    pub(super) fn set_opinion(&mut self, now: Now, node: NodeId, opinion: Opinion, reason: &str) {
+        let (Some(member), Some(known)) = (self.view.get_mut(&node), self.known.get_mut(&node)) else { return };
+        let was = member.state;
+        member.state = opinion.state();
+        member.since = now.moment;
+        known.opinion = opinion;
+        self.epoch += 1;
+        if !self.view.get(&node).is_some_and(Member::is_live) {
+            // The start that was known is gone, so nothing keeps a later one from taking its place.
+            if self.accept_rival(now, node) {
+                return;
+            }
+        }
+        self.retarget(node);
+        self.tell_change(now, node, Some(was), reason);
+    }
+
+    /// Tells the detector whom it watches, and what to tell them.
+    pub(super) fn retarget(&mut self, node: NodeId) {
+        let (Some(member), Some(known)) = (self.view.get(&node), self.known.get(&node)) else { return };
+        let accused = (member.facts.generation, member.facts.incarnation);
+        let (standing, suspected) = match &known.opinion {
+            Opinion::Trusted => (Standing::Trusted, None),
+            Opinion::Suspected(doubt) => {
+                let voted = !doubt.voters.is_empty() || self.me().suspicions.contains_key(&node);
+                (Standing::Doubted, voted.then_some(accused))
+            }
+            Opinion::Condemned => (Standing::Lost, Some(accused)),
+            Opinion::Departed => {
+                self.detector.remove_target(node);
+                return;
+            }
+        };
+        let (addr, generation) = (member.facts.cluster_addr, member.facts.generation);
+        self.detector.set_target(node, Target { addr, generation, standing, suspected });
+    }
+}

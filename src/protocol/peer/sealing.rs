@@ -1,0 +1,173 @@
+//! The end of a record: sealed when nothing can be added to it any more, dropped when its time is over.
+//!
+//! A terminal record could still be surprised: by a replica that knows of another attempt, by an executor that
+//! was believed lost and reports after all. So the owner asks every node of the record's home list whether it
+//! holds the very same version, and when all do, and every attempt's own executor has said how it ended, it
+//! writes the seal. A node that has left or was forgotten is not waited for; one that is merely down is.
+//! Sealing is lazy: many records in one question, now and then, with no time limit.
+//!
+//! A seal names the hour after which the record may go. Each node drops it by its own clock; comparisons leave
+//! out what either side calls past, so that clocks which differ do not bring it back.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::model::id::{JobId, NodeId};
+use crate::model::member::MemberState;
+use crate::model::record::{Record, Seal, Version};
+use crate::model::time::{Moment, Now};
+use crate::model::wire::Message;
+
+use super::Peer;
+
+/// Records asked about in one question, at the most.
+const CHECKED_AT_ONCE: usize = 2_048;
+/// Records looked at in one go, at the most, so that a million which wait for a dead replica cost no more than these.
+const CONSIDERED_AT_ONCE: usize = 16_384;
+/// Expired records dropped at once, at the most.
+const EXPIRED_AT_ONCE: usize = 4_096;
+
+/// What is known on the way to sealing.
+#[derive(Debug, Default)]
+pub(super) struct Sealing {
+    next_round: u64,
+    /// Where the next look begins.
+    next_job: Option<JobId>,
+    /// One question to a node is under way at a time.
+    asked: BTreeMap<NodeId, Question>,
+    /// Who has confirmed which version of a record.
+    confirmed: BTreeMap<JobId, (Version, BTreeSet<NodeId>)>,
+}
+
+#[derive(Debug)]
+struct Question {
+    round: u64,
+    versions: Vec<(JobId, Version)>,
+    until: Moment,
+}
+
+impl Peer {
+    /// Asks the replicas of what could be sealed, as far as they have not answered yet.
+    pub(super) fn seal_what_can_be(&mut self, now: Now) {
+        let patience = self.config.timing.resend_after * 4;
+        self.sealing.asked.retain(|_, question| question.until > now.moment);
+        let mut questions: BTreeMap<NodeId, Vec<(JobId, Version)>> = BTreeMap::new();
+        let mut ready = Vec::new();
+        let to_seal = self.records.to_seal();
+        self.sealing.confirmed.retain(|job, _| to_seal.contains(job));
+        let begin = self.sealing.next_job.unwrap_or(JobId(0));
+        let in_turn = to_seal.range(begin..).chain(to_seal.range(..begin));
+        let mut next_job = None;
+        for (considered, job) in in_turn.enumerate() {
+            if considered == CONSIDERED_AT_ONCE {
+                next_job = Some(*job);
+                break;
+            }
+            let Some(held) = self.records.get(*job).filter(|_| self.decides_for(self.records.partition_of(*job)))
+            else {
+                continue;
+            };
+            let Some(others) = self.others_to_agree(&held.record) else {
+                continue;
+            };
+            let confirmed = self.sealing.confirmed.get(job).filter(|(version, _)| *version == held.version);
+            let open: Vec<NodeId> = match confirmed {
+                Some((_, by)) => others.difference(by).copied().collect(),
+                None => others.into_iter().collect(),
+            };
+            if open.is_empty() {
+                ready.push(*job);
+            }
+            for node in open.into_iter().filter(|node| !self.sealing.asked.contains_key(node)) {
+                let versions = questions.entry(node).or_default();
+                if versions.len() < CHECKED_AT_ONCE {
+                    versions.push((*job, held.version));
+                }
+            }
+        }
+        self.sealing.next_job = next_job;
+        for (node, versions) in questions {
+            self.sealing.next_round += 1;
+            let round = self.sealing.next_round;
+            self.send(node, Message::Check { round, versions: versions.clone() });
+            self.sealing.asked.insert(node, Question { round, versions, until: now.moment + patience });
+        }
+        for job in ready {
+            self.seal(now, job);
+        }
+    }
+
+    /// The other nodes that must hold the same record before it can be sealed; nothing while that cannot be
+    /// known: a replica is down, or an attempt's fate is open.
+    fn others_to_agree(&self, record: &Record) -> Option<BTreeSet<NodeId>> {
+        let view = self.membership.view();
+        let waived = |node: NodeId| view.get(&node).is_none_or(|member| member.state == MemberState::Left);
+        if record.open_fates().any(|attempt| !waived(attempt.claim.executor.node)) {
+            return None;
+        }
+        let partition = self.records.partition_of(record.id);
+        let lists = record.submission.home.iter().chain(self.placement.home(partition));
+        let others: BTreeSet<NodeId> = lists.copied().filter(|node| *node != self.me.node && !waived(*node)).collect();
+        others.iter().all(|node| view.get(node).is_some_and(|member| member.is_live())).then_some(others)
+    }
+
+    /// The owner wants to know whether this node holds the same.
+    pub(super) fn handle_check(&mut self, from: NodeId, round: u64, versions: &[(JobId, Version)]) {
+        let same = versions
+            .iter()
+            .map(|(job, version)| {
+                let is_same = self.records.get(*job).is_some_and(|held| held.version == *version);
+                is_same && self.outbox.is_stored(*job) && !self.awaits_blobs(*job)
+            })
+            .collect();
+        self.send(from, Message::Checked { round, same });
+    }
+
+    pub(super) fn handle_checked(&mut self, now: Now, from: NodeId, round: u64, same: &[bool]) {
+        let Some(question) = self.sealing.asked.get(&from).filter(|question| question.round == round) else {
+            return;
+        };
+        let answered = question.versions.clone();
+        self.sealing.asked.remove(&from);
+        for ((job, version), same) in answered.into_iter().zip(same) {
+            let Some(held) = self.records.get(job).filter(|held| held.version == version && !held.record.is_final())
+            else {
+                self.sealing.confirmed.remove(&job);
+                continue;
+            };
+            if !same {
+                // It lacks something, or knows something: either comes out when it is pushed there.
+                if self.targets(job).contains(&from) {
+                    self.replication.push_once(job, from);
+                }
+                continue;
+            }
+            let record = std::sync::Arc::clone(&held.record);
+            let confirmed = self.sealing.confirmed.entry(job).or_insert_with(|| (version, BTreeSet::new()));
+            if confirmed.0 != version {
+                *confirmed = (version, BTreeSet::new());
+            }
+            confirmed.1.insert(from);
+            let by = confirmed.1.clone();
+            let owner = self.decides_for(self.records.partition_of(job));
+            if owner && self.others_to_agree(&record).is_some_and(|others| others.is_subset(&by)) {
+                self.seal(now, job);
+            }
+        }
+    }
+
+    fn seal(&mut self, now: Now, job: JobId) {
+        self.sealing.confirmed.remove(&job);
+        let expires_hour = (now.wall + self.config.retention).hour();
+        let seal = Seal { expires_hour, dot: self.next_dot(), at: now.wall };
+        self.counters.sealed += 1;
+        self.change(now, job, |record| record.seal(seal));
+    }
+
+    /// Drops the sealed records whose hour is past, by this node's clock.
+    pub(super) fn let_expired_go(&mut self, now: Now) {
+        for job in self.records.expired(now.wall.hour(), EXPIRED_AT_ONCE) {
+            self.counters.expired += 1;
+            self.drop_record(job);
+        }
+    }
+}

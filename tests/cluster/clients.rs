@@ -1,0 +1,116 @@
+//! Clients of a cluster: the node they talk to dies, they say the same thing twice, and they exit as their job did.
+
+use std::collections::BTreeSet;
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+
+use crate::cluster::{Cluster, text};
+use crate::processes::{gone, just_one, long_sleep};
+use crate::seconds;
+
+#[tokio::test]
+async fn a_client_with_two_addresses_gets_over_the_death_of_its_node() {
+    let mut cluster = Cluster::of(4).await;
+    let gate = tempfile::TempDir::new().unwrap();
+    let opened = gate.path().join("open");
+    let wait_for_gate = format!("echo before; until [ -e {} ]; do sleep 0.05; done; echo after", opened.display());
+
+    let mut running = cluster.begin(&[0, 1], &["run", "--", "sh", "-c", &wait_for_gate]);
+    assert_eq!(running.line().await, "before");
+    let id = cluster.shell(1, &wait_for_gate).await;
+    let waiting = cluster.begin(&[0, 1], &["wait", &id]);
+    let mut following = cluster.begin(&[0, 1], &["logs", "-f", &id]);
+    assert_eq!(following.line().await, "before");
+
+    cluster.kill(0).await;
+    let told = cluster.flockwork(&[0, 1], &["run", "--", "echo", "the next call works"]).await;
+    assert_eq!(told.good(), "the next call works\n");
+    std::fs::write(opened, "").unwrap();
+    // Where the dead node ran the job itself, the next attempt says "before" once more.
+    let (run, wait, logs) = tokio::join!(running.told(), waiting.told(), following.told());
+    wait.good();
+    for out in [run.good(), logs.good()] {
+        assert!(out == "before\nafter\n" || out == "before\nbefore\nafter\n", "{out:?}");
+    }
+}
+
+#[tokio::test]
+async fn run_ends_as_its_job_does() {
+    let cluster = Cluster::of(3).await;
+    let run = |arguments: &[&str]| {
+        let arguments: Vec<String> = ["run"].iter().chain(arguments).map(|word| (*word).to_owned()).collect();
+        let running = cluster.begin(&[0], &arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        running.told()
+    };
+    let told = run(&["--", "sh", "-c", "echo hi; exit 3"]).await;
+    assert_eq!((told.code, told.out.as_str()), (Some(3), "hi\n"), "{told:?}");
+
+    let told = run(&["--", "no-such-program-anywhere"]).await;
+    assert_eq!((told.code, told.out.as_str()), (Some(127), ""), "{told:?}");
+    assert!(told.err.contains("no-such-program-anywhere"), "{told:?}");
+    let told = run(&["--", "/"]).await;
+    assert_eq!(told.code, Some(126), "{told:?}");
+
+    let told = run(&["--", "sh", "-c", "kill -15 $$"]).await;
+    assert_eq!(told.code, Some(128 + 15), "{told:?}");
+    let told = run(&["--timeout", "300ms", "--", "sleep", &long_sleep()]).await;
+    assert_eq!(told.code, Some(124), "{told:?}");
+
+    let sleep = long_sleep();
+    let running = cluster.begin(&[1], &["run", "--", "sleep", &sleep]);
+    just_one(&sleep, seconds(20)).await;
+    let [id] = cluster.list(0, 10, "&state=running").await.into_keys().collect::<Vec<_>>().try_into().unwrap();
+    cluster.flockwork(&[2], &["cancel", &id, "--reason", "seen enough"]).await.good();
+    let told = running.told().await;
+    assert_eq!(told.code, Some(130), "{told:?}");
+    assert!(told.err.contains("seen enough"), "{told:?}");
+    gone(&sleep, seconds(10)).await;
+
+    let told = cluster.flockwork(&[0], &["wait", &id]).await;
+    assert_eq!(told.code, Some(130), "{told:?}");
+    let told = cluster.flockwork(&[0], &["job", "ffffffffffffffffffffffffffffffff"]).await;
+    assert_eq!(told.code, Some(3), "{told:?}");
+}
+
+#[tokio::test]
+async fn ctrl_c_in_run_cancels_the_job_and_waits_for_its_end() {
+    let cluster = Cluster::of(3).await;
+    let sleep = long_sleep();
+    let running =
+        cluster.begin(&[0], &["run", "--", "sh", "-c", &format!("trap 'echo bye; exit' TERM; sleep {sleep} & wait")]);
+    just_one(&sleep, seconds(20)).await;
+    crate::processes::signal(running.pid(), rustix::process::Signal::INT);
+    let told = running.told().await;
+    assert_eq!((told.code, told.out.as_str()), (Some(130), "bye\n"), "{told:?}");
+    gone(&sleep, seconds(10)).await;
+}
+
+#[tokio::test]
+async fn one_key_is_one_job_whoever_is_told_it_and_however_often() {
+    let cluster = Cluster::of(3).await;
+    for round in 0..5 {
+        let spec = json!({"command": ["echo", "once"], "key": format!("round {round}")});
+        let answers = join_all((0..9).map(|turn| cluster.post(turn % 3, &spec))).await;
+        let ids: BTreeSet<String> = answers.iter().map(|(_, body)| text(&body["id"])).collect();
+        assert_eq!(ids.len(), 1, "{answers:?}");
+        let statuses: Vec<u16> = answers.iter().map(|(status, _)| *status).collect();
+        assert_eq!(statuses.iter().filter(|status| **status == 201).count(), 1, "one made it: {statuses:?}");
+        assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 8, "the others found it: {statuses:?}");
+
+        let other = json!({"command": ["echo", "something else"], "key": format!("round {round}")});
+        for (status, body) in join_all((0..3).map(|via| cluster.post(via, &other))).await {
+            assert_eq!((status, &body["error"]["code"]), (409, &json!("conflict")), "{body}");
+        }
+    }
+    assert_eq!(cluster.list(0, 100, "").await.len(), 5);
+
+    // Two specs that come under one key at the same time: one of them wins.
+    let spec = |word: usize| json!({"command": ["echo", word.to_string()], "key": "a race"});
+    let rivals: Vec<Value> = (0..6).map(|turn| spec(turn % 2)).collect();
+    let answers = join_all(rivals.iter().enumerate().map(|(turn, spec)| cluster.post(turn % 3, spec))).await;
+    let accepted: BTreeSet<String> =
+        answers.iter().filter(|(status, _)| *status < 300).map(|(_, body)| text(&body["id"])).collect();
+    assert_eq!(accepted.len(), 1, "{answers:?}");
+    assert_eq!(answers.iter().filter(|(status, _)| *status == 409).count(), 3, "{answers:?}");
+}

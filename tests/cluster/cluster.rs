@@ -1,0 +1,473 @@
+//! A cluster of node processes, and what can happen to it.
+//!
+//! Nodes are named by their place, from 0. Node 0 founds the cluster and the others are given its address, but
+//! nothing else sets it apart. A node keeps its directory and its ports when it is started again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use reqwest::{Method, RequestBuilder};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::timeout;
+use tokio_util::io::StreamReader;
+
+use crate::program::{Running, Told, program};
+use crate::{eventually, processes, seconds};
+
+/// How long a node may take to become ready.
+const READY_WITHIN: Duration = seconds(30);
+
+/// How long nodes may take to agree after something happened.
+const AGREE_WITHIN: Duration = seconds(45);
+
+/// How long a job of a story may take at the most.
+pub const JOB_WITHIN: Duration = seconds(90);
+
+/// How many questions are asked side by side where there are many.
+const AT_ONCE: usize = 16;
+
+/// Few machines that run these tests can run many clusters at once and keep their timing.
+const CLUSTERS_AT_ONCE: u32 = 2;
+static CLUSTERS: Semaphore = Semaphore::const_new(CLUSTERS_AT_ONCE as usize);
+
+pub struct Cluster {
+    nodes: Vec<Node>,
+    dir: TempDir,
+    http: reqwest::Client,
+    _turn: SemaphorePermit<'static>,
+}
+
+pub struct Node {
+    name: String,
+    dir: PathBuf,
+    settings: Vec<String>,
+    /// What it said when it was last ready.
+    pub id: String,
+    cluster_addr: String,
+    http_addr: String,
+    process: Option<Process>,
+    is_frozen: bool,
+}
+
+struct Process {
+    child: Child,
+    pid: u32,
+    /// Held open: the node leaves when this test is gone.
+    _lifeline: ChildStdin,
+}
+
+impl Cluster {
+    /// A cluster of so many nodes with eight slots each.
+    pub async fn of(nodes: usize) -> Self {
+        Self::with(nodes, |_| "--slots 8".to_owned()).await
+    }
+
+    /// A cluster whose nodes are given these settings besides.
+    pub async fn with(nodes: usize, settings: impl Fn(usize) -> String) -> Self {
+        Self::start(nodes, settings, 1).await
+    }
+
+    /// A cluster that has the machine to itself.
+    pub async fn alone(nodes: usize) -> Self {
+        Self::start(nodes, |_| "--slots 8".to_owned(), CLUSTERS_AT_ONCE).await
+    }
+
+    async fn start(nodes: usize, settings: impl Fn(usize) -> String, turns: u32) -> Self {
+        let turn = CLUSTERS.acquire_many(turns).await.unwrap();
+        let dir = TempDir::new().unwrap();
+        let http = reqwest::Client::builder().no_proxy().timeout(JOB_WITHIN + seconds(10)).build().unwrap();
+        let node = |place: usize| Node {
+            name: format!("node-{place}"),
+            dir: dir.path().join(format!("node-{place}")),
+            settings: settings(place).split_whitespace().map(str::to_owned).collect(),
+            id: String::new(),
+            cluster_addr: "127.0.0.1:0".to_owned(),
+            http_addr: "127.0.0.1:0".to_owned(),
+            process: None,
+            is_frozen: false,
+        };
+        let nodes = (0..nodes).map(node).collect();
+        let mut cluster = Self { nodes, dir, http, _turn: turn };
+        let (first, others) = cluster.nodes.split_first_mut().unwrap();
+        first.start().await;
+        for other in others.iter_mut() {
+            other.settings.extend(["--seed".to_owned(), first.cluster_addr.clone()]);
+        }
+        futures_util::future::join_all(others.iter_mut().map(Node::start)).await;
+        cluster.agree().await;
+        cluster
+    }
+
+    // What happens to nodes.
+
+    /// Kills a node as a power failure would.
+    pub async fn kill(&mut self, node: usize) {
+        self.kill_all(&[node]).await;
+    }
+
+    /// Kills nodes at the same moment.
+    pub async fn kill_all(&mut self, nodes: &[usize]) {
+        for node in nodes {
+            processes::signal(self.pid(*node), Signal::KILL);
+        }
+        for node in nodes {
+            let ended = self.ended_process(*node).await;
+            assert!(!ended.success(), "{ended}");
+        }
+    }
+
+    /// Stops a node's process, but nothing it started; it notices nothing.
+    pub fn freeze(&mut self, node: usize) {
+        processes::signal(self.pid(node), Signal::STOP);
+        self.nodes[node].is_frozen = true;
+    }
+
+    pub fn thaw(&mut self, node: usize) {
+        processes::signal(self.pid(node), Signal::CONT);
+        self.nodes[node].is_frozen = false;
+    }
+
+    /// Asks a node to leave, and waits until it has.
+    pub async fn leave(&mut self, node: usize) {
+        processes::signal(self.pid(node), Signal::TERM);
+        let ended = self.ended_process(node).await;
+        assert!(ended.success(), "{ended}");
+    }
+
+    /// Starts nodes again, together, with what they have on disk.
+    pub async fn restart(&mut self, nodes: &[usize]) {
+        let starting = self.nodes.iter_mut().enumerate().filter(|(place, _)| nodes.contains(place));
+        futures_util::future::join_all(starting.map(|(_, node)| node.start())).await;
+    }
+
+    fn pid(&self, node: usize) -> u32 {
+        self.nodes[node].process.as_ref().expect("the node runs").pid
+    }
+
+    async fn ended_process(&mut self, node: usize) -> ExitStatus {
+        let mut process = self.nodes[node].process.take().expect("the node runs");
+        timeout(READY_WITHIN, process.child.wait()).await.expect("the node ends in time").unwrap()
+    }
+
+    // What the nodes make of it.
+
+    pub fn node(&self, node: usize) -> &Node {
+        &self.nodes[node]
+    }
+
+    /// The place of the node with this name.
+    pub fn place_of(&self, name: &Value) -> usize {
+        self.nodes.iter().position(|node| *name == node.name).unwrap_or_else(|| panic!("no node is called {name}"))
+    }
+
+    /// The nodes that run.
+    pub fn live(&self) -> Vec<usize> {
+        let is_live = |place: &usize| self.nodes[*place].process.is_some() && !self.nodes[*place].is_frozen;
+        (0..self.nodes.len()).filter(is_live).collect()
+    }
+
+    /// Waits until every live node sees just the live nodes, and all compute one ring.
+    pub async fn agree(&self) {
+        self.wait_for_views("the live nodes agree about the members", |_| Ok(())).await;
+    }
+
+    /// Waits until, besides, every live node says that it is in step with the others.
+    pub async fn converge(&self) {
+        self.wait_for_views("the live nodes converge", |view| {
+            let partitions = &view["partitions"];
+            let in_step = view["converged"] == true
+                && partitions["total"] == partitions["in_sync"]
+                && partitions["behind"] == json!([])
+                && view["strays"] == 0;
+            if in_step { Ok(()) } else { Err(format!("{partitions}, strays {}", view["strays"])) }
+        })
+        .await;
+    }
+
+    async fn wait_for_views(&self, what: &str, is_right: impl Fn(&Value) -> Result<(), String>) {
+        let live: BTreeSet<&str> = self.live().into_iter().map(|place| self.nodes[place].id.as_str()).collect();
+        eventually(what, AGREE_WITHIN, async || {
+            let mut fingerprints = BTreeSet::new();
+            for place in self.live() {
+                let (status, view) = self.get(place, "/debug/convergence").await;
+                assert_eq!(status, 200, "{view}");
+                let members = view["members"].as_object().unwrap();
+                let alive = members.iter().filter(|(_, member)| member["state"] == "alive");
+                let alive: BTreeSet<&str> = alive.map(|(id, _)| id.as_str()).collect();
+                if alive != live || view["ring"]["agree"] != true {
+                    return Err(format!("node {place} sees {members:?}, its ring is {}", view["ring"]));
+                }
+                is_right(&view).map_err(|why| format!("node {place}: {why}"))?;
+                fingerprints.insert(view["ring"]["own"].as_str().unwrap().to_owned());
+            }
+            if fingerprints.len() == 1 { Ok(()) } else { Err(format!("the rings are {fingerprints:?}")) }
+        })
+        .await;
+    }
+
+    /// Waits until `observer` sees `node` in this state.
+    pub async fn sees(&self, observer: usize, node: usize, state: &str) {
+        let id = &self.nodes[node].id;
+        eventually(&format!("node {observer} sees node {node} {state}"), AGREE_WITHIN, async || {
+            let (_, view) = self.get(observer, "/debug/convergence").await;
+            let seen = &view["members"][id]["state"];
+            if seen == state { Ok(()) } else { Err(format!("it is {seen}")) }
+        })
+        .await;
+    }
+
+    // What clients do.
+
+    pub fn request(&self, via: usize, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("http://{}{path}", self.nodes[via].http_addr))
+    }
+
+    pub async fn get(&self, via: usize, path: &str) -> (u16, Value) {
+        told(self.request(via, Method::GET, path)).await
+    }
+
+    pub async fn post(&self, via: usize, spec: &Value) -> (u16, Value) {
+        told(self.request(via, Method::POST, "/v1/jobs").json(spec)).await
+    }
+
+    /// Submits one job, which must be new and as durable as was asked, and returns its id.
+    pub async fn submit(&self, via: usize, spec: Value) -> String {
+        let (status, body) = self.post(via, &spec).await;
+        assert_eq!(status, 201, "{body}");
+        text(&body["id"])
+    }
+
+    /// The same for a shell script.
+    pub async fn shell(&self, via: usize, script: &str) -> String {
+        self.submit(via, json!({"command": ["sh", "-c", script]})).await
+    }
+
+    pub async fn job(&self, via: usize, id: &str) -> Value {
+        let (status, job) = self.get(via, &format!("/v1/jobs/{id}")).await;
+        assert_eq!(status, 200, "{job}");
+        job
+    }
+
+    /// Waits until the job has ended.
+    pub async fn ended(&self, via: usize, id: &str) -> Value {
+        let path = format!("/v1/jobs/{id}/wait?timeout={}", JOB_WITHIN.as_secs());
+        let (status, job) = self.get(via, &path).await;
+        assert_eq!(status, 200, "{job}");
+        assert!(job["ended_at"].is_string(), "it has not ended in time: {job}");
+        job
+    }
+
+    /// Waits until all of the jobs have ended, and returns them in the given order.
+    pub async fn all_ended(&self, via: usize, ids: &[String]) -> Vec<Value> {
+        stream::iter(ids).map(|id| self.ended(via, id)).buffered(AT_ONCE).collect().await
+    }
+
+    /// Waits until the job is as it should be.
+    pub async fn job_where(&self, via: usize, id: &str, is_right: impl Fn(&Value) -> bool) -> Value {
+        eventually("a job comes to what was waited for", JOB_WITHIN, async || {
+            let job = self.job(via, id).await;
+            if is_right(&job) { Ok(job) } else { Err(job.to_string()) }
+        })
+        .await
+    }
+
+    /// Waits until an attempt of the job runs, and returns the place of its node.
+    pub async fn runs_on(&self, via: usize, id: &str) -> usize {
+        let job = self.job_where(via, id, |job| last_attempt(job)["phase"] == "running").await;
+        self.place_of(&last_attempt(&job)["node_name"])
+    }
+
+    /// What the attempt that tells how the job stands wrote to its standard output.
+    pub async fn output(&self, via: usize, id: &str) -> String {
+        let response =
+            self.request(via, Method::GET, &format!("/v1/jobs/{id}/logs?stream=stdout")).send().await.unwrap();
+        let (status, text) = (response.status(), response.text().await.unwrap());
+        assert_eq!(status, 200, "{text}");
+        text
+    }
+
+    /// The outputs of many jobs, in the given order.
+    pub async fn outputs(&self, via: usize, ids: &[String]) -> Vec<String> {
+        stream::iter(ids).map(|id| self.output(via, id)).buffered(AT_ONCE).collect().await
+    }
+
+    pub async fn cancel(&self, via: usize, id: &str, reason: &str) {
+        let request = self.request(via, Method::DELETE, &format!("/v1/jobs/{id}")).query(&[("reason", reason)]);
+        let (status, body) = told(request).await;
+        assert_eq!(status, 200, "{body}");
+    }
+
+    /// All jobs that the query selects, by id, read in pages of this size from one node.
+    pub async fn list(&self, via: usize, page: usize, query: &str) -> BTreeMap<String, Value> {
+        let mut all = BTreeMap::new();
+        let mut cursor = String::new();
+        loop {
+            let (status, body) = self.get(via, &format!("/v1/jobs?limit={page}{query}{cursor}")).await;
+            assert_eq!(status, 200, "{body}");
+            assert_eq!(body["partial"], false, "missing {}", body["missing"]);
+            let jobs = body["jobs"].as_array().unwrap();
+            assert!(jobs.len() <= page);
+            for job in jobs {
+                assert!(all.insert(text(&job["id"]), job.clone()).is_none(), "listed twice: {job}");
+            }
+            match body["next_cursor"].as_str() {
+                Some(next) => cursor = format!("&cursor={next}"),
+                None => return all,
+            }
+        }
+    }
+
+    /// Follows the cluster's events through a node, from now on.
+    pub async fn events(&self, via: usize) -> Events {
+        let response = self.request(via, Method::GET, "/v1/events").send().await.unwrap();
+        assert_eq!(response.status(), 200);
+        let bytes = response.bytes_stream().map_err(std::io::Error::other);
+        let text: Pin<Box<dyn AsyncBufRead + Send>> = Box::pin(StreamReader::new(bytes));
+        let mut events = Events(text.lines());
+        let greeting = events.line().await;
+        assert!(greeting.starts_with(':'), "{greeting}");
+        events
+    }
+
+    /// How many panics and like faults a node has counted.
+    pub async fn metric(&self, via: usize, name: &str) -> f64 {
+        let text = self.request(via, Method::GET, "/metrics").send().await.unwrap().text().await.unwrap();
+        let values = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        values.last().unwrap_or_else(|| panic!("no metric {name} in {text}"))
+    }
+
+    // The command line.
+
+    /// Runs `flockwork` with the addresses of these nodes.
+    pub async fn flockwork(&self, via: &[usize], arguments: &[&str]) -> Told {
+        self.begin(via, arguments).told().await
+    }
+
+    /// Begins to.
+    pub fn begin(&self, via: &[usize], arguments: &[&str]) -> Running {
+        let addresses: Vec<&str> = via.iter().map(|place| self.nodes[*place].http_addr.as_str()).collect();
+        let mut command = program(self.dir.path());
+        command.env("FLOCKWORK_ADDR", addresses.join(","));
+        Running::start(command, arguments)
+    }
+}
+
+impl Node {
+    async fn start(&mut self) {
+        assert!(self.process.is_none(), "{} runs", self.name);
+        std::fs::create_dir_all(&self.dir).unwrap();
+        let log = File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
+        let mut command = program(&self.dir);
+        command
+            .args(["node", "--config", "/dev/null", "--output", "json", "--until-stdin-closes"])
+            .args(["--profile", "local", "--cluster", "stories", "--name", &self.name])
+            .args(["--listen", &self.cluster_addr, "--http", &self.http_addr, "--data-dir"])
+            .arg(self.dir.join("data"))
+            .args(&self.settings)
+            .stdin(Stdio::piped())
+            .stderr(log)
+            .process_group(0);
+        let mut child = command.spawn().unwrap();
+        let (pid, lifeline) = (child.id().unwrap(), child.stdin.take().unwrap());
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        self.process = Some(Process { child, pid, _lifeline: lifeline });
+        let line = timeout(READY_WITHIN, lines.next_line()).await;
+        let Ok(Ok(Some(line))) = line else { panic!("{} did not become ready: {line:?}", self.name) };
+        let ready: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(ready["name"], self.name.as_str(), "{ready}");
+        assert_eq!(ready["pid"], pid, "{ready}");
+        assert!(self.id.is_empty() || ready["node"] == self.id.as_str(), "it is who it was: {ready}");
+        self.id = text(&ready["node"]);
+        self.cluster_addr = text(&ready["cluster_addr"]);
+        self.http_addr = text(&ready["http_addr"]);
+    }
+
+    fn log(&self) -> String {
+        // A node whose directory could not even be made has no log.
+        let log = std::fs::read(self.dir.join("log")).unwrap_or_default();
+        String::from_utf8_lossy(&log).into_owned()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for process in self.nodes.iter_mut().filter_map(|node| node.process.as_mut()) {
+            // It may have ended by itself, which its log will tell.
+            let _ = process.child.start_kill();
+        }
+        let mut left = Vec::new();
+        for _ in 0..100 {
+            left = processes::at_home_in(self.dir.path());
+            if left.is_empty() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        for pid in &left {
+            // Only what the cluster itself has started is on this list.
+            processes::signal(*pid, Signal::KILL);
+        }
+        if std::thread::panicking() {
+            for node in &self.nodes {
+                let log = node.log();
+                let lines: Vec<&str> = log.lines().collect();
+                eprintln!("--- {} ({}), the end of its log:", node.name, node.id);
+                eprintln!("{}", lines[lines.len().saturating_sub(60)..].join("\n"));
+            }
+            return;
+        }
+        assert!(left.is_empty(), "processes outlived their nodes: {left:?}");
+        for node in &self.nodes {
+            let panic = node.log().lines().find(|line| line.contains("panic")).map(str::to_owned);
+            assert_eq!(panic, None, "{} panicked", node.name);
+        }
+    }
+}
+
+/// The cluster's events, as one node tells them.
+pub struct Events(Lines<Pin<Box<dyn AsyncBufRead + Send>>>);
+
+impl Events {
+    /// Waits for the next event that is meant.
+    pub async fn next_where(&mut self, is_meant: impl Fn(&Value) -> bool) -> Value {
+        loop {
+            if let Some(data) = self.line().await.strip_prefix("data: ") {
+                let event: Value = serde_json::from_str(data).unwrap();
+                if is_meant(&event) {
+                    return event;
+                }
+            }
+        }
+    }
+
+    async fn line(&mut self) -> String {
+        let line = timeout(JOB_WITHIN, self.0.next_line()).await.expect("an event in time").unwrap();
+        line.expect("the stream goes on")
+    }
+}
+
+/// The status and the JSON body.
+pub async fn told(request: RequestBuilder) -> (u16, Value) {
+    let response = request.send().await.unwrap();
+    let status = response.status().as_u16();
+    let text = response.text().await.unwrap();
+    (status, serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}")))
+}
+
+pub fn last_attempt(job: &Value) -> &Value {
+    job["attempts"].as_array().and_then(|attempts| attempts.last()).unwrap_or(&Value::Null)
+}
+
+pub fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_else(|| panic!("{value} is not text")).to_owned()
+}

@@ -1,0 +1,193 @@
+//! What befalls nodes: killed, frozen, asked to leave, all at once; and what becomes of their jobs.
+
+use serde_json::{Value, json};
+
+use crate::cluster::{Cluster, last_attempt, text};
+use crate::processes::{gone, just_one, long_sleep, sleepers};
+use crate::{eventually, seconds};
+
+#[tokio::test]
+async fn a_killed_nodes_pods_die_with_it_and_their_jobs_go_on_as_new_attempts() {
+    let mut cluster = Cluster::with(3, |place| format!("--slots 8 --label place={place}")).await;
+    let sleep = long_sleep();
+    // Both processes of the pod must go, not only the one that the node started itself.
+    let family = format!("sleep {sleep} & sleep {sleep}; wait");
+    let bound = json!({"command": ["sh", "-c", family], "require": {"place": "2"}});
+    let id = cluster.submit(0, bound).await;
+    let both = eventually("both sleepers", seconds(20), async || match sleepers(&sleep) {
+        pids if pids.len() == 2 => Ok(pids),
+        pids => Err(format!("{pids:?}")),
+    })
+    .await;
+
+    cluster.kill(2).await;
+    gone(&sleep, seconds(5)).await;
+    let waiting = cluster.job_where(0, &id, |job| job["state"] == "pending").await;
+    assert_eq!(last_attempt(&waiting)["phase"], "lost", "{waiting}");
+
+    cluster.restart(&[2]).await;
+    let again = cluster.job_where(0, &id, |job| last_attempt(job)["number"] == 2).await;
+    assert_eq!(again["attempts"][0]["phase"], "lost", "{again}");
+    assert_eq!(cluster.runs_on(1, &id).await, 2);
+    eventually("two new sleepers", seconds(20), async || match sleepers(&sleep) {
+        pids if pids.len() == 2 && pids.iter().all(|pid| !both.contains(pid)) => Ok(()),
+        pids => Err(format!("{pids:?}")),
+    })
+    .await;
+    cluster.cancel(1, &id, "enough").await;
+    gone(&sleep, seconds(10)).await;
+    assert_eq!(cluster.ended(2, &id).await["state"], "cancelled");
+}
+
+#[tokio::test]
+async fn jobs_of_a_frozen_node_go_on_elsewhere_and_it_comes_back_by_itself() {
+    let mut cluster = Cluster::of(3).await;
+    let frozen_for = match std::env::var("FLOCKWORK_TEST_PATIENCE").as_deref() {
+        Ok("full") => seconds(30),
+        _ => seconds(10),
+    };
+    let sleeps: Vec<String> = (0..9).map(|_| long_sleep()).collect();
+    let mut ids = Vec::new();
+    for (turn, sleep) in sleeps.iter().enumerate() {
+        ids.push(cluster.submit(turn % 3, json!({"command": ["sleep", sleep]})).await);
+    }
+    let mut places = Vec::new();
+    for id in &ids {
+        places.push(cluster.runs_on(0, id).await);
+    }
+    let frozen = places[0];
+    let (one, other) = ((frozen + 1) % 3, (frozen + 2) % 3);
+    let theirs = |pids: Vec<u32>| pids.first().copied().unwrap_or_else(|| panic!("its pod runs"));
+    let first_pods: Vec<u32> = sleeps.iter().map(|sleep| theirs(sleepers(sleep))).collect();
+
+    let begun = tokio::time::Instant::now();
+    cluster.freeze(frozen);
+    cluster.sees(one, frozen, "down").await;
+    for (id, place) in ids.iter().zip(&places) {
+        if *place == frozen {
+            let moved = cluster.job_where(one, id, |job| last_attempt(job)["number"] == 2).await;
+            assert_eq!(moved["attempts"][0]["phase"], "lost", "{moved}");
+            assert_ne!(cluster.runs_on(other, id).await, frozen);
+        }
+    }
+    let quick = cluster.shell(other, "echo the others go on").await;
+    assert_eq!(cluster.ended(one, &quick).await["state"], "succeeded");
+    tokio::time::sleep_until(begun + frozen_for).await;
+
+    cluster.thaw(frozen);
+    cluster.converge().await;
+    for ((id, sleep), (place, first_pod)) in ids.iter().zip(&sleeps).zip(places.iter().zip(&first_pods)) {
+        let pod = just_one(sleep, seconds(10)).await;
+        assert_eq!(pod != *first_pod, *place == frozen, "just the frozen node's pods were superseded and ended");
+        let job = cluster.job(frozen, id).await;
+        assert_eq!(job["state"], "running", "{job}");
+        if *place == frozen {
+            // The first attempt may have been alive all that time, and so it was: that is told, not hidden.
+            let overlaps = &last_attempt(&job)["overlaps"];
+            assert_eq!(overlaps[0]["number"], 1, "{job}");
+        }
+        cluster.cancel(frozen, id, "the story is over").await;
+    }
+    for job in cluster.all_ended(frozen, &ids).await {
+        assert_eq!(job["state"], "cancelled", "{job}");
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_is_asked_to_leave_hands_over_and_says_goodbye() {
+    let mut cluster = Cluster::of(3).await;
+    let sleeps: Vec<String> = (0..6).map(|_| long_sleep()).collect();
+    let mut ids = Vec::new();
+    for (turn, sleep) in sleeps.iter().enumerate() {
+        ids.push(cluster.submit(turn % 3, json!({"command": ["sleep", sleep]})).await);
+    }
+    let done = cluster.shell(0, "echo done before").await;
+    cluster.ended(1, &done).await;
+    let leaver = cluster.runs_on(0, &ids[0]).await;
+    let (one, other) = ((leaver + 1) % 3, (leaver + 2) % 3);
+
+    let mut events = cluster.events(one).await;
+    cluster.leave(leaver).await;
+    let id = cluster.node(leaver).id.clone();
+    let verdict = events
+        .next_where(|event| {
+            let gone = event["state"] == "left" || event["state"] == "down" || event["state"] == "suspect";
+            event["kind"] == "member" && event["node"] == id.as_str() && gone
+        })
+        .await;
+    assert_eq!(verdict["state"], "left", "nobody had to find out: {verdict}");
+    cluster.sees(other, leaver, "left").await;
+    for (id, sleep) in ids.iter().zip(&sleeps) {
+        assert_ne!(cluster.runs_on(one, id).await, leaver);
+        just_one(sleep, seconds(10)).await;
+        cluster.cancel(other, id, "the story is over").await;
+    }
+    for job in cluster.all_ended(one, &ids).await {
+        assert_eq!(job["state"], "cancelled", "{job}");
+    }
+    assert_eq!(cluster.job(other, &done).await["state"], "succeeded");
+    cluster.converge().await;
+
+    cluster.restart(&[leaver]).await;
+    cluster.converge().await;
+    assert_eq!(cluster.output(leaver, &done).await, "done before\n");
+}
+
+#[tokio::test]
+async fn every_acknowledged_job_ends_though_all_nodes_are_killed_at_once() {
+    let mut cluster = Cluster::of(3).await;
+    let specs: Vec<Value> = (0..60).map(|n| json!({"command": ["sh", "-c", format!("sleep 0.3; echo {n}")]})).collect();
+    let (status, body) = cluster.post(1, &json!(specs)).await;
+    assert_eq!(status, 201, "{body}");
+    let ids: Vec<String> = body["jobs"].as_array().unwrap().iter().map(|job| text(&job["id"])).collect();
+
+    cluster.ended(0, &ids[5]).await;
+    cluster.kill_all(&[0, 1, 2]).await;
+    cluster.restart(&[0, 1, 2]).await;
+    for job in cluster.all_ended(2, &ids).await {
+        assert_eq!(job["state"], "succeeded", "{job}");
+    }
+    for (number, output) in cluster.outputs(1, &ids).await.iter().enumerate() {
+        assert_eq!(*output, format!("{number}\n"));
+    }
+    cluster.converge().await;
+}
+
+#[tokio::test]
+async fn a_lone_survivor_takes_jobs_and_says_that_they_are_less_durable() {
+    let mut cluster = Cluster::of(3).await;
+    cluster.kill_all(&[0, 2]).await;
+    cluster.agree().await;
+    let (status, body) = cluster.post(1, &json!({"command": ["echo", "alone"]})).await;
+    let receipt = &body["receipt"];
+    assert_eq!((status, &receipt["stored"], &receipt["wanted"]), (202, &json!(1), &json!(2)), "{body}");
+    let id = text(&body["id"]);
+    assert_eq!(cluster.ended(1, &id).await["state"], "succeeded");
+    let told = cluster.flockwork(&[1], &["submit", "--", "true"]).await;
+    assert_eq!((told.code, told.out.trim().len()), (Some(6), 32), "{told:?}");
+
+    cluster.restart(&[0, 2]).await;
+    cluster.converge().await;
+    for via in cluster.live() {
+        let job = cluster.job(via, &id).await;
+        assert_eq!((&job["state"], &job["replicas"]), (&json!("succeeded"), &json!({"agree": 3, "of": 3})), "{job}");
+    }
+}
+
+#[tokio::test]
+async fn a_single_node_is_a_cluster_and_says_how_durable_it_is() {
+    for (replicas, status, stored, wanted) in [(1, 201, 1, 1), (3, 201, 1, 1)] {
+        let cluster = Cluster::with(1, |_| format!("--slots 4 --replicas {replicas}")).await;
+        let (told, body) = cluster.post(0, &json!({"command": ["echo", "alone"]})).await;
+        assert_eq!(
+            (told, &body["receipt"]["stored"], &body["receipt"]["wanted"]),
+            (status, &json!(stored), &json!(wanted)),
+            "{body}"
+        );
+        assert_eq!(body["receipt"]["replicas"], json!([cluster.node(0).id]), "{body}");
+        let id = text(&body["id"]);
+        assert_eq!(cluster.ended(0, &id).await["state"], "succeeded");
+        assert_eq!(cluster.output(0, &id).await, "alone\n");
+        cluster.converge().await;
+    }
+}

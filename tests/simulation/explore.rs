@@ -1,0 +1,219 @@
+//! Random faults, by seed.
+//!
+//! A seed decides how many kinds of trouble there are in its run (some runs have none: they are held to the
+//! strictest promises), when they come, and how long they last. Then everything is healed, and judged.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::world::{Options, Trace, World};
+
+/// One run.
+#[derive(Debug, Clone, Copy)]
+pub struct Run {
+    pub seed: u64,
+    pub nodes: usize,
+    pub minutes: f64,
+}
+
+impl Run {
+    /// The run of a seed, as the exploration chooses it.
+    pub fn of(seed: u64, minutes: f64) -> Self {
+        Self { seed, nodes: 3 + (seed % 5) as usize, minutes }
+    }
+
+    /// The command that replays it.
+    pub fn replay(&self) -> String {
+        let Self { seed, nodes, minutes } = self;
+        format!("cargo run --example simulate -- --seed {seed} --nodes {nodes} --minutes {minutes}")
+    }
+}
+
+/// A kind of trouble.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trouble {
+    Kill,
+    PowerOff,
+    KillAll,
+    Pause,
+    Split,
+    Cut,
+    BadNetwork,
+    FullDisk,
+    SlowDisk,
+    Join,
+    Leave,
+    Drain,
+}
+
+const ALL: [Trouble; 12] = [
+    Trouble::Kill,
+    Trouble::PowerOff,
+    Trouble::KillAll,
+    Trouble::Pause,
+    Trouble::Split,
+    Trouble::Cut,
+    Trouble::BadNetwork,
+    Trouble::FullDisk,
+    Trouble::SlowDisk,
+    Trouble::Join,
+    Trouble::Leave,
+    Trouble::Drain,
+];
+
+/// How a trouble ends.
+#[derive(Debug, Clone, Copy)]
+enum Relief {
+    Start(usize),
+    Resume(usize),
+    Heal,
+    EmptyDisk(usize),
+    EndDrain(usize),
+}
+
+/// Runs a world with random faults, and judges it.
+pub fn explore(run: Run, trace: Trace) -> World {
+    let mut options = Options::new(run.seed, run.nodes);
+    options.replicas = if run.seed.is_multiple_of(7) { 2 } else { 3 };
+    if run.seed.is_multiple_of(3) {
+        options.forget_after = Duration::from_secs(60);
+    }
+    let mut world = World::new(options);
+    world.trace = trace;
+    let kinds = choose_kinds(&mut world);
+    world.write_line(|| format!("{run:?} with {kinds:?}"));
+    for node in 0..run.nodes {
+        let after = world.dice.ms(0.0, 300.0);
+        world.start(node);
+        world.run_for(after);
+    }
+    let pace = [60.0, 150.0, 400.0][world.dice.number(0..3) as usize];
+    world.let_clients_ask(Some(pace));
+    let end = world.now + Duration::from_secs_f64(run.minutes * 60.0);
+    let mut reliefs: BTreeMap<(Duration, u64), Relief> = BTreeMap::new();
+    let mut next_relief = 0;
+    let mut next_trouble = world.now + world.dice.ms(2_000.0, 8_000.0);
+    while world.now < end {
+        let relief = reliefs.first_key_value().map(|(key, _)| *key);
+        let at = relief.map_or(next_trouble, |(at, _)| at.min(next_trouble)).min(end);
+        world.run_for(at.saturating_sub(world.now));
+        if let Some(key) = relief.filter(|(at, _)| *at <= world.now) {
+            let relief = reliefs.remove(&key).expect("it was just there");
+            world.relieve(relief);
+        } else if next_trouble <= world.now {
+            next_trouble = world.now + world.dice.ms(300.0, 12_000.0);
+            if let Some(kind) = world.dice.pick(&kinds) {
+                for (after, relief) in world.trouble(kind) {
+                    next_relief += 1;
+                    reliefs.insert((world.now + after, next_relief), relief);
+                }
+            }
+        }
+    }
+    world.calm_down_and_check();
+    world
+}
+
+fn choose_kinds(world: &mut World) -> Vec<Trouble> {
+    let share = [0.0, 15.0, 30.0, 60.0, 100.0][world.dice.number(0..5) as usize];
+    ALL.into_iter().filter(|_| world.dice.chance(share)).collect()
+}
+
+impl World {
+    fn trouble(&mut self, kind: Trouble) -> Vec<(Duration, Relief)> {
+        let up = self.up();
+        let Some(node) = self.dice.pick(&up) else {
+            return Vec::new();
+        };
+        let lasts = if self.dice.chance(50.0) { self.dice.ms(100.0, 2_500.0) } else { self.dice.ms(2_500.0, 25_000.0) };
+        match kind {
+            Trouble::Kill => {
+                self.kill(node);
+                vec![(lasts, Relief::Start(node))]
+            }
+            Trouble::PowerOff => {
+                self.power_off(node);
+                let lasts = if self.dice.chance(10.0) { lasts * 4 } else { lasts };
+                vec![(lasts, Relief::Start(node))]
+            }
+            Trouble::KillAll => {
+                let mut reliefs = Vec::new();
+                for node in up {
+                    self.kill(node);
+                    reliefs.push((self.dice.ms(50.0, 3_000.0), Relief::Start(node)));
+                }
+                reliefs
+            }
+            Trouble::Pause => {
+                self.pause(node);
+                vec![(lasts / 2, Relief::Resume(node))]
+            }
+            Trouble::Split => {
+                let group: Vec<usize> = (0..self.nodes.len()).filter(|_| self.dice.chance(40.0)).collect();
+                self.split(&group);
+                vec![(lasts, Relief::Heal)]
+            }
+            Trouble::Cut => {
+                let others: Vec<usize> = up.into_iter().filter(|other| *other != node).collect();
+                if let Some(other) = self.dice.pick(&others) {
+                    self.cut(node, other);
+                }
+                vec![(lasts, Relief::Heal)]
+            }
+            Trouble::BadNetwork => {
+                (self.disturbances.any, self.disturbances.doubt) = (true, true);
+                self.network.loss = self.dice.number(0..30) as f64;
+                self.network.duplicates = self.dice.number(0..20) as f64;
+                self.network.stragglers = self.dice.number(0..10) as f64;
+                self.network.shuffles = self.dice.chance(50.0);
+                self.network.delay_ms = (0.1, self.dice.number(1..60) as f64);
+                self.write_line(|| "the network goes bad".into());
+                vec![(lasts, Relief::Heal)]
+            }
+            Trouble::FullDisk => {
+                self.disturbances.any = true;
+                self.nodes[node].disk.full = true;
+                self.note(node, || "disk is full".into());
+                vec![(lasts / 2, Relief::EmptyDisk(node))]
+            }
+            Trouble::SlowDisk => {
+                // Slow enough that a process waits for it, not so slow that it looks dead.
+                self.disturbances.any = true;
+                self.nodes[node].disk.slow_ms = self.dice.number(20..800) as f64;
+                self.note(node, || "disk is slow".into());
+                vec![(lasts, Relief::EmptyDisk(node))]
+            }
+            Trouble::Join => {
+                if self.nodes.len() < self.options.nodes + 3 {
+                    let node = self.add_machine();
+                    self.start(node);
+                }
+                Vec::new()
+            }
+            Trouble::Leave => {
+                if self.up().len() > 2 {
+                    self.leave(node);
+                    let back = self.dice.chance(50.0);
+                    return if back { vec![(Duration::from_secs(25) + lasts, Relief::Start(node))] } else { Vec::new() };
+                }
+                Vec::new()
+            }
+            Trouble::Drain => {
+                self.drain(node, true);
+                vec![(lasts, Relief::EndDrain(node))]
+            }
+        }
+    }
+
+    fn relieve(&mut self, relief: Relief) {
+        match relief {
+            Relief::Start(node) => self.start(node),
+            Relief::Resume(node) => self.resume(node),
+            Relief::Heal => self.heal(),
+            Relief::EmptyDisk(node) => {
+                (self.nodes[node].disk.full, self.nodes[node].disk.slow_ms) = (false, 0.0);
+            }
+            Relief::EndDrain(node) => self.drain(node, false),
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! The whole protocol, run in virtual time against a simulated world.
+#![allow(clippy::unwrap_used, reason = "a test stops at what cannot be")]
+#![allow(unreachable_pub, reason = "the modules are shared with an example")]
+
+mod checkers;
+mod clients;
+mod disk;
+mod explore;
+mod network;
+mod pods;
+mod stories;
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use explore::{Run, explore};
+use world::Trace;
+
+/// Runs many seeds. `SIM_SEEDS` says how many and `SIM_FIRST` from which on; `SIM_MINUTES` how long each.
+#[test]
+fn random_faults_break_no_promise() {
+    let asked = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<f64>().ok());
+    let (first, seeds) = (asked("SIM_FIRST").unwrap_or(0.0) as u64, asked("SIM_SEEDS").unwrap_or(40.0) as u64);
+    let minutes = asked("SIM_MINUTES").unwrap_or(5.0);
+    let next = AtomicU64::new(first);
+    let failures = Mutex::new(Vec::new());
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= first + seeds {
+                        return;
+                    }
+                    let run = Run::of(seed, minutes);
+                    let outcome = catch_unwind(AssertUnwindSafe(|| explore(run, Trace::Off)));
+                    let broken = match outcome {
+                        Ok(world) if world.findings.violations.is_empty() => continue,
+                        Ok(world) => world.findings.violations.iter().take(5).map(ToString::to_string).collect(),
+                        Err(_) => vec!["it panicked".to_owned()],
+                    };
+                    failures.lock().unwrap().push((seed, format!("{}\n    {}", run.replay(), broken.join("\n    "))));
+                }
+            });
+        }
+    });
+    let mut failures = failures.into_inner().unwrap();
+    failures.sort();
+    let text: Vec<String> = failures.iter().map(|(_, text)| text.clone()).collect();
+    assert!(failures.is_empty(), "{} of {seeds} seeds failed:\n{}", failures.len(), text.join("\n"));
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    let run = Run { seed: 19, nodes: 4, minutes: 0.5 };
+    let text = || match explore(run, Trace::Collect(String::new())).trace {
+        Trace::Collect(text) => text,
+        Trace::Off | Trace::Print => unreachable!("the trace was to be collected"),
+    };
+    let (first, second) = (text(), text());
+    assert!(first.lines().count() > 1_000, "there is something to compare");
+    assert!(first == second, "the runs differ from line {:?} on", first.lines().zip(second.lines()).position(|(a, b)| a != b));
+    assert_ne!(Duration::ZERO, Duration::from_secs(first.len() as u64));
+}

@@ -1,0 +1,781 @@
+//! A whole cluster in one thread and in virtual time.
+//!
+//! The world owns a clock that only events move, one queue of what is going to happen, and one seeded
+//! generator; so a seed is a run, byte for byte. Every node has a disk that outlives its process, a clock that
+//! is a little wrong, and, while it is up, a process: the Peer and what a driver would keep beside it. The
+//! world is that driver. It hands in what happened, carries out what the Peer wants through the simulated
+//! network, disk, executor and clients, and comes back when the Peer says that it is due.
+//!
+//! What it deliberately does not know: what a Peer should do. That is for the checkers to judge.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flockwork::model::blob::{BlobId, BlobRef};
+use flockwork::model::config::{Config, Profile};
+use flockwork::model::id::{Generation, Incarnation, JobId, NodeId};
+use flockwork::model::member::{ClusterSettings, Facts, Fingerprint, Load, PartitionSet, Status, WIRE_VERSION};
+use flockwork::model::resources::Resources;
+use flockwork::model::time::{Moment, Now, Timestamp};
+use flockwork::protocol::effect::{Effect, Fetched, PodEvent};
+use flockwork::protocol::gateway::{Ask, AskId};
+use flockwork::protocol::peer::{Peer, Start};
+use rand::rngs::StdRng;
+use rand::{Rng, RngExt, SeedableRng};
+
+use crate::checkers::Findings;
+use crate::clients::Clients;
+use crate::disk::{Disk, Write};
+use crate::network::{Gossip, Network, Packet, describe};
+use crate::pods::Ledger;
+
+/// What a process may want done at one instant; more than this, and it never comes to rest.
+const EFFECTS_AT_ONCE: usize = 200_000;
+/// How often a Peer may ask to be called again at once.
+const CALLS_AT_ONCE: u32 = 1_000;
+/// How long a leaving node may take to hand over before it goes anyway.
+const LEAVE_WITHIN: Duration = Duration::from_secs(20);
+
+/// The world's dice.
+#[derive(Debug)]
+pub struct Dice(StdRng);
+
+impl Dice {
+    pub fn new(seed: u64) -> Self {
+        Self(StdRng::seed_from_u64(seed))
+    }
+
+    /// True in `percent` of cases.
+    pub fn chance(&mut self, percent: f64) -> bool {
+        percent > 0.0 && self.0.random_range(0.0..100.0) < percent
+    }
+
+    pub fn number(&mut self, range: std::ops::Range<u64>) -> u64 {
+        self.0.random_range(range)
+    }
+
+    /// A duration from `low` to `high` milliseconds, in microseconds.
+    pub fn ms(&mut self, low: f64, high: f64) -> Duration {
+        Duration::from_micros(self.0.random_range(low * 1_000.0..high * 1_000.0) as u64)
+    }
+
+    pub fn pick<T: Copy>(&mut self, from: &[T]) -> Option<T> {
+        if from.is_empty() { None } else { Some(from[self.0.random_range(0..from.len())]) }
+    }
+
+    pub fn bits(&mut self) -> u64 {
+        self.0.next_u64()
+    }
+}
+
+/// How a world begins.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub seed: u64,
+    pub nodes: usize,
+    pub replicas: u32,
+    pub partitions: u32,
+    pub slots: u32,
+    pub forget_after: Duration,
+    /// How wrong the nodes' clocks may be: thousandths of a percent of speed, and milliseconds of wall time.
+    pub drift_ppm: i64,
+    pub skew_ms: i64,
+}
+
+impl Options {
+    pub fn new(seed: u64, nodes: usize) -> Self {
+        Self {
+            seed,
+            nodes,
+            replicas: 3,
+            partitions: 32,
+            slots: 4,
+            forget_after: Duration::from_secs(3_600),
+            drift_ppm: 200,
+            skew_ms: 5_000,
+        }
+    }
+}
+
+/// A machine: what stays when its process dies.
+#[derive(Debug)]
+pub struct Node {
+    pub id: NodeId,
+    pub addr: SocketAddr,
+    pub disk: Disk,
+    pub process: Option<Process>,
+    /// Off, so that nothing even refuses a connection.
+    pub powered_off: bool,
+    /// It said goodbye, and is not to be started again by itself.
+    pub has_left: bool,
+    /// How often its process died.
+    pub crashes: u32,
+    pub slots: u32,
+    drift_ppm: i64,
+    skew_ms: i64,
+    has_seeds: bool,
+}
+
+/// What dies with the process.
+#[derive(Debug)]
+pub struct Process {
+    /// Unlike any other in this world.
+    pub number: u64,
+    pub generation: Generation,
+    pub peer: Peer,
+    pub gossip: Gossip,
+    pub paused: bool,
+    stalled: Vec<Happening>,
+    timer: Option<Duration>,
+    last_call: (Duration, u32),
+    leave_until: Option<Duration>,
+    said_goodbye: bool,
+}
+
+/// Something that is going to happen.
+#[derive(Debug, Clone)]
+pub enum Happening {
+    /// A packet arrives.
+    Arrival { to: usize, from: usize, packet: Packet },
+    /// A connection was refused.
+    Refused { to: usize, process: u64, peer: usize },
+    /// A connection broke.
+    LinkDown { to: usize, process: u64, peer: usize },
+    /// The Peer wanted to be called.
+    Timer { node: usize, process: u64 },
+    /// The gossip shell's interval is over.
+    GossipTick { node: usize, process: u64 },
+    /// The disk is done with a transaction.
+    DiskDone { node: usize, process: u64 },
+    /// The Peer learns that it is.
+    Committed { node: usize, process: u64, number: u64, ok: bool },
+    /// A pod's process runs, or ends as planned, or ends as told.
+    PodStarts { node: usize, process: u64, run: usize },
+    PodEnds { node: usize, process: u64, run: usize, told: bool },
+    /// The Peer learns of it.
+    Pod { node: usize, process: u64, event: PodEvent },
+    /// A pod says something of itself, if it still runs.
+    PodReports { node: usize, process: u64, run: usize },
+    /// Another node is asked for a blob.
+    BlobAsked { node: usize, process: u64, from: usize, blob: BlobId },
+    /// The Peer learns what came of it.
+    BlobFetched { node: usize, process: u64, from: usize, blob: BlobId, fetched: Fetched },
+    /// A node that said goodbye exits.
+    Exit { node: usize, process: u64 },
+    /// The clients' next step.
+    ClientStep,
+    /// A client asks again what was not answered.
+    AskAgain { key: String },
+}
+
+/// What is printed of a run.
+#[derive(Debug, Default)]
+pub enum Trace {
+    #[default]
+    Off,
+    Collect(String),
+    Print,
+}
+
+/// What kinds of trouble there have been; checkers are stricter where there was less.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Disturbances {
+    /// Anything at all that is not everyday business.
+    pub any: bool,
+    /// Something that can make a live node look dead.
+    pub doubt: bool,
+}
+
+/// The whole cluster.
+#[derive(Debug)]
+pub struct World {
+    pub options: Options,
+    pub now: Duration,
+    pub dice: Dice,
+    pub nodes: Vec<Node>,
+    pub network: Network,
+    pub ledger: Ledger,
+    pub clients: Clients,
+    pub findings: Findings,
+    pub disturbances: Disturbances,
+    pub trace: Trace,
+    queue: BTreeMap<(Duration, u64), Happening>,
+    next_event: u64,
+    next_process: u64,
+    next_ask: u64,
+    pub steps: u64,
+}
+
+impl World {
+    /// Machines, all off.
+    pub fn new(options: Options) -> Self {
+        let mut world = Self {
+            dice: Dice::new(options.seed),
+            now: Duration::from_secs(1),
+            nodes: Vec::new(),
+            network: Network::default(),
+            ledger: Ledger::default(),
+            clients: Clients::default(),
+            findings: Findings::default(),
+            disturbances: Disturbances::default(),
+            trace: Trace::Off,
+            queue: BTreeMap::new(),
+            next_event: 0,
+            next_process: 1,
+            next_ask: 1,
+            steps: 0,
+            options,
+        };
+        for _ in 0..world.options.nodes {
+            world.add_machine();
+        }
+        world
+    }
+
+    /// One more machine, off. Returns its place.
+    pub fn add_machine(&mut self) -> usize {
+        let at = self.nodes.len();
+        let (drift, skew) = (self.options.drift_ppm, self.options.skew_ms);
+        let around_zero = |dice: &mut Dice, most: i64| dice.number(0..(2 * most as u64 + 1)) as i64 - most;
+        let node = Node {
+            id: NodeId(self.dice.bits() as u32),
+            addr: SocketAddr::from(([10, 0, 0, at as u8 + 1], 7_000)),
+            disk: Disk::default(),
+            process: None,
+            powered_off: false,
+            has_left: false,
+            crashes: 0,
+            slots: self.options.slots,
+            drift_ppm: around_zero(&mut self.dice, drift),
+            skew_ms: around_zero(&mut self.dice, skew),
+            has_seeds: at > 0,
+        };
+        self.nodes.push(node);
+        at
+    }
+
+    /// The machine's place of a node.
+    pub fn place_of(&self, id: NodeId) -> Option<usize> {
+        self.nodes.iter().position(|node| node.id == id)
+    }
+
+    /// Both clocks of `node` at this instant.
+    pub fn local_now(&self, node: usize) -> Now {
+        let Node { drift_ppm, skew_ms, .. } = self.nodes[node];
+        let nanos = self.now.as_nanos() as i128;
+        let local = nanos + nanos * i128::from(drift_ppm) / 1_000_000;
+        let moment = Moment::from_start(Duration::from_nanos(local as u64));
+        let wall = 1_800_000_000_000 + (local / 1_000_000) as i64 + skew_ms;
+        Now { moment, wall: Timestamp(wall as u64) }
+    }
+
+    /// The world's time at which `node`'s clock will have reached `moment`.
+    fn world_time(&self, node: usize, moment: Moment) -> Duration {
+        let local = moment.since_start().as_nanos() as i128;
+        let rate = 1_000_000 + i128::from(self.nodes[node].drift_ppm);
+        Duration::from_nanos((local * 1_000_000 / rate + 2) as u64).max(self.now)
+    }
+
+    /// The nodes whose processes are up, paused or not.
+    pub fn up(&self) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|node| self.nodes[*node].process.is_some()).collect()
+    }
+
+    pub fn process(&self, node: usize) -> Option<&Process> {
+        self.nodes[node].process.as_ref()
+    }
+
+    pub fn peer(&self, node: usize) -> Option<&Peer> {
+        self.process(node).map(|process| &process.peer)
+    }
+
+    // ---- Time --------------------------------------------------------------------------------------------------
+
+    pub fn schedule(&mut self, after: Duration, what: Happening) {
+        self.schedule_at(self.now + after, what);
+    }
+
+    pub fn schedule_at(&mut self, at: Duration, what: Happening) {
+        self.next_event += 1;
+        self.queue.insert((at, self.next_event), what);
+    }
+
+    /// Lets time pass.
+    pub fn run_for(&mut self, duration: Duration) {
+        let until = self.now + duration;
+        while let Some(((at, number), _)) = self.queue.first_key_value() {
+            let key = (*at, *number);
+            if key.0 > until {
+                break;
+            }
+            let what = self.queue.remove(&key).expect("it was just there");
+            self.now = key.0;
+            self.steps += 1;
+            self.happen(what);
+        }
+        self.now = until;
+        self.check_asks();
+    }
+
+    /// Lets time pass until `done`, for at most `limit`. Returns whether it came to that.
+    pub fn run_until(&mut self, limit: Duration, mut done: impl FnMut(&Self) -> bool) -> bool {
+        let end = self.now + limit;
+        while self.now < end {
+            if done(self) {
+                return true;
+            }
+            self.run_for(Duration::from_millis(50));
+        }
+        done(self)
+    }
+
+    fn happen(&mut self, what: Happening) {
+        let (node, process) = match &what {
+            Happening::Arrival { to, from, packet } => {
+                let (to, from) = (*to, *from);
+                if let Some(expected) = packet.process() {
+                    if self.process(to).map(|process| process.number) != Some(expected) {
+                        return;
+                    }
+                }
+                if !self.network.lets_through(from, to, packet.by_link()) {
+                    return;
+                }
+                (to, None)
+            }
+            Happening::Refused { to, process, .. } | Happening::LinkDown { to, process, .. } => (*to, Some(*process)),
+            Happening::Timer { node, process }
+            | Happening::GossipTick { node, process }
+            | Happening::Committed { node, process, .. }
+            | Happening::Pod { node, process, .. }
+            | Happening::BlobFetched { node, process, .. } => (*node, Some(*process)),
+            Happening::PodReports { node, process, run } => return self.pod_reports(*node, *process, *run),
+            Happening::BlobAsked { node, process, from, blob } => {
+                return self.answer_for_blob(*node, *process, *from, *blob);
+            }
+            Happening::DiskDone { node, process } => return self.finish_write(*node, *process),
+            Happening::PodStarts { node, process, run } => return self.pod_starts(*node, *process, *run),
+            Happening::PodEnds { node, process, run, told } => return self.pod_ends(*node, *process, *run, *told),
+            Happening::Exit { node, process } => {
+                if self.process(*node).is_some_and(|up| up.number == *process) {
+                    self.note(*node, || "has left".into());
+                    self.end_process(*node);
+                    self.nodes[*node].has_left = true;
+                }
+                return;
+            }
+            Happening::ClientStep => return self.client_step(),
+            Happening::AskAgain { key } => {
+                let key = key.clone();
+                return self.ask_again(&key);
+            }
+        };
+        let Some(up) = self.nodes[node].process.as_mut() else {
+            return;
+        };
+        if process.is_some_and(|process| process != up.number) {
+            return;
+        }
+        if up.paused {
+            up.stalled.push(what);
+            return;
+        }
+        self.hand_in(node, what);
+        self.pump(node);
+    }
+
+    /// Tells the Peer of `node` what happened.
+    fn hand_in(&mut self, node: usize, what: Happening) {
+        let now = self.local_now(node);
+        match what {
+            Happening::Arrival { from, packet, .. } => self.receive(now, node, from, packet),
+            Happening::Refused { peer, .. } => {
+                let peer = self.nodes[peer].id;
+                self.call(node, |p| p.handle_refused(now, peer));
+            }
+            Happening::LinkDown { peer, .. } => {
+                let peer = self.nodes[peer].id;
+                self.call(node, |p| p.handle_link_down(now, peer));
+            }
+            Happening::Timer { .. } => {
+                let Some(process) = self.nodes[node].process.as_mut() else { return };
+                if process.timer.is_some_and(|at| at <= self.now) {
+                    process.timer = None;
+                    process.last_call =
+                        if process.last_call.0 == self.now { (self.now, process.last_call.1 + 1) } else { (self.now, 1) };
+                    assert!(process.last_call.1 < CALLS_AT_ONCE, "the Peer of n{node} asks to be called again and again at {now:?}");
+                    process.peer.handle_timeout(now);
+                }
+            }
+            Happening::GossipTick { .. } => self.gossip_tick(node),
+            Happening::Committed { number, ok, .. } => {
+                self.call(node, |p| if ok { p.handle_committed(now, number) } else { p.handle_commit_failed(now, number) });
+            }
+            Happening::Pod { event, .. } => self.call(node, |p| p.handle_pod(now, event)),
+            Happening::BlobFetched { from, blob, fetched, .. } => {
+                let from = self.nodes[from].id;
+                self.call(node, |p| p.handle_blob(now, from, blob, fetched));
+            }
+            Happening::DiskDone { .. }
+            | Happening::PodReports { .. }
+            | Happening::BlobAsked { .. }
+            | Happening::PodStarts { .. }
+            | Happening::PodEnds { .. }
+            | Happening::Exit { .. }
+            | Happening::ClientStep
+            | Happening::AskAgain { .. } => unreachable!("these are the world's own"),
+        }
+    }
+
+    /// Calls the Peer of `node`, if it is up.
+    pub fn call(&mut self, node: usize, with: impl FnOnce(&mut Peer)) {
+        if let Some(process) = self.nodes[node].process.as_mut() {
+            with(&mut process.peer);
+        }
+    }
+
+    /// Carries out all that the Peer of `node` wants now, and sees when it wants to be called.
+    pub fn pump(&mut self, node: usize) {
+        let now = self.local_now(node);
+        for polled in 0.. {
+            let Some(process) = self.nodes[node].process.as_mut() else {
+                return;
+            };
+            let Some(effect) = process.peer.poll_effect(now) else {
+                break;
+            };
+            assert!(polled < EFFECTS_AT_ONCE, "the Peer never comes to rest");
+            self.carry_out(node, effect);
+        }
+        self.see_to_leaving(node);
+        let Some(process) = self.nodes[node].process.as_ref() else {
+            return;
+        };
+        let (number, due) = (process.number, process.peer.poll_timeout());
+        if let Some(moment) = due {
+            let at = self.world_time(node, moment);
+            let process = self.nodes[node].process.as_mut().expect("it was just there");
+            if process.timer.is_none_or(|planned| at < planned) {
+                process.timer = Some(at);
+                self.schedule_at(at, Happening::Timer { node, process: number });
+            }
+        }
+    }
+
+    fn carry_out(&mut self, node: usize, effect: Effect) {
+        match effect {
+            Effect::Commit(commit) => self.begin_write(node, commit),
+            Effect::Send { to, message } => {
+                if let Some(to) = self.place_of(to) {
+                    self.send_message(node, to, message);
+                }
+            }
+            Effect::Probe { to, addr, probe, by_link } => self.send_probe(node, to, addr, probe, by_link),
+            Effect::Gossip { facts, urgent } => self.gossip_own(node, *facts, urgent),
+            Effect::StartPod(start) => self.start_pod(node, start),
+            Effect::StopPod(key) => self.stop_pod(node, key),
+            Effect::Silence(_) => {}
+            Effect::AnswerPod { answer, result } => self.pod_is_answered(node, answer, result),
+            Effect::FetchBlob { from, blob } => self.fetch_blob(node, from, blob),
+            Effect::Reply(reply) => self.take_reply(node, reply),
+            Effect::Tell { .. } | Effect::Note(_) | Effect::Sweep(_) => {}
+        }
+    }
+
+    fn see_to_leaving(&mut self, node: usize) {
+        let now = self.local_now(node);
+        let Some(process) = self.nodes[node].process.as_mut() else {
+            return;
+        };
+        let Some(until) = process.leave_until.filter(|_| !process.said_goodbye) else {
+            return;
+        };
+        if process.peer.has_handed_over() || until <= self.now {
+            let in_time = process.peer.has_handed_over();
+            process.said_goodbye = true;
+            process.peer.say_goodbye(now);
+            let process = process.number;
+            self.note(node, || format!("says goodbye{}", if in_time { "" } else { " without having handed over" }));
+            if !in_time && !self.disturbances.any {
+                self.find("leaving nodes hand over", format!("n{node} had not within {LEAVE_WITHIN:?}"));
+            }
+            self.schedule(Duration::from_millis(500), Happening::Exit { node, process });
+            self.pump(node);
+        }
+    }
+
+    // ---- Machines and processes --------------------------------------------------------------------------------
+
+    fn config(&self, node: usize) -> Config {
+        Config {
+            cluster: ClusterSettings {
+                name: "sim".into(),
+                partitions: self.options.partitions,
+                replicas: self.options.replicas,
+                forget_after: self.options.forget_after,
+            },
+            labels: BTreeMap::from([("place".to_owned(), format!("n{node}"))]),
+            ..Config::new(
+                Profile::Local,
+                Resources { slots: self.nodes[node].slots, ..Resources::default() },
+            )
+        }
+    }
+
+    /// Starts the node's process, with what its disk has.
+    pub fn start(&mut self, node: usize) {
+        if self.nodes[node].process.is_some() {
+            return;
+        }
+        let config = self.config(node);
+        let (number, seed) = (self.next_process, self.dice.bits());
+        self.next_process += 1;
+        let place = &mut self.nodes[node];
+        (place.powered_off, place.has_left) = (false, false);
+        place.disk.generation += 1;
+        let generation = Generation(place.disk.generation);
+        let facts = Facts {
+            node: place.id,
+            name: format!("n{node}"),
+            generation,
+            incarnation: Incarnation::default(),
+            cluster_addr: place.addr,
+            http_addr: place.addr,
+            status: Status::Joining,
+            capacity: config.capacity,
+            weight: config.weight,
+            load: Load::default(),
+            labels: config.labels.clone(),
+            drivers: config.drivers.clone(),
+            held: PartitionSet::default(),
+            ring: Fingerprint::default(),
+            cluster: config.cluster.clone(),
+            wire_version: WIRE_VERSION,
+            version: "simulated".into(),
+            suspicions: BTreeMap::new(),
+        };
+        let records: Vec<_> = place.disk.records.values().map(|record| (**record).clone()).collect();
+        let blobs = place.disk.blobs.values().map(flockwork::model::blob::Blob::reference).collect();
+        let members = place.disk.members.clone();
+        let mut contacts: Vec<NodeId> = members.iter().map(|member| member.node).collect();
+        let has_seeds = place.has_seeds;
+        contacts.extend(self.nodes.iter().take(2).map(|seed| seed.id).filter(|_| has_seeds));
+        contacts.sort_unstable();
+        contacts.dedup();
+        let held = records.len();
+        let start = Start { config, facts, has_seeds, records, blobs, members, seed };
+        let peer = Peer::new(self.local_now(node), start);
+        self.nodes[node].process = Some(Process {
+            number,
+            generation,
+            peer,
+            gossip: Gossip::new(contacts),
+            paused: false,
+            stalled: Vec::new(),
+            timer: None,
+            last_call: (Duration::ZERO, 0),
+            leave_until: None,
+            said_goodbye: false,
+        });
+        self.note(node, || format!("starts as generation {} with {held} records", generation.0));
+        let tick = self.dice.ms(1.0, 200.0);
+        self.schedule(tick, Happening::GossipTick { node, process: number });
+        self.pump(node);
+    }
+
+    /// Ends a process at once: pods die with it, and what was not synced is lost.
+    pub fn kill(&mut self, node: usize) {
+        if self.nodes[node].process.is_some() {
+            self.disturbances.any = true;
+            self.note(node, || "is killed".into());
+            self.nodes[node].crashes += 1;
+            self.end_process(node);
+        }
+    }
+
+    /// The same for the whole machine: nobody refuses a connection either.
+    pub fn power_off(&mut self, node: usize) {
+        self.kill(node);
+        self.nodes[node].powered_off = true;
+    }
+
+    fn end_process(&mut self, node: usize) {
+        let Some(process) = self.nodes[node].process.take() else {
+            return;
+        };
+        self.ledger.end_all(node, self.now);
+        let synced_unseen = self.dice.chance(50.0);
+        self.nodes[node].disk.crash(synced_unseen);
+        for key in self.clients.forget_gateway(process.number) {
+            let after = self.dice.ms(100.0, 1_000.0);
+            self.schedule(after, Happening::AskAgain { key });
+        }
+        self.network.forget_process(process.number);
+        if !self.nodes[node].powered_off {
+            for other in self.up() {
+                let delay = self.dice.ms(0.2, 2.0);
+                let process = self.process(other).map_or(0, |up| up.number);
+                self.schedule(delay, Happening::LinkDown { to: other, process, peer: node });
+            }
+        }
+    }
+
+    /// Stops the process's clock hands: it does nothing until it is resumed, and its pods run on.
+    pub fn pause(&mut self, node: usize) {
+        if let Some(process) = self.nodes[node].process.as_mut().filter(|process| !process.paused) {
+            process.paused = true;
+            (self.disturbances.any, self.disturbances.doubt) = (true, true);
+            let number = process.number;
+            self.clients.gateway_paused(number);
+            self.note(node, || "is paused".into());
+        }
+    }
+
+    /// All that came meanwhile is there at once.
+    pub fn resume(&mut self, node: usize) {
+        let Some(process) = self.nodes[node].process.as_mut().filter(|process| process.paused) else {
+            return;
+        };
+        process.paused = false;
+        let stalled = std::mem::take(&mut process.stalled);
+        self.note(node, || format!("is resumed, and finds {} things to see to", stalled.len()));
+        for what in stalled {
+            self.hand_in(node, what);
+            self.pump(node);
+        }
+        self.pump(node);
+    }
+
+    /// Asks the node to hand over and go.
+    pub fn leave(&mut self, node: usize) {
+        let now = self.local_now(node);
+        let until = self.now + LEAVE_WITHIN;
+        if let Some(process) = self.nodes[node].process.as_mut().filter(|p| !p.paused && p.leave_until.is_none()) {
+            process.leave_until = Some(until);
+            process.peer.leave(now);
+            self.note(node, || "is asked to leave".into());
+            self.pump(node);
+        }
+    }
+
+    pub fn drain(&mut self, node: usize, on: bool) {
+        let now = self.local_now(node);
+        if self.process(node).is_some_and(|process| !process.paused) {
+            self.note(node, || format!("is drained: {on}"));
+            self.call(node, |peer| peer.drain(now, on));
+            self.pump(node);
+        }
+    }
+
+    /// A client asks `node` something. Returns the question's name, or nothing if the node is not up.
+    pub fn ask(&mut self, node: usize, what: Ask) -> Option<AskId> {
+        let process = self.process(node).filter(|process| !process.paused)?.number;
+        let ask = AskId(self.next_ask);
+        self.next_ask += 1;
+        let now = self.local_now(node);
+        self.clients.asked(ask, self.now, process, &what);
+        self.call(node, |peer| peer.handle_ask(now, ask, what));
+        self.pump(node);
+        Some(ask)
+    }
+
+    // ---- Disk --------------------------------------------------------------------------------------------------
+
+    fn begin_write(&mut self, node: usize, commit: flockwork::protocol::effect::Commit) {
+        let Some(process) = self.process(node).map(|process| process.number) else {
+            return;
+        };
+        let disk = &mut self.nodes[node].disk;
+        assert!(disk.writing.is_none(), "one commit at a time");
+        let slow = disk.slow_ms;
+        disk.writing = Some(Write { process, commit });
+        let takes = self.dice.ms(0.2, slow.max(2.0));
+        self.schedule(takes, Happening::DiskDone { node, process });
+    }
+
+    fn finish_write(&mut self, node: usize, process: u64) {
+        let Some((number, ok)) = self.nodes[node].disk.finish(process) else {
+            return;
+        };
+        self.note(node, || format!("disk: commit {number} {}", if ok { "synced" } else { "failed, it is full" }));
+        self.happen(Happening::Committed { node, process, number, ok });
+    }
+
+    // ---- Blobs -------------------------------------------------------------------------------------------------
+
+    fn fetch_blob(&mut self, node: usize, from: NodeId, blob: BlobRef) {
+        let Some(process) = self.process(node).map(|process| process.number) else {
+            return;
+        };
+        let takes = self.dice.ms(0.2, 2.0);
+        match self.place_of(from) {
+            Some(from) => self.schedule(takes, Happening::BlobAsked { node, process, from, blob: blob.id }),
+            None => panic!("n{node} asks somebody for a blob who never was"),
+        }
+    }
+
+    /// The question has arrived at `from`, or never will.
+    fn answer_for_blob(&mut self, node: usize, process: u64, from: usize, blob: BlobId) {
+        let answers = self.process(from).is_some_and(|process| !process.paused);
+        let through = self.network.lets_through(node, from, true);
+        let (takes, fetched) = if answers && through {
+            let found = self.nodes[from].disk.blobs.get(&blob).cloned();
+            (self.dice.ms(0.2, 50.0), found.map_or(Fetched::Absent, Fetched::Found))
+        } else {
+            (Duration::from_secs(3), Fetched::Failed)
+        };
+        self.note(node, || format!("blob {blob:?} from n{from}: {}", match &fetched {
+            Fetched::Found(_) => "found",
+            Fetched::Absent => "absent",
+            Fetched::Failed => "failed",
+        }));
+        self.schedule(takes, Happening::BlobFetched { node, process, from, blob, fetched });
+    }
+
+    // ---- Records, wherever they are ------------------------------------------------------------------------------
+
+    /// The machines on whose disks the job's record is.
+    pub fn disks_with(&self, job: JobId) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|node| self.nodes[*node].disk.records.contains_key(&job)).collect()
+    }
+
+    /// All that the running nodes know of a job, merged.
+    pub fn merged(&self, job: JobId) -> Option<flockwork::model::record::Record> {
+        let copies = self.up().into_iter().filter_map(|node| self.peer(node)?.records().get(job));
+        let mut copies = copies.map(|held| Arc::clone(&held.record));
+        let first = copies.next()?;
+        Some(copies.fold((*first).clone(), |mut merged, copy| {
+            merged.merge(&copy);
+            merged
+        }))
+    }
+
+    // ---- The trace ---------------------------------------------------------------------------------------------
+
+    /// Writes one line about `node`.
+    pub fn note(&mut self, node: usize, what: impl FnOnce() -> String) {
+        self.write_line(|| format!("n{node} {}", what()));
+    }
+
+    pub fn write_line(&mut self, what: impl FnOnce() -> String) {
+        let at = self.now.as_micros();
+        let line = || format!("{:>4}.{:06} {}", at / 1_000_000, at % 1_000_000, what());
+        match &mut self.trace {
+            Trace::Off => {}
+            Trace::Collect(text) => writeln!(text, "{}", line()).expect("a String takes everything"),
+            Trace::Print => println!("{}", line()),
+        }
+    }
+
+    pub fn note_packet(&mut self, from: usize, to: usize, packet: &Packet, fate: &str) {
+        if !matches!(self.trace, Trace::Off) {
+            let what = describe(packet);
+            if !what.is_empty() {
+                self.write_line(|| format!("n{from} -> n{to} {what}{fate}"));
+            }
+        }
+    }
+}
