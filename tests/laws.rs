@@ -6,6 +6,7 @@
 //! change only as consistent hashing promises.
 //!
 //! `LAW_CASES` sets the number of cases of the merge laws; it is 100,000 where `CI` is set and 4,000 elsewhere.
+#![allow(clippy::unwrap_used, reason = "a test stops at what it cannot do")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

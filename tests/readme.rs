@@ -4,7 +4,11 @@
 //! and nothing is done: with `--dry-run` where there is one, as settings where it starts a node, and otherwise
 //! with the address of a node that has never heard of anything. Every `curl` line must name a route of the HTTP interface, and every example and
 //! every file that is linked must exist.
-#![allow(clippy::unwrap_used, reason = "a test stops at what it cannot do")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a test owns a thread, and stops at what it cannot do"
+)]
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;

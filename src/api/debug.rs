@@ -16,11 +16,12 @@ use super::nodes::{since, state_word};
 use super::reason::Names;
 use super::views::{JobView, NodeRef, clock_as_text};
 use crate::model::id::{Generation, Incarnation, JobId, NodeId, Partition};
-use crate::model::member::{Member, Status};
+use crate::model::member::{Member, MemberState, Status};
 use crate::model::record::Record;
 use crate::model::request::Refusal;
 use crate::model::time::Timestamp;
 use crate::protocol::gateway::Copy;
+use crate::protocol::membership::Verdict;
 use crate::protocol::snapshot::Snapshot;
 
 /// How far the node is from agreement with the others.
@@ -138,8 +139,57 @@ pub(super) struct MembersView {
     /// The node that says this.
     #[schema(value_type = String)]
     node: NodeId,
+    /// How far it distrusts its own ears: 0 is healthy, 8 the worst. It waits so many times longer for others.
+    local_health: u32,
+    /// Until when it gives no verdict, because it was paused or starved itself.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    withheld_until: Option<Timestamp>,
+    /// Why it must not serve, if it must not.
+    conflict: Option<String>,
+    /// What else is wrong and worth a look.
+    complaints: Vec<String>,
     /// By id.
     members: Vec<MemberDetailView>,
+    /// The latest changes as this node saw them, oldest first.
+    history: Vec<VerdictView>,
+}
+
+/// A change of a member, as this node saw it.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct VerdictView {
+    /// When.
+    #[schema(value_type = String, format = DateTime)]
+    at: Timestamp,
+    /// Who.
+    #[serde(flatten)]
+    node: NodeRef,
+    /// The verdict until then; null for one just met.
+    #[schema(value_type = Option<String>)]
+    was: Option<MemberState>,
+    /// The verdict from then on; null for one that was forgotten.
+    #[schema(value_type = Option<String>)]
+    is: Option<MemberState>,
+    /// Why.
+    reason: String,
+}
+
+/// A suspicion, as this node holds it.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct DoubtView {
+    /// Since when.
+    #[schema(value_type = String, format = DateTime)]
+    since: Timestamp,
+    /// When the grace period runs out, as things stand.
+    #[schema(value_type = String, format = DateTime)]
+    until: Timestamp,
+    /// Who votes against the member.
+    voters: Vec<NodeRef>,
+    /// Whether this node's own probe failed too; without that it gives no verdict.
+    silent: bool,
+    /// Whether the member's machine refuses connections.
+    refused: bool,
+    /// Whether the member is only remembered from an earlier start of this node.
+    remembered: bool,
 }
 
 /// A member, with what it gossips about itself.
@@ -169,6 +219,10 @@ pub(super) struct MemberDetailView {
     wire_version: u16,
     /// Its program's version.
     version: String,
+    /// How long it usually takes to answer a probe of this node, in milliseconds.
+    round_trip_ms: Option<f64>,
+    /// The suspicion against it, if there is one.
+    doubt: Option<DoubtView>,
     /// Whom it suspects.
     suspicions: Vec<SuspicionView>,
 }
@@ -202,13 +256,24 @@ pub(super) struct SuspicionView {
 
 /// Members
 ///
-/// Everything that this node knows about each member, suspicions included.
+/// Everything that this node knows about each member: who suspects it since when and until when, how long it takes to
+/// answer, what was decided about it, and why.
 #[utoipa::path(get, path = "/debug/members", tag = "debug", responses((status = 200, body = MembersView)))]
 pub(super) async fn members(State(app): State<App>, _: NoQuery) -> Result<Json<MembersView>, ApiError> {
     let snapshot = app.answer(app.handle().fresh_snapshot()).await?;
+    let report = app.answer(app.handle().members()).await?;
     let names = Names(&snapshot.view);
     let detail = |member: &Member| {
         let facts = &member.facts;
+        let reported = report.members.iter().find(|reported| reported.node == facts.node);
+        let doubt = reported.and_then(|reported| reported.suspicion.as_ref()).map(|doubt| DoubtView {
+            since: doubt.since,
+            until: doubt.until,
+            voters: doubt.voters.iter().map(|voter| NodeRef::new(*voter, names)).collect(),
+            silent: doubt.silent,
+            refused: doubt.refused,
+            remembered: doubt.remembered,
+        });
         let suspicion = |(node, (generation, incarnation)): (&NodeId, &(Generation, Incarnation))| SuspicionView {
             node: NodeRef::new(*node, names),
             generation: *generation,
@@ -230,10 +295,27 @@ pub(super) async fn members(State(app): State<App>, _: NoQuery) -> Result<Json<M
             },
             wire_version: facts.wire_version,
             version: facts.version.clone(),
+            round_trip_ms: reported.and_then(|reported| reported.round_trip_ms),
+            doubt,
             suspicions: facts.suspicions.iter().map(suspicion).collect(),
         }
     };
-    Ok(Json(MembersView { node: snapshot.node, members: snapshot.view.values().map(detail).collect() }))
+    let verdict = |verdict: &Verdict| VerdictView {
+        at: verdict.at,
+        node: NodeRef::new(verdict.node, names),
+        was: verdict.was,
+        is: verdict.is,
+        reason: verdict.reason.clone(),
+    };
+    Ok(Json(MembersView {
+        node: snapshot.node,
+        local_health: report.local_health,
+        withheld_until: report.withheld_until,
+        conflict: report.conflict.clone(),
+        complaints: report.complaints.clone(),
+        members: snapshot.view.values().map(detail).collect(),
+        history: report.history.iter().map(verdict).collect(),
+    }))
 }
 
 /// The ring that a node computes.

@@ -86,6 +86,20 @@ pub(super) enum EventView {
         /// In a few words.
         reason: String,
     },
+    /// A member that had been gone for long is no longer counted as one.
+    Forgotten {
+        /// The node that tells.
+        #[schema(value_type = String)]
+        told_by: NodeId,
+        /// When, by its clock.
+        #[schema(value_type = String, format = DateTime)]
+        at: Timestamp,
+        /// Which member.
+        #[schema(value_type = String)]
+        node: NodeId,
+        /// Its name.
+        name: String,
+    },
     /// Two attempts of a job ran, or may have run, at the same time.
     Overlap {
         /// The node that tells: the job's owner.
@@ -130,6 +144,7 @@ impl EventView {
             EventKind::Member { node, name, state, status, was, reason } => {
                 Self::Member { told_by, at, node, name, state, status, was, reason }
             }
+            EventKind::Forgotten { node, name } => Self::Forgotten { told_by, at, node, name },
             EventKind::Job { job, title, state, attempt, node, reason } => {
                 let node_name = node.map(|node| names.of(node));
                 Self::Job { told_by, at, id: job, title, state, attempt, node, node_name, reason }
@@ -145,6 +160,7 @@ impl EventView {
     fn name(&self) -> &'static str {
         match self {
             Self::Member { .. } => "member",
+            Self::Forgotten { .. } => "forgotten",
             Self::Job { .. } => "job",
             Self::Overlap { .. } => "overlap",
             Self::Rejected { .. } => "rejected",

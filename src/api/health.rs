@@ -138,6 +138,17 @@ fn metrics_text(app: &App, snapshot: &Snapshot) -> String {
     text.sample("flockwork_info", &[("node", &id), ("name", name), ("version", &snapshot.facts.version)], 1);
     text.gauge("flockwork_ready", "Whether the node serves.", u64::from(snapshot.not_ready.is_none()));
 
+    text.gauge(
+        "flockwork_local_health",
+        "How far the node distrusts its own ears: 0 is healthy, 8 the worst.",
+        u64::from(snapshot.local_health),
+    );
+    text.gauge(
+        "flockwork_complaints",
+        "Things wrong with the members, as /debug/members tells.",
+        snapshot.complaints.len() as u64,
+    );
+
     let mut by_state: BTreeMap<&str, u64> =
         ["alive", "suspect", "down", "left", "draining"].into_iter().map(|state| (state, 0)).collect();
     for member in snapshot.view.values() {

@@ -499,8 +499,8 @@ impl LogReader {
         Part::Bytes { attempt: self.number, stream: self.stream, offset, bytes }
     }
 
-    /// The log cannot be read where it is: what is kept of it with the record is told next. Nothing, where nothing was
-    /// written.
+    /// The log cannot be read where it is: what is kept of it with the record is told instead, and what is missing
+    /// before that. Nothing, where nothing was written.
     async fn missing_but_for_tail(&mut self, refusal: Refusal) -> Option<Part> {
         // Its end may have come after the job was last heard of.
         let _ = self.hear_news(Duration::ZERO).await;
@@ -512,16 +512,23 @@ impl LogReader {
             Stream::Stderr => attempt.tails.stderr,
         };
         let Some(tail) = tail else {
-            // Where one of the two was kept, the other was empty.
-            return attempt.tails.is_empty().then(|| self.missing(refusal));
+            // Whoever tells how its attempt ended keeps what was written last. It was nothing, then.
+            let told_its_end = !attempt.is_live() && attempt.fate.by_executor && attempt.fate.phase != Phase::Lost;
+            return (!told_its_end).then(|| self.missing(refusal));
         };
         let reading = self.app.handle().read_blob(tail.blob, holders_of(&self.answer));
         let Ok(blob) = self.app.answer(reading).await else { return Some(self.missing(refusal)) };
         // What was read before the node was gone is not told again.
         let known = usize::try_from(self.offset.saturating_sub(tail.offset)).unwrap_or(usize::MAX);
         let bytes = blob.bytes().get(known..).unwrap_or_default().to_vec();
+        let chunk = LogChunk { offset: tail.offset.max(self.offset), bytes, end: true };
+        if tail.offset <= self.offset {
+            // It goes on just where reading was: nothing is missing.
+            self.over = true;
+            return self.take(chunk);
+        }
         self.held_back.clear();
-        self.tail = Some(LogChunk { offset: tail.offset.max(self.offset), bytes, end: true });
+        self.tail = Some(chunk);
         let node_name = Names(&self.app.handle().snapshot().view).of(self.node);
         Some(Part::OnlyTail { attempt: self.number, stream: self.stream, node_name, why: refusal.message })
     }

@@ -388,6 +388,8 @@ mod tests {
             generation: Generation(1),
             facts,
             not_ready: None,
+            complaints: Vec::new(),
+            local_health: 0,
             view: View::new(),
             placement: Arc::new(Placement::new(&View::new(), 1, 1)),
             convergence: Convergence::default(),

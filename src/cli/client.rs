@@ -9,8 +9,8 @@
 //! whose jobs carry idempotency keys; everything else says [`Repeat::OnlyIfUnsent`], and a lost answer is then
 //! reported instead of risking that it is done twice.
 //!
-//! Every wait here has an end: to connect, to be answered, to find anybody at all, and (where a stream stays
-//! silent) to hear that the node is still alive.
+//! Every wait here has an end: to connect, to be answered, to find anybody at all, and (where a node stays silent)
+//! to hear that it is still alive.
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,6 +26,10 @@ use super::failure::{Failure, Kind};
 
 /// How long a node may take to accept a connection.
 const CONNECT_WITHIN: Duration = Duration::from_secs(3);
+
+/// How long a node may be silent, with an answer or in the middle of a stream, before it is asked whether it is
+/// still there.
+const SILENCE: Duration = Duration::from_secs(3);
 
 /// How long a node may take to answer, where the request does not say otherwise.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
@@ -307,7 +311,19 @@ impl Client {
         if let Some(within) = within {
             builder = builder.timeout(within);
         }
-        let response = builder.send().await.map_err(|error| {
+        let mut sending = std::pin::pin!(builder.send());
+        // Where nobody else could be asked instead, silence is waited out.
+        let can_turn = self.bases.len() > 1 && request.repeat == Repeat::Freely;
+        let sent = loop {
+            match tokio::time::timeout(SILENCE, &mut sending).await {
+                Ok(sent) => break sent,
+                Err(_) if can_turn && !self.is_alive(base).await => {
+                    return Err(Trouble::Lost("it no longer answers".to_owned()));
+                }
+                Err(_) => {}
+            }
+        };
+        let response = sent.map_err(|error| {
             let why = innermost(&error);
             if error.is_connect() || error.is_builder() { Trouble::Unsent(why) } else { Trouble::Lost(why) }
         })?;
@@ -317,6 +333,12 @@ impl Client {
             return Err(Trouble::Busy(status, serde_json::from_slice::<ErrorBody>(&body).ok().map(|body| body.error)));
         }
         Ok(response)
+    }
+
+    /// Whether a node that has been silent is still there: a frozen machine keeps its connections open.
+    async fn is_alive(&self, base: &str) -> bool {
+        let asked = self.http.get(format!("{base}/livez")).timeout(CONNECT_WITHIN).send().await;
+        asked.is_ok_and(|answer| answer.status().is_success())
     }
 }
 
@@ -328,9 +350,6 @@ pub(crate) struct Stream<'a> {
     response: reqwest::Response,
 }
 
-/// How long a stream may be silent before its node is asked whether it is still there.
-const SILENCE: Duration = Duration::from_secs(15);
-
 impl Stream<'_> {
     /// The next bytes; nothing at the proper end. A stream that breaks, or whose node is gone, ends with an
     /// error.
@@ -339,12 +358,8 @@ impl Stream<'_> {
             match tokio::time::timeout(SILENCE, self.response.chunk()).await {
                 Ok(Ok(chunk)) => return Ok(chunk),
                 Ok(Err(error)) => return Err(innermost(&error)),
-                Err(_) => {
-                    let alive = self.client.http.get(format!("{}/livez", self.base)).timeout(CONNECT_WITHIN);
-                    if !alive.send().await.is_ok_and(|answer| answer.status().is_success()) {
-                        return Err("it no longer answers".to_owned());
-                    }
-                }
+                Err(_) if !self.client.is_alive(&self.base).await => return Err("it no longer answers".to_owned()),
+                Err(_) => {}
             }
         }
     }

@@ -85,7 +85,7 @@ pub(crate) async fn demo(session: &Session, args: &DemoArgs) -> Outcome {
         return Ok(exit::CANCELLED);
     };
     match session.printer.form {
-        OutputForm::Table => report.print(session.printer)?,
+        OutputForm::Table | OutputForm::Wide => report.print(session.printer)?,
         OutputForm::Json | OutputForm::Jsonl => session.printer.json(&report.as_json())?,
         OutputForm::Id => {}
     }

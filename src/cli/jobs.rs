@@ -146,7 +146,7 @@ fn print_jobs(session: &Session, jobs: &[Value]) -> Result<(), Failure> {
     let printer = session.printer;
     match printer.form {
         OutputForm::Json => return Ok(printer.json(&Value::Array(jobs.to_vec()))?),
-        OutputForm::Jsonl | OutputForm::Id | OutputForm::Table => {}
+        OutputForm::Jsonl | OutputForm::Id | OutputForm::Table | OutputForm::Wide => {}
     }
     let mut rows = Vec::new();
     for raw in jobs {
@@ -171,7 +171,7 @@ fn print_jobs(session: &Session, jobs: &[Value]) -> Result<(), Failure> {
             shortened(&job.title(), 48),
         ]);
     }
-    if printer.form == OutputForm::Table {
+    if printer.is_for_people() {
         printer.table(&["ID", "STATE", "NODE", "ATTEMPT", "AGE", "TIME", "JOB"], rows)?;
     }
     Ok(())
@@ -183,7 +183,7 @@ pub(crate) async fn job(session: &Session, args: &OneJob) -> Outcome {
     let answer = client.ask(&Request::get(format!("/v1/jobs/{id}"))).await?;
     let job: Job = answer.read()?;
     match session.printer.form {
-        OutputForm::Table => print_job(session, &job, &answer.body)?,
+        OutputForm::Table | OutputForm::Wide => print_job(session, &job, &answer.body)?,
         OutputForm::Json | OutputForm::Jsonl => session.printer.json(&answer.body)?,
         OutputForm::Id => session.printer.line(&job.id)?,
     }
@@ -274,7 +274,7 @@ pub(crate) async fn wait(session: &Session, args: &WaitArgs) -> Outcome {
     let unfinished = jobs.iter().filter(|(job, _)| !job.state.is_terminal()).count();
     for (job, raw) in &jobs {
         match session.printer.form {
-            OutputForm::Table => {
+            OutputForm::Table | OutputForm::Wide => {
                 let state = session.printer.paint(job.state.as_str(), Tone::of_job(job.state));
                 let reason = printable(job.reason.as_deref().unwrap_or_default()).into_owned();
                 session.printer.line(format!("{}  {state}  {reason}", job.id).trim_end())?;
@@ -369,10 +369,12 @@ pub(crate) async fn cancel(session: &Session, args: &CancelArgs) -> Outcome {
             Ok(answer) => {
                 let job: Job = answer.read()?;
                 match session.printer.form {
-                    OutputForm::Table if job.state.is_terminal() => {
+                    OutputForm::Table | OutputForm::Wide if job.state.is_terminal() => {
                         session.printer.line(&format!("{}  {}", job.id, job.state.as_str()))?;
                     }
-                    OutputForm::Table => session.printer.line(&format!("{}  is being cancelled", job.id))?,
+                    OutputForm::Table | OutputForm::Wide => {
+                        session.printer.line(&format!("{}  is being cancelled", job.id))?
+                    }
                     OutputForm::Json | OutputForm::Jsonl => session.printer.json(&answer.body)?,
                     OutputForm::Id => session.printer.line(&job.id)?,
                 }
@@ -394,7 +396,7 @@ pub(crate) async fn retry(session: &Session, args: &OneJob) -> Outcome {
         client.ask(&Request::post(format!("/v1/jobs/{id}/retry"), Repeat::OnlyIfUnsent).with_random_key()).await?;
     let new = answer.body.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
     match session.printer.form {
-        OutputForm::Table | OutputForm::Id => session.printer.line(&new)?,
+        OutputForm::Table | OutputForm::Wide | OutputForm::Id => session.printer.line(&new)?,
         OutputForm::Json | OutputForm::Jsonl => session.printer.json(&answer.body)?,
     }
     if let Err(error) = session.state.remember_last(&new) {
@@ -416,7 +418,7 @@ async fn look_at(session: &Session, job: &str, what: &str) -> Outcome {
     let id = session.name_in_path(job)?;
     let answer = client.ask(&Request::get(format!("/v1/jobs/{id}/{what}"))).await?;
     match session.printer.form {
-        OutputForm::Table => session.printer.line(&facts::drawn(session.printer, &answer.body))?,
+        OutputForm::Table | OutputForm::Wide => session.printer.line(&facts::drawn(session.printer, &answer.body))?,
         OutputForm::Json | OutputForm::Jsonl => session.printer.json(&answer.body)?,
         OutputForm::Id => {
             let id = answer.body.get("id").and_then(Value::as_str).unwrap_or(&id);

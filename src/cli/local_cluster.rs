@@ -118,7 +118,7 @@ fn introduce(session: &Session, nodes: &[NodeProcess], folder: &Folder) -> Resul
             }
             return Ok(());
         }
-        OutputForm::Table => {}
+        OutputForm::Table | OutputForm::Wide => {}
     }
     let rows = nodes.iter().map(|node| {
         let told = &node.announcement;

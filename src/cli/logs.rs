@@ -70,12 +70,15 @@ pub(crate) async fn logs(session: &Session, args: &LogsArgs) -> Outcome {
     let mut reader = LogReader::new(&client, id.clone(), session.printer.form);
     reader.stream = args.stream;
     reader.attempts.clone_from(&args.attempt);
+    let mut is_complete = true;
     match session.printer.form {
         OutputForm::Id => session.printer.line(&id)?,
-        OutputForm::Table | OutputForm::Json | OutputForm::Jsonl if args.follow => {
-            reader.follow().await?;
+        OutputForm::Table | OutputForm::Wide | OutputForm::Json | OutputForm::Jsonl if args.follow => {
+            let job = reader.follow().await?;
+            // What a lost attempt wrote last is passed over; what the telling one wrote is what was asked for.
+            is_complete = !job.telling().is_some_and(|attempt| reader.lacks(attempt.number));
         }
-        OutputForm::Table | OutputForm::Json | OutputForm::Jsonl => {
+        OutputForm::Table | OutputForm::Wide | OutputForm::Json | OutputForm::Jsonl => {
             let mut tries = 1;
             while let Told::Broken(why) = reader.read(false).await? {
                 if tries == MOST_TRIES_AFTER_END {
@@ -83,9 +86,10 @@ pub(crate) async fn logs(session: &Session, args: &LogsArgs) -> Outcome {
                 }
                 tries += 1;
             }
+            is_complete = reader.missing.is_empty();
         }
     }
-    Ok(exit::SUCCESS)
+    Ok(if is_complete { exit::SUCCESS } else { exit::UNREACHABLE })
 }
 
 fn attempt(text: &str) -> Result<String, String> {
@@ -281,8 +285,9 @@ impl<'a> LogReader<'a> {
             return Ok(());
         }
         *bookmark = piece.offset.saturating_add(bytes.len() as u64);
+        self.missing.remove(&(piece.attempt, piece.stream));
         self.announce(piece.attempt);
-        if self.form == OutputForm::Table {
+        if matches!(self.form, OutputForm::Table | OutputForm::Wide) {
             let fresh = &bytes[seen..];
             match piece.stream {
                 StreamName::Stdout => write_all(tokio::io::stdout(), fresh).await,
@@ -293,6 +298,11 @@ impl<'a> LogReader<'a> {
             line.push(b'\n');
             write_all(tokio::io::stdout(), &line).await
         }
+    }
+
+    /// Whether some output of this attempt is out of reach.
+    fn lacks(&self, attempt: u32) -> bool {
+        self.missing.iter().any(|(number, _)| *number == attempt)
     }
 
     /// Says once what cannot be shown.

@@ -3,6 +3,8 @@
 //! Every node has its own view, and the views differ for a moment after every change. `nodes` shows that of
 //! whichever node answers; `debug` shows how far that node is from agreement with the others.
 
+mod membership;
+
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -101,7 +103,8 @@ pub(crate) async fn members(client: &Client) -> Result<Vec<Node>, Failure> {
 }
 
 pub(crate) async fn nodes(session: &Session, _: &NodesArgs) -> Outcome {
-    let nodes = list(&session.client()?).await?;
+    let client = session.client()?;
+    let nodes = list(&client).await?;
     let printer = session.printer;
     match printer.form {
         OutputForm::Json => printer.json(&Value::Array(nodes.into_iter().map(|(_, raw)| raw).collect()))?,
@@ -134,6 +137,10 @@ pub(crate) async fn nodes(session: &Session, _: &NodesArgs) -> Outcome {
             let header = ["NAME", "ID", "STATE", "STATUS", "SLOTS", "BACKLOG", "CPU", "HTTP", "LABELS", "VERSION"];
             printer.table(&header, rows.collect())?;
         }
+        OutputForm::Wide => {
+            let told: membership::Told = client.read(&Request::get("/debug/members")).await?;
+            printer.line(&membership::drawn(printer, &told, now()))?;
+        }
     }
     Ok(exit::SUCCESS)
 }
@@ -160,7 +167,7 @@ pub(crate) async fn drain(session: &Session, args: &OneNode, on: bool) -> Outcom
     let request = if on { Request::post(path, Repeat::Freely) } else { Request::delete(path, Repeat::Freely) };
     let answer = itself.ask(&request).await?;
     match session.printer.form {
-        OutputForm::Table => {
+        OutputForm::Table | OutputForm::Wide => {
             let what = if on { "drains: it finishes what it runs, and takes nothing new" } else { "serves again" };
             session.printer.line(&format!("{} {what}", printable(&node.name)))?;
         }
@@ -230,7 +237,7 @@ pub(crate) async fn debug(session: &Session, args: &DebugArgs) -> Outcome {
         let answer = client.ask(&convergence_request()).await?;
         let convergence: Convergence = answer.read()?;
         match session.printer.form {
-            OutputForm::Table => {
+            OutputForm::Table | OutputForm::Wide => {
                 let picture = draw(session, &convergence);
                 // Clear the screen, and begin at its top.
                 let clear = if on_screen { "\x1b[2J\x1b[H" } else { "" };

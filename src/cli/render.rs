@@ -21,6 +21,8 @@ pub(crate) enum OutputForm {
     /// For people
     #[default]
     Table,
+    /// For people who want to know more, where there is more to know; else the same as table
+    Wide,
     /// The node's answer, indented
     Json,
     /// One JSON value a line
@@ -107,6 +109,14 @@ impl Printer {
         if self.colour && tone != Tone::Plain { format!("{}{text}\x1b[0m", tone.code()) } else { text.to_owned() }
     }
 
+    /// Whether a person reads it.
+    pub(crate) fn is_for_people(self) -> bool {
+        match self.form {
+            OutputForm::Table | OutputForm::Wide => true,
+            OutputForm::Json | OutputForm::Jsonl | OutputForm::Id => false,
+        }
+    }
+
     /// One line.
     pub(crate) fn line(self, text: &str) -> io::Result<()> {
         let mut out = io::stdout().lock();
@@ -119,7 +129,9 @@ impl Printer {
     pub(crate) fn json(self, value: &Value) -> io::Result<()> {
         match self.form {
             OutputForm::Jsonl => self.line(&value.to_string()),
-            OutputForm::Table | OutputForm::Json | OutputForm::Id => self.line(&format!("{value:#}")),
+            OutputForm::Table | OutputForm::Wide | OutputForm::Json | OutputForm::Id => {
+                self.line(&format!("{value:#}"))
+            }
         }
     }
 

@@ -84,7 +84,7 @@ async fn live(session: &Session, handle: &Handle, data_dir: &std::path::Path) ->
     match session.printer.form {
         OutputForm::Json | OutputForm::Jsonl => session.printer.line(&serde_json::to_string(&announcement)?)?,
         OutputForm::Id => session.printer.line(&announcement.node)?,
-        OutputForm::Table => session.printer.line(&format!(
+        OutputForm::Table | OutputForm::Wide => session.printer.line(&format!(
             "node     {} ({})\ncluster  {}\nhttp     http://{}\npid      {}\ndata     {}\nready",
             announcement.name,
             announcement.node,

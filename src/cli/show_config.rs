@@ -16,7 +16,7 @@ pub(crate) fn show(session: &Session, output: &Setting<OutputForm>, plan: &NodeP
     ];
     let node = plan.shown();
     match session.printer.form {
-        OutputForm::Table => table(session, &client, &node, sources)?,
+        OutputForm::Table | OutputForm::Wide => table(session, &client, &node, sources)?,
         OutputForm::Json | OutputForm::Jsonl => {
             let object = |entries: &[Entry]| -> Value {
                 let pair = |(name, value, source): &Entry| {

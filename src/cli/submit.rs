@@ -84,11 +84,13 @@ pub(crate) async fn run(session: &Session, args: &RunArgs) -> Outcome {
     if outcome.is_below_durability {
         note(&outcome.durability());
     }
-    if session.printer.form != OutputForm::Table {
+    if !session.printer.is_for_people() {
         let (job, raw) = wait_once(&client, &id, None).await?;
         match session.printer.form {
             OutputForm::Id => session.printer.line(&id)?,
-            OutputForm::Table | OutputForm::Json | OutputForm::Jsonl => session.printer.json(&raw)?,
+            OutputForm::Table | OutputForm::Wide | OutputForm::Json | OutputForm::Jsonl => {
+                session.printer.json(&raw)?
+            }
         }
         return Ok(job.exit_code_for_shell());
     }
@@ -298,9 +300,9 @@ fn print_submitted(session: &Session, is_single: bool, outcome: &Handed) -> Resu
     match session.printer.form {
         OutputForm::Json | OutputForm::Jsonl if is_single => session.printer.json(&outcome.raw)?,
         OutputForm::Json | OutputForm::Jsonl => session.printer.line(&outcome.raw.to_string())?,
-        OutputForm::Table | OutputForm::Id => session.printer.line(id)?,
+        OutputForm::Table | OutputForm::Wide | OutputForm::Id => session.printer.line(id)?,
     }
-    if outcome.is_below_durability || (is_single && session.printer.form == OutputForm::Table) {
+    if outcome.is_below_durability || (is_single && session.printer.is_for_people()) {
         note(&outcome.durability());
     }
     Ok(())

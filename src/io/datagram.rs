@@ -60,6 +60,10 @@ pub struct DatagramStatus {
     pub overrun: u64,
     /// Datagrams handed to the kernel.
     pub sent: u64,
+    /// Their bytes.
+    pub sent_bytes: u64,
+    /// The bytes of all that were received.
+    pub received_bytes: u64,
     /// Datagrams that the kernel did not take, or that were too long.
     pub unsent: u64,
 }
@@ -70,6 +74,8 @@ struct Counters {
     garbage: AtomicU64,
     overrun: AtomicU64,
     sent: AtomicU64,
+    sent_bytes: AtomicU64,
+    received_bytes: AtomicU64,
     unsent: AtomicU64,
 }
 
@@ -143,7 +149,10 @@ impl Datagrams {
         datagram.extend_from_slice(&[version_byte(), kind as u8]);
         datagram.extend_from_slice(payload);
         match self.shared.socket.try_send_to(&datagram, addr) {
-            Ok(_) => count(&counters.sent),
+            Ok(bytes) => {
+                count(&counters.sent);
+                counters.sent_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+            }
             Err(error) => {
                 count(&counters.unsent);
                 tracing::trace!(%addr, %error, "a datagram was not sent");
@@ -160,6 +169,8 @@ impl Datagrams {
             garbage: get(&counters.garbage),
             overrun: get(&counters.overrun),
             sent: get(&counters.sent),
+            sent_bytes: get(&counters.sent_bytes),
+            received_bytes: get(&counters.received_bytes),
             unsent: get(&counters.unsent),
         }
     }
@@ -185,6 +196,7 @@ async fn receive(shared: &Shared, probes: &mpsc::Sender<(SocketAddr, Probe)>, go
             }
         };
         count(&shared.counters.received);
+        shared.counters.received_bytes.fetch_add(length as u64, Ordering::Relaxed);
         let taken = match read(&buffer[..length]) {
             Ok(Datagram::Gossip(payload)) => gossip.try_send((from, Bytes::copy_from_slice(payload))).is_ok(),
             Ok(Datagram::Probe(probe)) => probes.try_send((from, probe)).is_ok(),
@@ -258,8 +270,9 @@ mod tests {
         assert_eq!(received, probe);
         let (_, heard) = tokio::time::timeout(PATIENCE, gossip.recv()).await.unwrap().unwrap();
         assert_eq!(heard, "hearsay");
-        let expected = DatagramStatus { received: 8, garbage: 6, ..DatagramStatus::default() };
-        assert_eq!(receiver.status(), expected);
+        let status = receiver.status();
+        assert_eq!((status.received, status.garbage, status.overrun), (8, 6, 0));
+        assert!(status.received_bytes > 60_000);
         assert_eq!(sender.status().sent, 2);
 
         sender.send_gossip(addr, &vec![0; MAX_BYTES + 1]);

@@ -240,6 +240,13 @@ pub enum EventKind {
         /// Why, for people.
         reason: String,
     },
+    /// A member that had been gone for long is no longer counted as one.
+    Forgotten {
+        /// Which.
+        node: NodeId,
+        /// Its name.
+        name: String,
+    },
     /// A job's state or its current attempt changed. Told by its owner.
     Job {
         /// Which.

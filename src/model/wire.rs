@@ -133,6 +133,9 @@ pub enum Message {
         horizon: u32,
         /// What the answering node holds, partition by partition.
         partitions: Vec<(Partition, Vec<(JobId, Version)>)>,
+        /// The records of all the partitions asked about that are not on the answering node's disk yet, as it
+        /// holds them: it promises nothing about these.
+        unsaved: Vec<JobId>,
     },
     /// Send me these records.
     Fetch {

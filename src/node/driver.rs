@@ -102,6 +102,9 @@ pub(super) struct Driver {
     log_readers: Arc<Semaphore>,
     leaving_until: Option<Moment>,
     conflict: Option<String>,
+    complaints: Vec<String>,
+    /// What people are shown has changed.
+    is_stale: bool,
     retention: Duration,
 }
 
@@ -152,6 +155,8 @@ impl Driver {
             log_readers: Arc::new(Semaphore::new(LOG_READERS)),
             leaving_until: None,
             conflict: None,
+            complaints: Vec::new(),
+            is_stale: false,
             retention,
         }
     }
@@ -169,6 +174,9 @@ impl Driver {
         let stopped = loop {
             if let Next::Stop(why) = self.carry_out_all() {
                 break why;
+            }
+            if std::mem::take(&mut self.is_stale) {
+                self.renew_snapshot();
             }
             let wake = self.wake_at();
             tokio::select! {
@@ -308,7 +316,13 @@ impl Driver {
                 return;
             }
             Command::Snapshot(answer) => {
-                let _ = answer.send(Ok(Arc::new(self.peer.snapshot(now))));
+                let _ = answer.send(Ok(Arc::new(self.snapshot())));
+                return;
+            }
+            Command::Members(answer) => {
+                let mut report = self.peer.membership().report(now);
+                report.complaints.extend(self.shells.gossip.complaint());
+                let _ = answer.send(Ok(Box::new(report)));
                 return;
             }
         };
@@ -503,7 +517,12 @@ impl Driver {
                     MemberState::Alive => tracing::info!(%node, name, ?status, ?was, reason, "member is alive"),
                     MemberState::Left => tracing::info!(%node, name, reason, "member left"),
                 }
-                self.renew_snapshot();
+                self.keep_in_contact(*node, *state, *was);
+                self.is_stale = true;
+            }
+            EventKind::Forgotten { node, name } => {
+                tracing::info!(%node, name, "member is forgotten");
+                self.is_stale = true;
             }
             EventKind::Job { job, state, attempt, node, reason, .. } => {
                 tracing::debug!(%job, ?state, ?attempt, ?node, reason, "job changed");
@@ -517,9 +536,55 @@ impl Driver {
         }
     }
 
+    /// Whoever comes back brings half of a cluster with it, perhaps: both sides are told of each other at once. And
+    /// whoever is gone is called now and then, so that a partition heals when no seed is left.
+    fn keep_in_contact(&self, node: NodeId, state: MemberState, was: Option<MemberState>) {
+        let worth_a_call = match (was, state) {
+            (None | Some(MemberState::Down | MemberState::Left), MemberState::Alive) => true,
+            (_, MemberState::Down) => true,
+            (Some(MemberState::Alive | MemberState::Suspect), MemberState::Alive) => false,
+            (_, MemberState::Suspect | MemberState::Left) => false,
+        };
+        if let Some(addr) = self.addr_of(node).filter(|_| worth_a_call) {
+            self.shells.gossip.contact([addr]);
+        }
+    }
+
+    /// What the Peer knows, with what its shells have counted.
+    fn snapshot(&self) -> Snapshot {
+        let mut snapshot = self.peer.snapshot(self.shells.clock.now());
+        let (gossip, datagrams) = (self.shells.gossip.status(), self.shells.datagrams.status());
+        snapshot.complaints.extend(self.shells.gossip.complaint());
+        snapshot.counters.extend([
+            ("gossip_restarts", gossip.restarts),
+            ("gossip_messages_refused", gossip.refused_messages),
+            ("gossip_messages_dropped", gossip.dropped_messages),
+            ("gossip_datagrams_sent", gossip.sent_as_datagrams.messages),
+            ("gossip_datagram_bytes_sent", gossip.sent_as_datagrams.bytes),
+            ("gossip_datagrams_received", gossip.received_as_datagrams.messages),
+            ("gossip_datagram_bytes_received", gossip.received_as_datagrams.bytes),
+            ("gossip_link_messages_sent", gossip.sent_over_links.messages),
+            ("gossip_link_bytes_sent", gossip.sent_over_links.bytes),
+            ("gossip_link_messages_received", gossip.received_over_links.messages),
+            ("gossip_link_bytes_received", gossip.received_over_links.bytes),
+            ("datagrams_sent", datagrams.sent),
+            ("datagram_bytes_sent", datagrams.sent_bytes),
+            ("datagrams_unsent", datagrams.unsent),
+            ("datagrams_received", datagrams.received),
+            ("datagram_bytes_received", datagrams.received_bytes),
+            ("datagrams_unreadable", datagrams.garbage),
+            ("datagrams_overrun", datagrams.overrun),
+        ]);
+        snapshot
+    }
+
     fn renew_snapshot(&mut self) {
-        let snapshot = self.peer.snapshot(self.shells.clock.now());
+        let snapshot = self.snapshot();
         let conflict = self.peer.membership().conflict();
+        for complaint in snapshot.complaints.iter().filter(|complaint| !self.complaints.contains(complaint)) {
+            tracing::error!(complaint, "something is wrong with the members");
+        }
+        self.complaints.clone_from(&snapshot.complaints);
         if conflict != self.conflict {
             match &conflict {
                 Some(conflict) => tracing::error!(conflict, "this node cannot serve"),

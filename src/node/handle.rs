@@ -15,6 +15,7 @@ use crate::model::record::Version;
 use crate::model::request::{Code, Cursor, Draft, Event, Explanation, Filter, JobAnswer, Refusal, Submitted};
 use crate::model::wire::{LogChunk, LogRequest};
 use crate::protocol::gateway::{Copy, Listing};
+use crate::protocol::membership::MembershipReport;
 use crate::protocol::snapshot::Snapshot;
 
 /// Where the answer to a question goes.
@@ -45,6 +46,8 @@ pub enum Command {
     Drain(bool, Answer<()>),
     /// A fresh snapshot.
     Snapshot(Answer<Arc<Snapshot>>),
+    /// What this node makes of each member, and why.
+    Members(Answer<Box<MembershipReport>>),
 }
 
 /// The way into a running node.
@@ -152,6 +155,14 @@ impl Handle {
     /// The node is too busy, or shutting down.
     pub async fn fresh_snapshot(&self) -> Result<Arc<Snapshot>, Refusal> {
         self.ask(Command::Snapshot).await
+    }
+
+    /// What the node makes of each member, and why.
+    ///
+    /// # Errors
+    /// The node is too busy, or shutting down.
+    pub async fn members(&self) -> Result<Box<MembershipReport>, Refusal> {
+        self.ask(Command::Members).await
     }
 
     /// What the node knew a moment ago; never waits.

@@ -10,7 +10,7 @@
 //! its record and spare everybody a question.
 //!
 //! **The rule.** A node acknowledges a record only when it has every blob that the record names, or has asked
-//! everybody alive who might have it and all have said no ([`awaits`](Blobs::awaits)). The exception keeps a
+//! everybody alive who might have it and all have said no ([`expects`](Blobs::expects)). The exception keeps a
 //! content that died with its only holder from holding up its job for ever. It is still asked for now and then,
 //! since the holder may come back.
 //!
@@ -259,7 +259,7 @@ impl Blobs {
     }
 
     /// Whether the content is not here, and somebody may still have it.
-    pub fn awaits(&self, id: BlobId) -> bool {
+    pub fn expects(&self, id: BlobId) -> bool {
         self.named.get(&id).is_some_and(|named| match &named.place {
             Place::Lacking(search) => !search.nowhere,
             Place::Stored | Place::ToStore(_) => false,

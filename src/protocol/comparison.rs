@@ -54,9 +54,12 @@ struct Round {
     number: u64,
     horizon: u32,
     purpose: Purpose,
-    partitions: BTreeSet<Partition>,
+    /// What was asked about, and what it came down to then.
+    partitions: BTreeMap<Partition, Version>,
     /// Where the two differed.
     differing: BTreeSet<Partition>,
+    /// What the peer has not on its disk.
+    unsaved: BTreeSet<JobId>,
     /// Still to be fetched.
     lacking: Vec<JobId>,
     fetching: bool,
@@ -70,16 +73,20 @@ pub struct Compared {
     pub peer: NodeId,
     /// For what reason.
     pub purpose: Purpose,
-    /// These partitions were the same.
-    pub same: Vec<Partition>,
+    /// Without the sealed records that expire before this hour.
+    pub horizon: u32,
+    /// These partitions were the same when the question was asked, and came down to this.
+    pub same: Vec<(Partition, Version)>,
     /// These were not; all that the peer had has been merged, and what it lacked has been pushed.
     pub differed: Vec<Partition>,
+    /// What the peer did not have on its disk when it answered.
+    pub unsaved: BTreeSet<JobId>,
 }
 
 /// What the other's list of a partition means for this node.
 #[derive(Debug, Default)]
 pub struct Difference {
-    /// Records that the peer has in this very version.
+    /// Records that the peer has in this very version, on its disk.
     pub same: Vec<(JobId, Version)>,
     /// Records that the peer lacks, or has in another version.
     pub theirs_lack: Vec<JobId>,
@@ -107,7 +114,7 @@ impl Comparison {
     /// Whether anything is wanted of or under way with `peer` about `partition`.
     pub fn is_pending(&self, peer: NodeId, partition: Partition) -> bool {
         self.wanted.get(&peer).is_some_and(|wanted| wanted.contains_key(&partition))
-            || self.rounds.get(&peer).is_some_and(|round| round.partitions.contains(&partition))
+            || self.rounds.get(&peer).is_some_and(|round| round.partitions.contains_key(&partition))
     }
 
     /// The next question to send. `hour` is the present one.
@@ -115,20 +122,20 @@ impl Comparison {
         let peer = *self.wanted.keys().find(|peer| !self.rounds.contains_key(peer))?;
         let wanted = self.wanted.get_mut(&peer)?;
         let purpose = wanted.values().copied().max()?;
-        let chosen: BTreeSet<Partition> = wanted
+        let horizon = self.horizons.get(&peer).copied().unwrap_or(0).max(hour);
+        let chosen: BTreeMap<Partition, Version> = wanted
             .iter()
             .filter(|(_, reason)| **reason == purpose)
-            .map(|(partition, _)| *partition)
+            .map(|(partition, _)| (*partition, records.digest(*partition, horizon)))
             .take(ROUND_PARTITIONS)
             .collect();
-        wanted.retain(|partition, _| !chosen.contains(partition));
+        wanted.retain(|partition, _| !chosen.contains_key(partition));
         if wanted.is_empty() {
             self.wanted.remove(&peer);
         }
         let number = self.next_round;
         self.next_round += 1;
-        let horizon = self.horizons.get(&peer).copied().unwrap_or(0).max(hour);
-        let digests = chosen.iter().map(|partition| (*partition, records.digest(*partition, horizon))).collect();
+        let digests = chosen.iter().map(|(partition, digest)| (*partition, *digest)).collect();
         self.rounds.insert(
             peer,
             Round {
@@ -137,6 +144,7 @@ impl Comparison {
                 purpose,
                 partitions: chosen,
                 differing: BTreeSet::new(),
+                unsaved: BTreeSet::new(),
                 lacking: Vec::new(),
                 fetching: false,
                 give_up_at: now + self.patience,
@@ -154,6 +162,7 @@ impl Comparison {
         number: u64,
         horizon: u32,
         partitions: Vec<(Partition, Vec<(JobId, Version)>)>,
+        unsaved: Vec<JobId>,
         records: &Records,
     ) -> (Difference, Step) {
         let mut difference = Difference::default();
@@ -166,15 +175,18 @@ impl Comparison {
             return (difference, Step::Wait);
         }
         let horizon = round.horizon;
+        round.unsaved.extend(unsaved);
         for (partition, theirs) in partitions {
-            if !round.partitions.contains(&partition) {
+            if !round.partitions.contains_key(&partition) {
                 continue;
             }
             round.differing.insert(partition);
             let theirs: BTreeMap<JobId, Version> = theirs.into_iter().collect();
             for (job, version) in records.versions_in(partition, horizon) {
                 if theirs.get(&job) == Some(&version) {
-                    difference.same.push((job, version));
+                    if !round.unsaved.contains(&job) {
+                        difference.same.push((job, version));
+                    }
                 } else {
                     difference.theirs_lack.push(job);
                 }
@@ -212,8 +224,9 @@ impl Comparison {
             return Step::Ask(Message::Fetch { round: round.number, jobs });
         }
         let round = self.rounds.remove(&peer).expect("it was just there");
-        let (differed, same) = round.partitions.iter().partition(|partition| round.differing.contains(partition));
-        Step::Done(Compared { peer, purpose: round.purpose, same, differed })
+        let Round { purpose, horizon, partitions, differing, unsaved, .. } = round;
+        let same = partitions.into_iter().filter(|(partition, _)| !differing.contains(partition)).collect();
+        Step::Done(Compared { peer, purpose, horizon, same, differed: differing.into_iter().collect(), unsaved })
     }
 
     /// The next moment at which a round is given up.
@@ -232,7 +245,7 @@ impl Comparison {
 
     fn want_again(&mut self, peer: NodeId) {
         if let Some(round) = self.rounds.remove(&peer) {
-            for partition in round.partitions {
+            for partition in round.partitions.into_keys() {
                 self.want(peer, partition, round.purpose);
             }
         }

@@ -5,12 +5,12 @@
 //! bounds the time to detection). Who does not answer the call within its usual time is called over the peer
 //! connection too, and k others are asked to call for him (section 3.1). A helper says so when it hears
 //! nothing either: a *nack* (Lifeguard, arXiv 1707.00788, section IV-A). Helpers that stay silent altogether
-//! tell the watchman that it may be he who is deaf, see [`LocalHealth`].
+//! tell the watchman that it may be he who is deaf, see `LocalHealth`.
 //!
-//! What comes out are packets to send and [`Finding`]s. This half knows no verdict, no vote and no gossip: who
-//! is to be probed, where, and what it should be told about itself is a [`Target`], set by the membership.
+//! What comes out are packets to send and `Finding`s. This half knows no verdict, no vote and no gossip: who
+//! is to be probed, where, and what it should be told about itself is a `Target`, set by the membership.
 //!
-//! What always holds: at most [`MOST_RUNS`] probes are under way, at most one of them per member; every probe
+//! What always holds: at most `MOST_RUNS` probes are under way, at most one of them per member; every probe
 //! ends with one finding or is dropped because this process was paused; an answer counts only for the
 //! ping it names, from the member that was pinged.
 

@@ -53,6 +53,8 @@ use self::suspicion::{Cause, Suspicion};
 /// between ticks it is shorter than any grace period, so a pause long enough for the others to condemn this
 /// node is always noticed by this node.
 const SHORTEST_LATENESS: Duration = Duration::from_millis(200);
+/// A later start elsewhere that nobody has spoken of for so long is gone.
+const RIVAL_FADES: Duration = Duration::from_secs(60);
 /// Bounds the changes kept for people.
 const MOST_HISTORY: usize = 128;
 
@@ -89,6 +91,8 @@ pub enum MembershipOutput {
     Forgotten {
         /// Who.
         node: NodeId,
+        /// Its name.
+        name: String,
     },
     /// This process was paused or starved: whatever it believed about the others' silence is void.
     LateTick {
@@ -112,7 +116,7 @@ pub struct Membership {
     /// An older process with this node's id.
     twin: Option<Twin>,
     /// A newer one, which should give way.
-    newer_self: Option<SocketAddr>,
+    newer_self: Option<(SocketAddr, Moment)>,
     /// When the next tick is due, by which lateness is measured.
     next_tick: Moment,
     /// No verdicts before.
@@ -130,8 +134,15 @@ struct Acquaintance {
     opinion: Opinion,
     /// It has answered this start of this node, in its present generation.
     answered: bool,
-    /// Facts of a later start at another address, while the present one still answers.
-    rival: Option<Facts>,
+    rival: Option<Rival>,
+}
+
+/// A later start at another address, while the present one still answers.
+#[derive(Debug)]
+struct Rival {
+    facts: Facts,
+    /// When it was last spoken of.
+    heard: Moment,
 }
 
 #[derive(Debug)]
@@ -411,12 +422,12 @@ impl Membership {
             let (name, node, addr) = (&other.name, other.node, other.cluster_addr);
             complaints.push(format!("node {node} at {addr} has this node's name, {name}"));
         }
-        if let Some(addr) = self.newer_self {
+        if let Some((addr, _)) = self.newer_self {
             complaints.push(format!("a newer process at {addr} runs as this node, {}", self.me));
         }
         for (node, known) in &self.known {
             if let (Some(rival), Some(member)) = (&known.rival, self.view.get(node)) {
-                let (here, there) = (member.facts.cluster_addr, rival.cluster_addr);
+                let (here, there) = (member.facts.cluster_addr, rival.facts.cluster_addr);
                 complaints.push(format!("two processes run as node {node}: at {here} and, newer, at {there}"));
             }
         }
@@ -435,7 +446,6 @@ impl Membership {
             ("probes_silent", detector.silent),
             ("probes_relayed", detector.relayed),
             ("missed_nacks", detector.missed_nacks),
-            ("local_health", u64::from(self.detector.health())),
             ("suspicions", own.suspicions),
             ("votes", own.votes),
             ("refutations", own.refutations),
@@ -445,6 +455,11 @@ impl Membership {
             ("stray_probe_packets", own.stray_packets),
             ("forgotten_members", own.forgotten),
         ]
+    }
+
+    /// How far the node distrusts its own ears: 0 is healthy, 8 the worst (Lifeguard's local health).
+    pub fn local_health(&self) -> u32 {
+        self.detector.health()
     }
 
     /// The members to keep on disk for the next start: all that have neither left nor been forgotten.
@@ -535,8 +550,12 @@ impl Membership {
             self.counters.forgotten += 1;
             self.epoch += 1;
             self.write_history(now, node, Some(member.state), None, "gone for too long");
-            self.outputs.push_back(MembershipOutput::Forgotten { node });
+            self.outputs.push_back(MembershipOutput::Forgotten { node, name: member.facts.name });
         }
+        for known in self.known.values_mut() {
+            known.rival.take_if(|rival| now.moment.since(rival.heard) > RIVAL_FADES);
+        }
+        self.newer_self.take_if(|(_, heard)| now.moment.since(*heard) > RIVAL_FADES);
         self.forgotten.retain(|_, tombstone| tombstone.until > now.moment);
         self.outsiders.retain(|_, outsider| now.moment < outsider.seen + after);
     }

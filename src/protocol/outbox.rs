@@ -186,6 +186,12 @@ impl Outbox {
         !carries(&self.gathering) && !self.committing.as_ref().is_some_and(|(_, load)| carries(load))
     }
 
+    /// The records that are not on disk as they are now.
+    pub fn unsaved(&self) -> impl Iterator<Item = JobId> + '_ {
+        let under_way = self.committing.iter().flat_map(|(_, load)| load.changed.keys());
+        self.gathering.changed.keys().chain(under_way).copied()
+    }
+
     /// Whether everything saved is on disk.
     pub fn is_settled(&self) -> bool {
         self.gathering.is_empty() && self.committing.is_none()

@@ -5,7 +5,7 @@
 //! earlier one, and what is lost is simply pushed again. Records on their way to one node are gathered into
 //! large pushes, of which a few at a time are under way; the rest waits as mere ids.
 //!
-//! Whoever wants to know that enough copies exist leaves a [`Waiter`]; it is handed back when they do, or
+//! Whoever wants to know that enough copies exist leaves a `Waiter`; it is handed back when they do, or
 //! when its time is over, with the count.
 //!
 //! Not known here: who the targets are, and what a record means.

@@ -57,12 +57,20 @@ impl Room {
         }
     }
 
-    /// An attempt takes its place, in exchange for the promise if there was one.
-    pub fn take(&mut self, job: JobId, claim: Dot, need: Resources) {
-        self.withdraw(job);
-        if self.taken.insert(claim, need).is_none() {
-            self.used = self.used.plus(&need);
+    /// An attempt takes its place, in exchange for the promise if there was one. Returns whether there is a
+    /// place: a promise may have lapsed, and its room may have gone to others.
+    #[must_use]
+    pub fn take(&mut self, job: JobId, claim: Dot, need: Resources) -> bool {
+        if self.holds(claim) {
+            return true;
         }
+        self.withdraw(job);
+        let fits = self.free().fits(&need);
+        if fits {
+            self.used = self.used.plus(&need);
+            self.taken.insert(claim, need);
+        }
+        fits
     }
 
     /// An attempt has ended. Returns whether it had a place.
@@ -117,9 +125,10 @@ mod tests {
         assert!(room.promise(Moment::START, JobId(1), slots(1)), "renewed, not doubled");
         assert!(room.promise(Moment::START, JobId(2), slots(1)));
         assert!(!room.promise(Moment::START, JobId(3), slots(1)));
-        room.take(JobId(1), claim(1), slots(1));
-        room.take(JobId(1), claim(1), slots(1));
+        assert!(room.take(JobId(1), claim(1), slots(1)));
+        assert!(room.take(JobId(1), claim(1), slots(1)), "taken, not twice");
         assert_eq!(room.free(), slots(0));
+        assert!(!room.take(JobId(3), claim(3), slots(1)), "nobody promised it anything");
         assert!(room.handle_timeout(Moment::START + PROMISE_LASTS), "the second promise lapsed");
         assert_eq!(room.free(), slots(1));
         assert!(room.release(claim(1)) && !room.release(claim(1)));

@@ -21,6 +21,10 @@ pub struct Snapshot {
     pub facts: Facts,
     /// Nothing if it serves; else why it does not.
     pub not_ready: Option<String>,
+    /// What else is wrong and worth a person's look, one sentence each.
+    pub complaints: Vec<String>,
+    /// How far it distrusts its own ears: 0 is healthy, 8 the worst.
+    pub local_health: u32,
     /// All members as it sees them, itself included.
     pub view: View,
     /// The ring it computes from that view, with each partition's home and acting lists.

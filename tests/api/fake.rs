@@ -7,12 +7,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use flockwork::api::{ApiConfig, serve};
-use flockwork::model::blob::{Blob, BlobId};
+use flockwork::model::blob::{Blob, BlobId, MAX_TAIL_BYTES};
 use flockwork::model::id::{Actor, Dot, Generation, Incarnation, JobId, JobIdPrefix, NodeId};
 use flockwork::model::member::{
     ClusterSettings, Facts, Fingerprint, Load, Member, MemberState, PartitionSet, Status, View, WIRE_VERSION,
 };
 use flockwork::model::record::{Exit, Fate, Phase, Record, Stop, StopKind, Submission};
+use flockwork::model::report::{Checkpoint, Progress, Tail, Tails};
 use flockwork::model::request::{Code, Cursor, Draft, Event, Explanation, JobAnswer, Receipt, Refusal, Submitted};
 use flockwork::model::resources::{Cpus, Memory, Resources};
 use flockwork::model::ring::Placement;
@@ -21,6 +22,7 @@ use flockwork::model::time::{Moment, Now, Timestamp};
 use flockwork::model::wire::{LogChunk, Stream};
 use flockwork::node::handle::{Command, Handle};
 use flockwork::protocol::gateway::{Copy, Listing};
+use flockwork::protocol::membership::{MemberReport, MembershipReport, SuspicionReport, Verdict};
 use flockwork::protocol::snapshot::{Convergence, JobCounts, Snapshot};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -108,17 +110,41 @@ impl World {
         claim
     }
 
-    /// The attempt ends, and so do its logs.
+    /// The attempt ends, and so do its logs, of which the last part stays with the record.
     pub fn finish(&self, job: JobId, claim: Dot, phase: Phase, exit: Option<Exit>) {
-        self.change(|state| {
-            for stream in [Stream::Stdout, Stream::Stderr] {
-                state.logs.entry((claim, stream)).or_default().1 = true;
-            }
-        });
+        let tail = |stream| {
+            self.change(|state| {
+                let (bytes, ended) = state.logs.entry((claim, stream)).or_default();
+                *ended = true;
+                let offset = bytes.len().saturating_sub(MAX_TAIL_BYTES as usize);
+                let blob = Blob::new(bytes[offset..].to_vec());
+                state.blobs.insert(blob.id(), blob.clone());
+                (blob.size() > 0).then(|| Tail { offset: offset as u64, blob: blob.reference() })
+            })
+        };
+        let tails = Tails { stdout: tail(Stream::Stdout), stderr: tail(Stream::Stderr) };
         let by_executor = phase != Phase::Lost;
         let executor = self.state.lock().unwrap().records[&job].attempts[&claim].claim.executor.node;
         self.write(job, if by_executor { executor } else { A }, |record, dot, at| {
+            if by_executor {
+                record.leave(dot, claim, None, tails);
+            }
             record.advance(claim, Fate { phase, by_executor, dot, at, exit, reason: String::new() });
+        });
+    }
+
+    /// The attempt says how far it has come, and saves some work; `result` is what it will have come to.
+    pub fn report(&self, job: JobId, claim: Dot, progress: Progress, saved: &[u8], result: &[u8]) {
+        let (saved, result) = (Blob::new(saved.to_vec()), Blob::new(result.to_vec()));
+        self.change(|state| {
+            state.blobs.extend([(saved.id(), saved.clone()), (result.id(), result.clone())]);
+        });
+        self.write(job, claim.actor.node, |record, dot, at| {
+            let (number, node, serial) = (1, claim.actor.node, progress.serial);
+            let blob = saved.reference();
+            record.report_progress(dot, claim, progress);
+            record.save_checkpoint(dot, Checkpoint { chain: 0, number, node, serial, claim, blob, saved_at: at });
+            record.leave(dot, claim, Some(result.reference()), Tails::default());
         });
     }
 
@@ -357,6 +383,9 @@ async fn drive(mut asked: mpsc::Receiver<Command>, state: Arc<Mutex<State>>, cha
                 Command::Snapshot(answer) => {
                     let _ = answer.send(Ok(snapshot(&lock())));
                 }
+                Command::Members(answer) => {
+                    let _ = answer.send(Ok(Box::new(report())));
+                }
             }
         });
     }
@@ -391,6 +420,46 @@ fn facts(node: NodeId, name: &str, http_port: u16) -> Facts {
     }
 }
 
+fn report() -> MembershipReport {
+    let since = Timestamp(1_700_000_490_000);
+    let suspicion = SuspicionReport {
+        since,
+        until: since + Duration::from_secs(5),
+        voters: [A].into(),
+        silent: true,
+        refused: false,
+        remembered: false,
+    };
+    let member = |facts: Facts, state, suspicion: Option<SuspicionReport>| MemberReport {
+        node: facts.node,
+        name: facts.name,
+        generation: facts.generation,
+        incarnation: facts.incarnation,
+        status: facts.status,
+        state,
+        since,
+        round_trip_ms: suspicion.as_ref().map(|_| 0.25),
+        suspicion,
+    };
+    MembershipReport {
+        local_health: 1,
+        withheld_until: None,
+        conflict: None,
+        complaints: vec!["two processes run as node b0b0b0b0".to_owned()],
+        members: vec![
+            member(facts(A, "node-a", 7401), MemberState::Alive, None),
+            member(facts(B, "node-b", 7402), MemberState::Suspect, Some(suspicion)),
+        ],
+        history: vec![Verdict {
+            at: since,
+            node: B,
+            was: Some(MemberState::Alive),
+            is: Some(MemberState::Suspect),
+            reason: "does not answer".to_owned(),
+        }],
+    }
+}
+
 fn snapshot(state: &State) -> Arc<Snapshot> {
     let since = Moment::from_start(Duration::from_secs(5));
     let mut own = facts(A, "node-a", 7401);
@@ -407,6 +476,8 @@ fn snapshot(state: &State) -> Arc<Snapshot> {
         generation: Generation(1),
         facts: own,
         not_ready: state.not_ready.clone(),
+        complaints: vec!["two processes run as node b0b0b0b0".to_owned()],
+        local_health: 1,
         view,
         placement,
         convergence: Convergence { fingerprints, acting: 16, in_sync: 15, strays: 2, ..Convergence::default() },

@@ -34,6 +34,33 @@ async fn a_node_drains_itself_and_names_the_address_of_another() {
 }
 
 #[tokio::test]
+async fn members_are_told_with_the_reasons() {
+    let world = world().await;
+    let told = world.get("/debug/members").await.1;
+    assert_eq!((&told["local_health"], &told["conflict"]), (&json!(1), &Value::Null));
+    assert_eq!(told["complaints"], json!(["two processes run as node b0b0b0b0"]));
+    let (own, other) = (&told["members"][0], &told["members"][1]);
+    assert_eq!((&own["doubt"], &own["round_trip_ms"]), (&Value::Null, &Value::Null));
+    assert_eq!((&other["round_trip_ms"], &other["state"]), (&json!(0.25), &json!("suspect")));
+    let doubt = json!({
+        "since": "2023-11-14T22:21:30.000Z",
+        "until": "2023-11-14T22:21:35.000Z",
+        "voters": [{"node": "a0a0a0a0", "name": "node-a"}],
+        "silent": true,
+        "refused": false,
+        "remembered": false,
+    });
+    assert_eq!(other["doubt"], doubt);
+    let verdict = &told["history"][0];
+    assert_eq!(
+        (&verdict["name"], &verdict["was"], &verdict["is"]),
+        (&json!("node-b"), &json!("alive"), &json!("suspect"))
+    );
+    let metrics = world.client.get(world.url("/metrics")).send().await.unwrap().text().await.unwrap();
+    assert!(metrics.contains("\nflockwork_local_health 1\n") && metrics.contains("\nflockwork_complaints 1\n"));
+}
+
+#[tokio::test]
 async fn a_job_can_be_located_and_explained() {
     let world = world().await;
     let id = world.submitted(json!({"command": ["true"]})).await;

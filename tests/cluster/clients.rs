@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, text};
 use crate::processes::{gone, just_one, long_sleep};
+use crate::program::Running;
 use crate::seconds;
 
 #[tokio::test]
@@ -33,6 +34,42 @@ async fn a_client_with_two_addresses_gets_over_the_death_of_its_node() {
     for out in [run.good(), logs.good()] {
         assert!(out == "before\nafter\n" || out == "before\nbefore\nafter\n", "{out:?}");
     }
+}
+
+#[tokio::test]
+async fn clients_that_submit_while_nodes_die_in_turn_lose_nothing() {
+    const NODES: usize = 4;
+    const CLIENTS: usize = 3;
+    const JOBS: usize = 25;
+    let mut cluster = Cluster::of(NODES).await;
+    let dir = tempfile::TempDir::new().unwrap();
+    let (numbers, ledger) = (dir.path().join("numbers"), dir.path().join("ledger"));
+    std::fs::write(&numbers, (0..JOBS).map(|number| format!("{number}\n")).collect::<String>()).unwrap();
+
+    for victim in 0..NODES {
+        let begin = |client: usize| {
+            let script = format!("sleep 0.1; echo {victim} {client} $1 >> {}", ledger.display());
+            let job = ["submit", "--wait", "-a", numbers.to_str().unwrap(), "--", "sh", "-c", &script, "sh"];
+            cluster.begin(&[victim, (victim + 1) % NODES], &job)
+        };
+        let mut clients: Vec<_> = (0..CLIENTS).map(begin).collect();
+        // The first client is told of its jobs now; the others are somewhere on the way there.
+        clients[0].line().await;
+        cluster.kill(victim).await;
+        for told in join_all(clients.into_iter().map(Running::told)).await {
+            // A receipt that the death cut short is told by 6.
+            assert!(matches!(told.code, Some(0 | 6)), "{told:?}");
+            assert!(told.err.contains("25 of 25 succeeded"), "{told:?}");
+        }
+        cluster.restart(&[victim]).await;
+        cluster.agree().await;
+    }
+    let jobs = cluster.list(0, 100, "&state=succeeded").await.len();
+    assert_eq!(jobs, NODES * CLIENTS * JOBS, "what was submitted again under its key made no second job");
+    let ledger = std::fs::read_to_string(ledger).unwrap();
+    let runs: BTreeSet<&str> = ledger.lines().collect();
+    assert_eq!(runs.len(), jobs, "every job ran to its end");
+    cluster.converge().await;
 }
 
 #[tokio::test]
@@ -94,9 +131,8 @@ async fn one_key_is_one_job_whoever_is_told_it_and_however_often() {
         let answers = join_all((0..9).map(|turn| cluster.post(turn % 3, &spec))).await;
         let ids: BTreeSet<String> = answers.iter().map(|(_, body)| text(&body["id"])).collect();
         assert_eq!(ids.len(), 1, "{answers:?}");
-        let statuses: Vec<u16> = answers.iter().map(|(status, _)| *status).collect();
-        assert_eq!(statuses.iter().filter(|status| **status == 201).count(), 1, "one made it: {statuses:?}");
-        assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 8, "the others found it: {statuses:?}");
+        let new = answers.iter().filter(|(_, body)| body["existed"] == false);
+        assert_eq!(new.count(), 1, "one made it, and the others found it: {answers:?}");
 
         let other = json!({"command": ["echo", "something else"], "key": format!("round {round}")});
         for (status, body) in join_all((0..3).map(|via| cluster.post(via, &other))).await {
@@ -104,6 +140,8 @@ async fn one_key_is_one_job_whoever_is_told_it_and_however_often() {
         }
     }
     assert_eq!(cluster.list(0, 100, "").await.len(), 5);
+    let spec = json!({"command": ["echo", "once"], "key": "round 0"});
+    assert_eq!(cluster.post(1, &spec).await.0, 200, "and later it is still found");
 
     // Two specs that come under one key at the same time: one of them wins.
     let spec = |word: usize| json!({"command": ["echo", word.to_string()], "key": "a race"});

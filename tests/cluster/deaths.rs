@@ -20,8 +20,15 @@ async fn a_killed_nodes_pods_die_with_it_and_their_jobs_go_on_as_new_attempts() 
     })
     .await;
 
+    let done = json!({"command": ["echo", "kept"], "require": {"place": "2"}});
+    let done = cluster.submit(0, done).await;
+    cluster.ended(1, &done).await;
+
     cluster.kill(2).await;
     gone(&sleep, seconds(5)).await;
+    let logs = cluster.flockwork(&[0], &["logs", &done]).await;
+    assert_eq!((logs.code, logs.out.as_str()), (Some(5), ""), "{logs:?}");
+    assert!(logs.err.contains("node-2") && logs.err.contains("cannot be reached"), "{logs:?}");
     let waiting = cluster.job_where(0, &id, |job| job["state"] == "pending").await;
     assert_eq!(last_attempt(&waiting)["phase"], "lost", "{waiting}");
 
@@ -34,6 +41,7 @@ async fn a_killed_nodes_pods_die_with_it_and_their_jobs_go_on_as_new_attempts() 
         pids => Err(format!("{pids:?}")),
     })
     .await;
+    assert_eq!(cluster.flockwork(&[0], &["logs", &done]).await.good(), "kept\n");
     cluster.cancel(1, &id, "enough").await;
     gone(&sleep, seconds(10)).await;
     assert_eq!(cluster.ended(2, &id).await["state"], "cancelled");
@@ -72,6 +80,9 @@ async fn jobs_of_a_frozen_node_go_on_elsewhere_and_it_comes_back_by_itself() {
     }
     let quick = cluster.shell(other, "echo the others go on").await;
     assert_eq!(cluster.ended(one, &quick).await["state"], "succeeded");
+    // Its machine still takes connections, and says nothing on them.
+    let got_over = cluster.flockwork(&[frozen, one], &["run", "--", "echo", "not for long"]).await;
+    assert_eq!(got_over.good(), "not for long\n");
     tokio::time::sleep_until(begun + frozen_for).await;
 
     cluster.thaw(frozen);
@@ -137,9 +148,7 @@ async fn a_node_that_is_asked_to_leave_hands_over_and_says_goodbye() {
 async fn every_acknowledged_job_ends_though_all_nodes_are_killed_at_once() {
     let mut cluster = Cluster::of(3).await;
     let specs: Vec<Value> = (0..60).map(|n| json!({"command": ["sh", "-c", format!("sleep 0.3; echo {n}")]})).collect();
-    let (status, body) = cluster.post(1, &json!(specs)).await;
-    assert_eq!(status, 201, "{body}");
-    let ids: Vec<String> = body["jobs"].as_array().unwrap().iter().map(|job| text(&job["id"])).collect();
+    let ids = cluster.submit_all(1, &specs, false).await;
 
     cluster.ended(0, &ids[5]).await;
     cluster.kill_all(&[0, 1, 2]).await;

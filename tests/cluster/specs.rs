@@ -142,7 +142,7 @@ async fn a_finished_job_is_tried_again_as_a_new_one(cluster: &Cluster) {
     let id = cluster.shell(0, "exit 1").await;
     assert_eq!(cluster.ended(1, &id).await["state"], "failed");
     let (status, again) = told(cluster.request(2, Method::POST, &format!("/v1/jobs/{id}/retry"))).await;
-    assert_eq!((status, &again["retry_of"]), (201, &json!(id)), "{again}");
+    assert!(matches!(status, 201 | 202) && again["retry_of"] == json!(id), "{status}: {again}");
     assert_ne!(again["id"], json!(id));
     assert_eq!(cluster.ended(0, &text(&again["id"])).await["state"], "failed");
     assert_eq!(cluster.job(0, &id).await["attempts"].as_array().unwrap().len(), 1, "what has ended stays as it was");
@@ -181,9 +181,7 @@ async fn every_node_tells_of_the_whole_cluster() {
     let specs: Vec<Value> = (0..25).map(|n| json!({"command": ["true"], "name": format!("job {}", n % 2)})).collect();
     let mut ids = BTreeSet::new();
     for specs in specs.chunks(5) {
-        let (status, body) = cluster.post(1, &json!(specs)).await;
-        assert_eq!(status, 201, "{body}");
-        ids.extend(body["jobs"].as_array().unwrap().iter().map(|job| text(&job["id"])));
+        ids.extend(cluster.submit_all(1, specs, true).await);
     }
     let mut untold = ids.clone();
     while !untold.is_empty() {

@@ -1,13 +1,10 @@
 //! The main story: a thousand jobs, five nodes, and one of them killed in the middle.
 
 use std::collections::BTreeSet;
-use std::ops::Range;
-use std::path::Path;
 
-use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, text, told};
+use crate::cluster::Cluster;
 
 const JOBS: usize = 1_000;
 const NODES: usize = 5;
@@ -17,8 +14,14 @@ const VICTIM: usize = 2;
 async fn a_thousand_jobs_outlive_a_node_that_is_killed_while_they_run() {
     let mut cluster = Cluster::alone(NODES).await;
     let ledger = tempfile::NamedTempFile::new().unwrap();
-    let share = JOBS / NODES;
-    let submits = (0..NODES).map(|via| submit_in_bulk(&cluster, via, via * share..(via + 1) * share, ledger.path()));
+    let spec = |number: usize| {
+        const SCRIPT: &str = "sleep 0.$(($1 % 3)); echo $1 squared is $(($1 * $1)); echo $1 >> $2";
+        json!({"command": ["sh", "-c", SCRIPT, "sh", number.to_string(), ledger.path()]})
+    };
+    let specs: Vec<Value> = (0..JOBS).map(spec).collect();
+    // One request to each node: an array to every other one, lines to the rest.
+    let shares = specs.chunks(JOBS / NODES).enumerate();
+    let submits = shares.map(|(via, share)| cluster.submit_all(via, share, via % 2 == 1));
     let ids = futures_util::future::join_all(submits).await.concat();
     assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), JOBS);
 
@@ -53,23 +56,4 @@ async fn a_thousand_jobs_outlive_a_node_that_is_killed_while_they_run() {
         let attempts = job["attempts"].as_array().unwrap().len();
         assert!((1..=attempts).contains(&runs), "it ran to its end {runs} times: {job}");
     }
-}
-
-/// Submits the jobs with these numbers in one request: an array to every other node, lines to the rest.
-async fn submit_in_bulk(cluster: &Cluster, via: usize, numbers: Range<usize>, ledger: &Path) -> Vec<String> {
-    const SCRIPT: &str = "sleep 0.$(($1 % 3)); echo $1 squared is $(($1 * $1)); echo $1 >> $2";
-    let spec = |number: usize| json!({"command": ["sh", "-c", SCRIPT, "sh", number.to_string(), ledger]});
-    let specs: Vec<Value> = numbers.map(spec).collect();
-    let request = cluster.request(via, Method::POST, "/v1/jobs");
-    let request = if via.is_multiple_of(2) {
-        request.json(&specs)
-    } else {
-        let lines: String = specs.iter().map(|spec| format!("{spec}\n")).collect();
-        request.header("content-type", "application/x-ndjson").body(lines)
-    };
-    let (status, body) = told(request).await;
-    assert_eq!(status, 201, "{body}");
-    let jobs = body["jobs"].as_array().unwrap();
-    assert_eq!(jobs.len(), specs.len());
-    jobs.iter().map(|job| text(&job["id"])).collect()
 }

@@ -146,7 +146,10 @@ impl World {
             let convergence = snapshot.convergence;
             if !convergence.converged {
                 let (behind, strays) = (convergence.behind, convergence.strays);
-                faults.push(format!("n{node} is not converged: behind {behind:?}, strays {strays}, {:?}", snapshot.not_ready));
+                faults.push(format!(
+                    "n{node} is not converged: behind {behind:?}, strays {strays}, {:?}",
+                    snapshot.not_ready
+                ));
             }
         }
         for fault in faults {
@@ -177,15 +180,15 @@ impl World {
             }
             if disk.len() != peer.records().len() {
                 let (on_disk, known) = (disk.len(), peer.records().len());
-                faults.push(("what is known is on disk", format!("n{node} has {on_disk} records there and knows {known}")));
+                faults.push((
+                    "what is known is on disk",
+                    format!("n{node} has {on_disk} records there and knows {known}"),
+                ));
             }
         }
         for (job, copies) in copies {
-            let acting: BTreeSet<usize> = placement
-                .acting(placement.partition_of(job))
-                .iter()
-                .filter_map(|id| self.place_of(*id))
-                .collect();
+            let acting: BTreeSet<usize> =
+                placement.acting(placement.partition_of(job)).iter().filter_map(|id| self.place_of(*id)).collect();
             let holders: BTreeSet<usize> = copies.keys().copied().collect();
             if holders != acting {
                 let text = format!("{} is held by {holders:?} and acted for by {acting:?}", short(job.0));
@@ -301,7 +304,8 @@ impl World {
             let Some(record) = self.merged(job) else {
                 continue;
             };
-            let is_shown = record.overlaps().iter().any(|overlap| BTreeSet::from([overlap.first, overlap.second]) == pair);
+            let is_shown =
+                record.overlaps().iter().any(|overlap| BTreeSet::from([overlap.first, overlap.second]) == pair);
             let text = format!("{} on n{} and n{} by {pair:?}", short(job.0), on.0, on.1);
             if is_shown {
                 self.except(format!("ran twice at once: {text}"));

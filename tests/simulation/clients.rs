@@ -75,7 +75,8 @@ impl Clients {
 
     /// The gateway's process is gone, and its questions with it. Returns the keys to try again.
     pub fn forget_gateway(&mut self, process: u64) -> Vec<String> {
-        let gone: Vec<AskId> = self.open.iter().filter(|(_, open)| open.process == process).map(|(ask, _)| *ask).collect();
+        let gone: Vec<AskId> =
+            self.open.iter().filter(|(_, open)| open.process == process).map(|(ask, _)| *ask).collect();
         let gone = gone.into_iter().filter_map(|ask| self.open.remove(&ask));
         gone.flat_map(|open| match open.what {
             Ask::Submit(drafts) => drafts.into_iter().filter_map(|draft| draft.spec.key).collect(),
@@ -265,7 +266,8 @@ impl World {
                 if !self.disturbances.any {
                     self.find("without faults every submit is acknowledged", refusal.message.clone());
                 }
-                if let Some(key) = spec.key.clone().filter(|_| keyed.as_ref().is_some_and(|keyed| keyed.spec == *spec)) {
+                if let Some(key) = spec.key.clone().filter(|_| keyed.as_ref().is_some_and(|keyed| keyed.spec == *spec))
+                {
                     let after = self.dice.ms(200.0, 2_000.0);
                     self.schedule(after, Happening::AskAgain { key });
                 }
@@ -317,10 +319,11 @@ impl World {
     /// Questions whose time is over.
     pub fn check_asks(&mut self) {
         let now = self.now;
+        let is_overdue = |open: &OpenAsk| open.deadline < now && !open.excused;
         let overdue: Vec<AskId> =
-            self.clients.open.iter().filter(|(_, open)| open.deadline < now).map(|(ask, _)| *ask).collect();
+            self.clients.open.iter().filter(|(_, open)| is_overdue(open)).map(|(ask, _)| *ask).collect();
         for ask in overdue {
-            if let Some(open) = self.clients.open.remove(&ask).filter(|open| !open.excused) {
+            if let Some(open) = self.clients.open.remove(&ask) {
                 self.find("every ask is answered in time", format!("{:?}", open.what));
             }
         }

@@ -87,7 +87,7 @@ pub fn explore(run: Run, trace: Trace) -> World {
         world.start(node);
         world.run_for(after);
     }
-    let pace = [60.0, 150.0, 400.0][world.dice.number(0..3) as usize];
+    let pace = [250.0, 500.0, 1_000.0][world.dice.number(0..3) as usize];
     world.let_clients_ask(Some(pace));
     let end = world.now + Duration::from_secs_f64(run.minutes * 60.0);
     let mut reliefs: BTreeMap<(Duration, u64), Relief> = BTreeMap::new();
@@ -194,7 +194,11 @@ impl World {
                 if self.up().len() > 2 {
                     self.leave(node);
                     let back = self.dice.chance(50.0);
-                    return if back { vec![(Duration::from_secs(25) + lasts, Relief::Start(node))] } else { Vec::new() };
+                    return if back {
+                        vec![(Duration::from_secs(25) + lasts, Relief::Start(node))]
+                    } else {
+                        Vec::new()
+                    };
                 }
                 Vec::new()
             }

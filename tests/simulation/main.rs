@@ -12,8 +12,8 @@ mod stories;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use explore::{Run, explore};
@@ -63,6 +63,10 @@ fn the_same_seed_is_the_same_run() {
     };
     let (first, second) = (text(), text());
     assert!(first.lines().count() > 1_000, "there is something to compare");
-    assert!(first == second, "the runs differ from line {:?} on", first.lines().zip(second.lines()).position(|(a, b)| a != b));
+    assert!(
+        first == second,
+        "the runs differ from line {:?} on",
+        first.lines().zip(second.lines()).position(|(a, b)| a != b)
+    );
     assert_ne!(Duration::ZERO, Duration::from_secs(first.len() as u64));
 }

@@ -302,7 +302,8 @@ impl World {
         let Some(process) = self.nodes[node].process.as_ref() else {
             return;
         };
-        let mut others: BTreeSet<NodeId> = process.gossip.known.keys().chain(&process.gossip.contacts).copied().collect();
+        let mut others: BTreeSet<NodeId> =
+            process.gossip.known.keys().chain(&process.gossip.contacts).copied().collect();
         others.remove(&me);
         for _ in 0..GOSSIP_TO {
             let Some(chosen) = self.dice.pick(&others.iter().copied().collect::<Vec<_>>()) else {
@@ -379,8 +380,11 @@ pub fn describe(packet: &Packet) -> String {
     };
     match &**message {
         Message::Push { seq, records, .. } => {
-            let records: Vec<String> =
-                records.iter().take(4).map(|record| format!("{} {}", short(record.id.0), record.state().as_str())).collect();
+            let records: Vec<String> = records
+                .iter()
+                .take(4)
+                .map(|record| format!("{} {}", short(record.id.0), record.state().as_str()))
+                .collect();
             format!("push {seq}: {}", records.join(", "))
         }
         Message::Stored { seq, versions } => format!("stored {seq}: {} records", versions.len()),
@@ -388,7 +392,7 @@ pub fn describe(packet: &Packet) -> String {
         Message::Compare { round, takeover, horizon: _, digests } => {
             format!("compare {round}: {} partitions{}", digests.len(), if *takeover { ", to take over" } else { "" })
         }
-        Message::Differ { round, horizon: _, partitions } => format!("differ {round}: {} partitions", partitions.len()),
+        Message::Differ { round, partitions, .. } => format!("differ {round}: {} partitions", partitions.len()),
         Message::Fetch { round, jobs } => format!("fetch {round}: {} records", jobs.len()),
         Message::Fetched { round, records, .. } => format!("fetched {round}: {} records", records.len()),
         Message::Check { round, versions } => format!("check {round}: {} records", versions.len()),

@@ -152,16 +152,26 @@ impl World {
         if self.ledger.runs[run].ended.is_some() {
             return;
         }
-        let (job, claim, number) = (self.ledger.runs[run].job, self.ledger.runs[run].claim, self.ledger.runs[run].number);
+        let (job, claim, number) =
+            (self.ledger.runs[run].job, self.ledger.runs[run].claim, self.ledger.runs[run].number);
         self.note(node, || format!("pod: {} attempt {number} runs", short(job.0)));
         self.ledger.runs[run].started = Some(self.now);
         let key = AttemptKey { job, claim };
-        let beside: Vec<usize> = self.ledger.live.range(..).filter(|(other, _)| other.job == job && **other != key).map(|(_, run)| *run).collect();
+        let beside: Vec<usize> = self
+            .ledger
+            .live
+            .range(..)
+            .filter(|(other, _)| other.job == job && **other != key)
+            .map(|(_, run)| *run)
+            .collect();
         for other in beside.into_iter().filter(|other| self.ledger.runs[*other].started.is_some()).collect::<Vec<_>>() {
             self.ledger.overlaps.push((other, run));
             if !self.disturbances.any {
                 let where_else = self.ledger.runs[other].node;
-                self.find("without faults nothing runs twice at once", format!("{} on n{where_else} and n{node}", short(job.0)));
+                self.find(
+                    "without faults nothing runs twice at once",
+                    format!("{} on n{where_else} and n{node}", short(job.0)),
+                );
             }
         }
         let takes = self.ledger.runs[run].plan.takes;

@@ -1,1 +1,529 @@
-//! Stories.
+//! Stories of faults, a few lines each.
+//!
+//! Every story ends in a calm, in which all checkers judge the whole world.
+
+use std::time::Duration;
+
+use flockwork::model::id::{JobId, JobIdPrefix};
+use flockwork::model::member::Status;
+use flockwork::model::record::{JobState, Phase, Record, StopKind};
+use flockwork::model::request::{Code, Draft, Refusal, Submitted};
+use flockwork::model::spec::{Durability, Spec};
+use flockwork::protocol::gateway::{Ask, AskId, Told};
+
+use crate::network::short;
+use crate::pods::work;
+use crate::world::{Options, World};
+
+/// Longer than anything in a story takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Nodes that have found each other.
+fn cluster(nodes: usize) -> World {
+    cluster_of(Options::new(1, nodes))
+}
+
+fn cluster_of(options: Options) -> World {
+    let mut world = World::new(options);
+    for node in 0..world.nodes.len() {
+        world.start(node);
+    }
+    world.wait_until("the cluster converges", |world| world.up().iter().all(|node| world.converged(*node)));
+    world
+}
+
+impl World {
+    fn converged(&self, node: usize) -> bool {
+        self.peer(node).is_some_and(|peer| peer.snapshot(self.local_now(node)).convergence.converged)
+    }
+
+    #[track_caller]
+    fn wait_until(&mut self, what: &str, done: impl FnMut(&Self) -> bool) {
+        assert!(self.run_until(PATIENCE, done), "waited in vain until {what}");
+    }
+
+    #[track_caller]
+    fn answer(&mut self, ask: AskId) -> Result<Told, Refusal> {
+        self.wait_until("the client is answered", |world| world.clients.answers.contains_key(&ask));
+        self.clients.answers.remove(&ask).expect("it was just there")
+    }
+
+    fn ask_to_submit(&mut self, node: usize, spec: Spec) -> AskId {
+        self.ask(node, Ask::Submit(vec![Draft { spec, retry_of: None }])).expect("the node is up")
+    }
+
+    #[track_caller]
+    fn outcome(&mut self, ask: AskId) -> Result<Submitted, Refusal> {
+        match self.answer(ask) {
+            Ok(Told::Submitted(mut outcomes)) if outcomes.len() == 1 => outcomes.remove(0),
+            other => panic!("one submit was asked, and the answer is {other:?}"),
+        }
+    }
+
+    #[track_caller]
+    fn submit(&mut self, node: usize, spec: Spec) -> JobId {
+        let ask = self.ask_to_submit(node, spec);
+        self.outcome(ask).expect("it is acknowledged").id
+    }
+
+    fn state(&self, job: JobId) -> Option<JobState> {
+        self.merged(job).map(|record| record.state())
+    }
+
+    #[track_caller]
+    fn wait_for(&mut self, job: JobId, state: JobState) -> Record {
+        let text = format!("{} is {}", short(job.0), state.as_str());
+        self.wait_until(&text, |world| world.state(job) == Some(state));
+        self.merged(job).expect("somebody holds it")
+    }
+
+    /// A pod of the job runs. Returns where.
+    #[track_caller]
+    fn wait_for_pod(&mut self, job: JobId) -> usize {
+        let runs = |world: &Self| {
+            let mut live = world.ledger.runs_of(job).filter(|run| run.started.is_some() && run.ended.is_none());
+            live.next().map(|run| run.node)
+        };
+        self.wait_until("a pod runs", |world| runs(world).is_some());
+        runs(self).expect("it was just there")
+    }
+
+    /// The node that decides for the job.
+    #[track_caller]
+    fn owner(&mut self, job: JobId) -> usize {
+        let owner = |world: &Self| {
+            let decides =
+                |node: &usize| world.peer(*node).is_some_and(|peer| peer.decides_for(peer.records().partition_of(job)));
+            world.up().into_iter().find(decides)
+        };
+        self.wait_until("somebody decides", |world| owner(world).is_some());
+        owner(self).expect("it was just there")
+    }
+
+    fn others(&self, than: &[usize]) -> Vec<usize> {
+        self.up().into_iter().filter(|node| !than.contains(node)).collect()
+    }
+
+    fn cancel(&mut self, node: usize, job: JobId) -> Result<Told, Refusal> {
+        let ask = self.ask(node, Ask::Cancel(JobIdPrefix::from(job), "enough".into())).expect("the node is up");
+        self.answer(ask)
+    }
+
+    /// How many pods of the job there were.
+    fn pods(&self, job: JobId) -> usize {
+        self.ledger.runs_of(job).count()
+    }
+
+    /// Calms down, and nothing may be wrong.
+    #[track_caller]
+    fn end_well(mut self) -> Self {
+        self.calm_down_and_check();
+        let violations: Vec<String> = self.findings.violations.iter().map(ToString::to_string).collect();
+        assert!(violations.is_empty(), "\n{}", violations.join("\n"));
+        self
+    }
+}
+
+/// A job whose partition `node` decides for.
+fn owned_by(world: &mut World, node: usize, spec: Spec) -> JobId {
+    for _ in 0..200 {
+        let job = world.submit(node, Spec { delay: Some(PATIENCE), ..spec.clone() });
+        if world.owner(job) == node {
+            return job;
+        }
+        world.cancel(node, job).expect("it is cancelled");
+    }
+    panic!("n{node} decides for nothing");
+}
+
+#[test]
+fn a_job_given_to_any_node_runs_once() {
+    let mut world = cluster(3);
+    let jobs: Vec<JobId> = (0..12).map(|at| world.submit(at % 3, work(50, 0))).collect();
+    for job in jobs {
+        world.wait_for(job, JobState::Succeeded);
+        assert_eq!(world.pods(job), 1);
+    }
+    world.end_well();
+}
+
+#[test]
+fn an_acknowledgement_rests_on_the_copies_that_were_asked_for() {
+    let mut world = cluster(4);
+    for (durability, copies) in [(Durability::One, 1), (Durability::Majority, 2), (Durability::All, 3)] {
+        let ask = world.ask_to_submit(0, Spec { durability, ..work(50, 0) });
+        let receipt = world.outcome(ask).unwrap().receipt;
+        assert_eq!(receipt.wanted, copies);
+        assert!(receipt.stored >= copies, "{receipt:?}");
+    }
+    world.end_well();
+}
+
+#[test]
+fn the_owner_dies_before_it_acknowledges() {
+    for after_ms in [0, 1, 2, 3, 5] {
+        let mut world = cluster(4);
+        let job = world.submit(0, work(1, 0));
+        let owner = world.owner(job);
+        let gateway = world.others(&[owner])[0];
+        // The same partition, and so the same owner: ids with one key differ in their low bits only.
+        let spec = Spec { key: Some("once".into()), ..work(300, 0) };
+        let first = world.submit(gateway, spec.clone());
+        let owner = world.owner(first);
+        let gateway = world.others(&[owner])[0];
+        let second = Spec { key: Some("twice".into()), ..spec };
+        let ask = world.ask_to_submit(gateway, second.clone());
+        world.run_for(Duration::from_millis(after_ms));
+        world.kill(owner);
+        let outcome = world.outcome(ask);
+        let again = world.submit(gateway, second);
+        assert!(outcome.is_ok_and(|submitted| submitted.id == again), "killed after {after_ms} ms");
+        world.wait_for(again, JobState::Succeeded);
+        world.end_well();
+    }
+}
+
+#[test]
+fn the_owner_dies_after_it_acknowledged() {
+    let mut world = cluster(4);
+    let job = world.submit(0, Spec { delay: Some(SECOND), ..work(300, 0) });
+    let owner = world.owner(job);
+    world.power_off(owner);
+    let record = world.wait_for(job, JobState::Succeeded);
+    assert_eq!(record.attempts.len(), 1);
+    assert_ne!(world.owner(job), owner);
+    world.end_well();
+}
+
+#[test]
+fn the_executor_dies_in_the_middle() {
+    let mut world = cluster(3);
+    let job = world.submit(0, work(3_000, 0));
+    let executor = world.wait_for_pod(job);
+    world.kill(executor);
+    let record = world.wait_for(job, JobState::Succeeded);
+    assert_eq!((record.losses(), world.pods(job)), (1, 2));
+    assert_ne!(world.ledger.runs_of(job).last().unwrap().node, executor);
+    assert!(record.overlaps().iter().all(|overlap| !overlap.certain), "the first died before the second began");
+    world.end_well();
+}
+
+#[test]
+fn too_many_losses_are_a_failure() {
+    let mut world = cluster(3);
+    let job = world.submit(0, Spec { lost_limit: 1, ..work(20_000, 0) });
+    for _ in 0..2 {
+        let executor = world.wait_for_pod(job);
+        world.kill(executor);
+        world.run_for(Duration::from_millis(200));
+        world.start(executor);
+    }
+    let record = world.wait_for(job, JobState::Failed);
+    assert_eq!(record.losses(), 2);
+    world.end_well();
+}
+
+#[test]
+fn the_gateway_dies_and_the_job_goes_on() {
+    let mut world = cluster(4);
+    let job = world.submit(0, work(1_000, 0));
+    let executor = world.wait_for_pod(job);
+    if executor != 0 {
+        world.kill(0);
+    }
+    let record = world.wait_for(job, JobState::Succeeded);
+    assert_eq!(record.attempts.len(), 1, "nothing of it ran on the gateway");
+    world.end_well();
+}
+
+#[test]
+fn a_paused_owner_returns_and_stands_by() {
+    let mut world = cluster(3);
+    let job = owned_by(&mut world, 0, work(300, 0));
+    world.pause(0);
+    world.run_for(SECOND * 8);
+    let successor = world.owner(job);
+    assert_ne!(successor, 0);
+    world.resume(0);
+    world.run_for(Duration::from_millis(1));
+    assert!(!world.peer(0).unwrap().decides_for(world.peer(0).unwrap().records().partition_of(job)));
+    world.end_well();
+}
+
+#[test]
+fn a_paused_executor_is_superseded_and_ends_its_pod() {
+    let mut world = cluster(3);
+    let job = world.submit(0, work(20_000, 0));
+    let executor = world.wait_for_pod(job);
+    world.pause(executor);
+    world.wait_until("another attempt runs", |world| world.pods(job) == 2);
+    world.run_for(SECOND);
+    world.resume(executor);
+    let record = world.wait_for(job, JobState::Succeeded);
+    assert_eq!(record.overlaps().len(), 1, "two ran at once, and the record says so");
+    let phases: Vec<Phase> = record.attempts.values().map(|attempt| attempt.fate.phase).collect();
+    assert!(phases.contains(&Phase::Stopped), "{phases:?}");
+    world.end_well();
+}
+
+#[test]
+fn a_node_that_restarts_goes_on_with_what_it_had() {
+    let mut world = cluster(3);
+    let jobs: Vec<JobId> = (0..10).map(|_| world.submit(0, Spec { delay: Some(SECOND * 3), ..work(200, 0) })).collect();
+    world.kill(1);
+    world.run_for(Duration::from_millis(300));
+    world.start(1);
+    for job in jobs {
+        world.wait_for(job, JobState::Succeeded);
+        assert_eq!(world.pods(job), 1);
+    }
+    world.end_well();
+}
+
+#[test]
+fn all_nodes_restart_at_once() {
+    let mut world = cluster(4);
+    let jobs: Vec<JobId> = (0..8).map(|at| world.submit(at % 4, work(2_000, 0))).collect();
+    for node in 0..4 {
+        world.power_off(node);
+    }
+    world.run_for(SECOND);
+    for node in 0..4 {
+        world.start(node);
+        world.run_for(Duration::from_millis(100));
+    }
+    for job in jobs {
+        world.wait_for(job, JobState::Succeeded);
+    }
+    world.end_well();
+}
+
+#[test]
+fn a_join_under_load_runs_nothing_twice() {
+    let mut world = cluster(3);
+    world.let_clients_ask(Some(40.0));
+    world.run_for(SECOND * 5);
+    let newcomer = world.add_machine();
+    world.start(newcomer);
+    world.run_for(SECOND * 10);
+    let snapshot = world.peer(newcomer).unwrap().snapshot(world.local_now(newcomer));
+    assert!(snapshot.convergence.acting > 0, "it acts for some partitions");
+    let world = world.end_well();
+    assert!(world.ledger.runs.iter().any(|run| run.node == newcomer), "it runs some jobs");
+    assert!(world.ledger.overlaps.is_empty());
+}
+
+#[test]
+fn whoever_leaves_hands_over_first() {
+    let mut world = cluster(4);
+    world.let_clients_ask(Some(60.0));
+    world.run_for(SECOND * 5);
+    world.leave(1);
+    world.wait_until("it has left", |world| world.nodes[1].has_left);
+    assert!(world.nodes[1].disk.records.is_empty(), "others have all that it had");
+    let world = world.end_well();
+    assert!(world.ledger.overlaps.is_empty());
+}
+
+#[test]
+fn a_node_with_a_full_disk_stands_aside_and_comes_back() {
+    let mut world = cluster(4);
+    world.nodes[1].disk.full = true;
+    world.disturbances.any = true;
+    let jobs: Vec<JobId> = (0..20).map(|_| world.submit(0, work(100, 0))).collect();
+    let status = |world: &World| world.peer(1).unwrap().membership().me().status;
+    world.wait_until("it is read-only", |world| status(world) == Status::ReadOnly);
+    for job in jobs {
+        world.wait_for(job, JobState::Succeeded);
+    }
+    world.nodes[1].disk.full = false;
+    world.wait_until("it serves", |world| status(world) == Status::Serving);
+    world.end_well();
+}
+
+#[test]
+fn one_key_given_to_three_nodes_at_once_is_one_job() {
+    let mut world = cluster(3);
+    let spec = Spec { key: Some("the same".into()), ..work(100, 0) };
+    let asks: Vec<AskId> = (0..3).map(|node| world.ask_to_submit(node, spec.clone())).collect();
+    let jobs: Vec<Submitted> = asks.into_iter().map(|ask| world.outcome(ask).unwrap()).collect();
+    assert!(jobs.iter().all(|job| job.id == jobs[0].id));
+    assert_eq!(jobs.iter().filter(|job| !job.existed).count(), 1);
+    world.wait_for(jobs[0].id, JobState::Succeeded);
+    assert_eq!(world.pods(jobs[0].id), 1);
+    world.end_well();
+}
+
+#[test]
+fn one_key_given_to_both_sides_of_a_split_is_one_job() {
+    let mut world = cluster(4);
+    world.split(&[0, 1]);
+    world.run_for(SECOND * 6);
+    let spec = Spec { key: Some("both sides".into()), ..work(100, 0) };
+    let (here, there) = (world.submit(0, spec.clone()), world.submit(2, spec));
+    assert_eq!(here, there);
+    world.run_for(SECOND * 2);
+    world.heal();
+    world.end_well();
+}
+
+#[test]
+fn a_key_for_another_spec_is_a_conflict() {
+    let mut world = cluster(3);
+    let spec = Spec { key: Some("taken".into()), ..work(100, 0) };
+    world.submit(0, spec.clone());
+    world.clients.keys.insert("taken".into(), crate::clients::Keyed { spec: spec.clone(), job: None, misused: true });
+    let ask = world.ask_to_submit(1, Spec { retries: 7, ..spec });
+    assert_eq!(world.outcome(ask).unwrap_err().code, Code::Conflict);
+    world.end_well();
+}
+
+#[test]
+fn failures_are_tried_again_after_a_growing_wait() {
+    let mut world = cluster(3);
+    let job = world.submit(0, Spec { retries: 3, ..work(50, 3) });
+    let record = world.wait_for(job, JobState::Succeeded);
+    assert_eq!(record.failures(), 3);
+    let starts: Vec<Duration> = world.ledger.runs_of(job).filter_map(|run| run.started).collect();
+    let waits: Vec<f64> = starts.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
+    assert!(
+        (0.75..1.6).contains(&waits[0]) && (1.5..2.6).contains(&waits[1]) && (3.0..4.6).contains(&waits[2]),
+        "{waits:?}"
+    );
+    world.end_well();
+}
+
+#[test]
+fn used_up_retries_and_hopeless_exits_are_failures() {
+    let mut world = cluster(3);
+    let used_up = world.submit(0, Spec { retries: 1, ..work(50, 9) });
+    let hopeless = world.submit(0, Spec { retries: 9, no_retry_on: [1].into(), ..work(50, 9) });
+    world.wait_for(used_up, JobState::Failed);
+    world.wait_for(hopeless, JobState::Failed);
+    assert_eq!((world.pods(used_up), world.pods(hopeless)), (2, 1));
+    world.end_well();
+}
+
+#[test]
+fn a_running_job_is_cancelled() {
+    let mut world = cluster(3);
+    let job = world.submit(0, work(50_000, 0));
+    world.wait_for_pod(job);
+    world.cancel(1, job).unwrap();
+    world.wait_for(job, JobState::Cancelled);
+    assert!(world.ledger.runs_of(job).all(|run| run.ended.is_some()));
+    world.end_well();
+}
+
+#[test]
+fn a_pending_job_is_cancelled_and_never_runs() {
+    let mut world = cluster(3);
+    let job = world.submit(0, Spec { delay: Some(SECOND * 5), ..work(50, 0) });
+    world.cancel(2, job).unwrap();
+    world.wait_for(job, JobState::Cancelled);
+    world.run_for(SECOND * 8);
+    assert_eq!(world.pods(job), 0);
+    world.end_well();
+}
+
+#[test]
+fn time_limits_end_what_takes_too_long() {
+    let mut world = cluster(3);
+    let attempt = world.submit(0, Spec { timeout: Some(SECOND), ..work(9_000, 0) });
+    let total = world.submit(0, Spec { total_timeout: Some(SECOND * 2), ..work(9_000, 0) });
+    let nowhere = [("place".to_owned(), "the moon".to_owned())].into();
+    let queue = world.submit(0, Spec { queue_timeout: Some(SECOND), require: nowhere, ..work(50, 0) });
+    for (job, stop) in [(attempt, None), (total, Some(StopKind::TimedOut)), (queue, Some(StopKind::TimedOut))] {
+        let record = world.wait_for(job, JobState::Failed);
+        assert_eq!(record.stop.map(|stop| stop.kind), stop);
+    }
+    assert!(world.ledger.runs_of(total).all(|run| run.ended.is_some()));
+    world.end_well();
+}
+
+#[test]
+fn a_job_runs_only_where_its_labels_say() {
+    let mut world = cluster(4);
+    let there = [("place".to_owned(), "n2".to_owned())];
+    let job = world.submit(0, Spec { require: there.into(), ..work(50, 0) });
+    world.wait_for(job, JobState::Succeeded);
+    assert!(world.ledger.runs_of(job).all(|run| run.node == 2));
+    world.end_well();
+}
+
+#[test]
+fn more_jobs_than_room_wait_their_turn() {
+    let mut world = cluster(2);
+    let jobs: Vec<JobId> = (0..40).map(|_| world.submit(0, work(300, 0))).collect();
+    for job in jobs {
+        world.wait_for(job, JobState::Succeeded);
+        assert_eq!(world.pods(job), 1);
+    }
+    assert!(world.ledger.runs.iter().any(|run| run.node == 0) && world.ledger.runs.iter().any(|run| run.node == 1));
+    world.end_well();
+}
+
+#[test]
+fn one_node_alone_is_a_cluster() {
+    let mut world = cluster_of(Options { replicas: 1, ..Options::new(1, 1) });
+    let done = world.submit(0, work(100, 0));
+    world.wait_for(done, JobState::Succeeded);
+    let cut_short = world.submit(0, work(2_000, 0));
+    world.wait_for_pod(cut_short);
+    world.kill(0);
+    world.run_for(SECOND);
+    world.start(0);
+    let record = world.wait_for(cut_short, JobState::Succeeded);
+    assert_eq!((record.losses(), record.overlaps().len()), (1, 0));
+    world.end_well();
+}
+
+#[test]
+fn a_minority_that_is_cut_off_comes_home() {
+    let mut world = cluster(5);
+    world.let_clients_ask(Some(100.0));
+    world.run_for(SECOND * 2);
+    world.split(&[0, 3]);
+    world.run_for(SECOND * 20);
+    world.heal();
+    world.end_well();
+}
+
+#[test]
+fn a_cut_in_one_direction_condemns_nobody() {
+    let mut world = cluster(4);
+    world.cut(0, 1);
+    world.run_for(SECOND * 20);
+    let sees_all = |node| {
+        let peer = world.peer(node).expect("it is up");
+        peer.membership().view().values().all(|member| member.is_live())
+    };
+    assert!((0..4).all(sees_all), "others answer for either");
+    world.end_well();
+}
+
+#[test]
+fn the_checkers_notice_a_lost_disk() {
+    let mut world = cluster(3);
+    let job = world.submit(0, Spec { delay: Some(PATIENCE), ..work(50, 0) });
+    for node in 0..3 {
+        world.kill(node);
+        world.nodes[node].disk.records.remove(&job);
+    }
+    world.calm_down_and_check();
+    assert!(world.findings.violations.iter().any(|violation| violation.checker == "acknowledged jobs are known"));
+}
+
+#[test]
+fn the_checkers_notice_a_copy_that_was_tampered_with() {
+    let mut world = cluster(3);
+    let job = world.submit(0, work(50, 0));
+    world.wait_for(job, JobState::Succeeded);
+    world.run_for(SECOND);
+    world.nodes[1].disk.records.remove(&job);
+    world.calm_down_and_check();
+    let found: Vec<&str> = world.findings.violations.iter().map(|violation| violation.checker).collect();
+    assert!(found.contains(&"what is known is on disk"), "{found:?}");
+}

@@ -139,36 +139,95 @@ pub struct Process {
 #[derive(Debug, Clone)]
 pub enum Happening {
     /// A packet arrives.
-    Arrival { to: usize, from: usize, packet: Packet },
+    Arrival {
+        to: usize,
+        from: usize,
+        packet: Packet,
+    },
     /// A connection was refused.
-    Refused { to: usize, process: u64, peer: usize },
+    Refused {
+        to: usize,
+        process: u64,
+        peer: usize,
+    },
     /// A connection broke.
-    LinkDown { to: usize, process: u64, peer: usize },
+    LinkDown {
+        to: usize,
+        process: u64,
+        peer: usize,
+    },
     /// The Peer wanted to be called.
-    Timer { node: usize, process: u64 },
+    Timer {
+        node: usize,
+        process: u64,
+    },
     /// The gossip shell's interval is over.
-    GossipTick { node: usize, process: u64 },
+    GossipTick {
+        node: usize,
+        process: u64,
+    },
     /// The disk is done with a transaction.
-    DiskDone { node: usize, process: u64 },
+    DiskDone {
+        node: usize,
+        process: u64,
+    },
     /// The Peer learns that it is.
-    Committed { node: usize, process: u64, number: u64, ok: bool },
+    Committed {
+        node: usize,
+        process: u64,
+        number: u64,
+        ok: bool,
+    },
     /// A pod's process runs, or ends as planned, or ends as told.
-    PodStarts { node: usize, process: u64, run: usize },
-    PodEnds { node: usize, process: u64, run: usize, told: bool },
+    PodStarts {
+        node: usize,
+        process: u64,
+        run: usize,
+    },
+    PodEnds {
+        node: usize,
+        process: u64,
+        run: usize,
+        told: bool,
+    },
     /// The Peer learns of it.
-    Pod { node: usize, process: u64, event: PodEvent },
+    Pod {
+        node: usize,
+        process: u64,
+        event: PodEvent,
+    },
     /// A pod says something of itself, if it still runs.
-    PodReports { node: usize, process: u64, run: usize },
+    PodReports {
+        node: usize,
+        process: u64,
+        run: usize,
+    },
     /// Another node is asked for a blob.
-    BlobAsked { node: usize, process: u64, from: usize, blob: BlobId },
+    BlobAsked {
+        node: usize,
+        process: u64,
+        from: usize,
+        blob: BlobId,
+    },
     /// The Peer learns what came of it.
-    BlobFetched { node: usize, process: u64, from: usize, blob: BlobId, fetched: Fetched },
+    BlobFetched {
+        node: usize,
+        process: u64,
+        from: usize,
+        blob: BlobId,
+        fetched: Fetched,
+    },
     /// A node that said goodbye exits.
-    Exit { node: usize, process: u64 },
+    Exit {
+        node: usize,
+        process: u64,
+    },
     /// The clients' next step.
     ClientStep,
     /// A client asks again what was not answered.
-    AskAgain { key: String },
+    AskAgain {
+        key: String,
+    },
 }
 
 /// What is printed of a run.
@@ -404,15 +463,24 @@ impl World {
                 let Some(process) = self.nodes[node].process.as_mut() else { return };
                 if process.timer.is_some_and(|at| at <= self.now) {
                     process.timer = None;
-                    process.last_call =
-                        if process.last_call.0 == self.now { (self.now, process.last_call.1 + 1) } else { (self.now, 1) };
-                    assert!(process.last_call.1 < CALLS_AT_ONCE, "the Peer of n{node} asks to be called again and again at {now:?}");
+                    process.last_call = if process.last_call.0 == self.now {
+                        (self.now, process.last_call.1 + 1)
+                    } else {
+                        (self.now, 1)
+                    };
+                    assert!(
+                        process.last_call.1 < CALLS_AT_ONCE,
+                        "the Peer of n{node} asks to be called again and again at {now:?}"
+                    );
                     process.peer.handle_timeout(now);
                 }
             }
             Happening::GossipTick { .. } => self.gossip_tick(node),
             Happening::Committed { number, ok, .. } => {
-                self.call(node, |p| if ok { p.handle_committed(now, number) } else { p.handle_commit_failed(now, number) });
+                self.call(
+                    node,
+                    |p| if ok { p.handle_committed(now, number) } else { p.handle_commit_failed(now, number) },
+                );
             }
             Happening::Pod { event, .. } => self.call(node, |p| p.handle_pod(now, event)),
             Happening::BlobFetched { from, blob, fetched, .. } => {
@@ -518,10 +586,7 @@ impl World {
                 forget_after: self.options.forget_after,
             },
             labels: BTreeMap::from([("place".to_owned(), format!("n{node}"))]),
-            ..Config::new(
-                Profile::Local,
-                Resources { slots: self.nodes[node].slots, ..Resources::default() },
-            )
+            ..Config::new(Profile::Local, Resources { slots: self.nodes[node].slots, ..Resources::default() })
         }
     }
 
@@ -562,7 +627,8 @@ impl World {
         let members = place.disk.members.clone();
         let mut contacts: Vec<NodeId> = members.iter().map(|member| member.node).collect();
         let has_seeds = place.has_seeds;
-        contacts.extend(self.nodes.iter().take(2).map(|seed| seed.id).filter(|_| has_seeds));
+        // Whoever starts a node names some of those who are there.
+        contacts.extend(self.nodes.iter().filter(|seed| has_seeds && !seed.has_left).map(|seed| seed.id));
         contacts.sort_unstable();
         contacts.dedup();
         let held = records.len();

@@ -10,7 +10,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::Instant;
 
 use super::super::answers::Job;
-use super::super::render::{OutputForm, Printer, Tone};
+use super::super::render::{Printer, Tone};
 
 /// How often a plain line is printed where nothing can be redrawn.
 const PLAIN_EVERY: Duration = Duration::from_secs(2);
@@ -64,7 +64,7 @@ pub(super) struct Picture {
 
 impl Picture {
     pub(super) fn new(printer: Printer, names: &[String], jobs: usize) -> Self {
-        let multi = (printer.form == OutputForm::Table && io::stdout().is_terminal())
+        let multi = (printer.is_for_people() && io::stdout().is_terminal())
             .then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stdout()));
         let line = |template: &str, length: u64| {
             let style = ProgressStyle::with_template(template).expect("the template is a constant, and right");
@@ -86,7 +86,7 @@ impl Picture {
         let line = format!("{time}  {text}");
         match &self.multi {
             Some(multi) => multi.println(line),
-            None if self.printer.form == OutputForm::Table => self.printer.line(&line),
+            None if self.printer.is_for_people() => self.printer.line(&line),
             None => writeln!(io::stderr(), "{line}"),
         }
     }

@@ -24,6 +24,7 @@ use chitchat::{ChitchatId, ChitchatMessage, Deserializable};
 use crate::model::id::NodeId;
 
 use super::facts::MAX_VALUE_BYTES;
+use super::view::EPOCH_BITS;
 
 /// The library's own limit on a message.
 pub(super) const MAX_MESSAGE_BYTES: usize = 65_507;
@@ -104,8 +105,9 @@ pub(super) struct Claim {
 #[derive(Debug)]
 pub(super) struct Guard {
     own: NodeId,
-    /// The library's generation of this node's present start. Of its earlier ones others may speak.
-    present: u64,
+    /// The library's generation of this node's present start, and where that listens. Of its earlier ones others
+    /// may speak, and of another process that was given the same id.
+    present: (u64, Option<SocketAddr>),
     /// Every start that the library knows, or is about to, with its keys.
     known: BTreeMap<Start, BTreeSet<String>>,
     /// Of the message let through last. The library may not have looked at it when it is asked what it knows.
@@ -116,12 +118,19 @@ pub(super) struct Guard {
 
 impl Guard {
     pub(super) fn new(own: NodeId) -> Self {
-        Self { own, present: 0, known: BTreeMap::new(), latest: BTreeSet::new(), claim: None }
+        Self { own, present: (0, None), known: BTreeMap::new(), latest: BTreeSet::new(), claim: None }
     }
 
-    /// From now on the library speaks for this node under `generation`.
-    pub(super) fn begin(&mut self, generation: u64) {
-        self.present = generation;
+    /// From now on the library speaks for this node, which listens at `addr`, under `generation`.
+    pub(super) fn begin(&mut self, generation: u64, addr: SocketAddr) {
+        self.present = (generation, Some(addr));
+    }
+
+    /// Whether `start` is of this node, and not of another process that began with the same generation elsewhere.
+    fn is_own(&self, start: &Start) -> bool {
+        let (generation, addr) = self.present;
+        let same_generation = start.generation >> EPOCH_BITS == generation >> EPOCH_BITS;
+        start.node == self.own && !(same_generation && addr.is_some_and(|addr| addr != start.addr))
     }
 
     /// The message, as far as the library can be given it.
@@ -130,10 +139,9 @@ impl Guard {
             return Err(Unsafe::Malformed("too long"));
         }
         let contents = Contents::read(bytes)?;
-        for entry in contents.digest.iter().filter(|entry| entry.start.node == self.own) {
-            self.claim = self.claim.max(Some(Claim { generation: entry.start.generation, heartbeat: entry.heartbeat }));
-        }
-        if contents.deltas.keys().any(|start| start.node == self.own && start.generation == self.present) {
+        let claim = |entry: &DigestEntry| Claim { generation: entry.start.generation, heartbeat: entry.heartbeat };
+        self.claim = contents.digest.iter().filter(|entry| self.is_own(&entry.start)).map(claim).max().max(self.claim);
+        if contents.deltas.keys().any(|start| self.is_own(start) && start.generation == self.present.0) {
             return Err(Unsafe::InOurName);
         }
         for (start, keys) in &contents.deltas {
@@ -445,7 +453,7 @@ pub(super) mod tests {
 
     fn refused(forgery: Forgery) -> Unsafe {
         let mut guard = Guard::new(NodeId(1));
-        guard.begin(7);
+        guard.begin(7, SocketAddr::from(([127, 0, 0, 1], 1_000)));
         guard.admit(&forgery.forge()).expect_err("it is unsafe")
     }
 

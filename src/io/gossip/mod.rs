@@ -14,7 +14,8 @@
 //! - A start that it has seen before is ignored until it says more than before. So its generation is ours with
 //!   a count of our own restarts of it below (an epoch); when others turn out to know more of our present
 //!   start than we have said, as after a restart with the same generation, the next epoch begins.
-//! - Of two starts of one node both are shown; the `view` takes the later.
+//! - Of two starts of one node both are shown, for minutes after the first has ended. At one address the `view`
+//!   takes the later; of two addresses it tells both, and the membership finds out which of them is there.
 //! - Its digest grows with every start it remembers, up to a size at which it panics. It is told to forget the
 //!   dead within minutes, the size is shown and warned about, and the guard stops newcomers before it is reached.
 //! - If its task dies all the same, it is started anew with another epoch, loudly. What was known stays known.
@@ -50,6 +51,7 @@ pub use self::facts::EncodeFactsError;
 use self::facts::Keys;
 use self::guard::{CROWDED_DIGEST_BYTES, Claim, MAX_DIGEST_BYTES, Start};
 use self::view::{EPOCH_BITS, Shown, View};
+pub use self::wire::Traffic;
 use self::wire::{Sockets, Wire};
 use super::datagram::{Datagrams, GossipPacket};
 use super::throttle::Throttle;
@@ -127,10 +129,14 @@ pub struct GossipStatus {
     pub kept_out_starts: u64,
     /// Messages lost for want of room.
     pub dropped_messages: u64,
-    /// Messages sent as datagrams.
-    pub sent_as_datagrams: u64,
-    /// Messages sent over peer connections.
-    pub sent_over_links: u64,
+    /// Sent as datagrams.
+    pub sent_as_datagrams: Traffic,
+    /// Sent over peer connections.
+    pub sent_over_links: Traffic,
+    /// Came as datagrams.
+    pub received_as_datagrams: Traffic,
+    /// Came over peer connections.
+    pub received_over_links: Traffic,
     /// Others speak of a later generation of this node than its own: two nodes have one id, or this one has
     /// lost its stored generation. It is not heard until it starts with a higher one.
     pub outdone_by: Option<Generation>,
@@ -249,8 +255,9 @@ impl Gossip {
         Ok(())
     }
 
-    /// The newest facts of every other node, of its latest start. Incomplete ones are left out, and so is this
-    /// node itself. Wakes whenever something has changed.
+    /// The newest facts of every other node at each of its addresses, of its latest start there, and those of other
+    /// processes that run, or ran, with this node's id. Incomplete ones are left out, and so is this process
+    /// itself. Wakes whenever something has changed.
     pub fn facts(&self) -> watch::Receiver<Arc<Vec<Facts>>> {
         self.shared.facts.subscribe()
     }
@@ -266,6 +273,18 @@ impl Gossip {
         let new: Vec<SocketAddr> = addresses.into_iter().take(MAX_CONTACTS).collect();
         self.shared.remember(&new);
         self.shared.call(new);
+    }
+
+    /// What is wrong and worth a person's look, if anything is.
+    pub fn complaint(&self) -> Option<String> {
+        let later = (*lock(&self.shared.outdone_by))?;
+        let (node, own) = (self.shared.node, self.shared.generation);
+        Some(format!(
+            "others have heard of a later start of node {node}, generation {}, than this one, {}: if another process \
+             runs as this node, stop it; if this one was set back to an older copy of its data directory, start it \
+             once more with the clock set right",
+            later.0, own.0
+        ))
     }
 
     /// How it is doing.
@@ -284,8 +303,10 @@ impl Gossip {
             refused_messages: get(&shared.wire.refused),
             kept_out_starts: get(&shared.wire.kept_out),
             dropped_messages: get(&shared.wire.dropped),
-            sent_as_datagrams: get(&shared.wire.by_datagram),
-            sent_over_links: get(&shared.wire.by_link),
+            sent_as_datagrams: shared.wire.by_datagram.read(),
+            sent_over_links: shared.wire.by_link.read(),
+            received_as_datagrams: shared.wire.from_datagram.read(),
+            received_over_links: shared.wire.from_link.read(),
             outdone_by: *lock(&shared.outdone_by),
         }
     }
@@ -328,7 +349,7 @@ impl Shared {
             catchup_callback: None,
             extra_liveness_predicate: None,
         };
-        self.wire.guard().begin(generation);
+        self.wire.guard().begin(generation, self.addr);
         let keys = lock(&self.published).clone();
         let handle = spawn_chitchat(config, keys.into_iter().collect(), &Sockets(Arc::clone(&self.wire)))
             .await
@@ -432,7 +453,8 @@ impl Shared {
             (shown, own)
         };
         let starts: BTreeSet<Start> = shown.iter().map(|shown| shown.start).collect();
-        let others = shown.into_iter().filter(|shown| shown.start.node != self.node);
+        let is_this = |start: &Start| start.node == self.node && start.addr == self.addr;
+        let others = shown.into_iter().filter(|shown| !is_this(&shown.start));
         let changes = lock(&self.view).take(others, Instant::now());
         if changes.urgent {
             self.spread_news();
@@ -526,7 +548,8 @@ impl Shared {
         let mut resolved: BTreeMap<String, Vec<SocketAddr>> = BTreeMap::new();
         let mut resolved_at: Option<Instant> = None;
         loop {
-            let alone = facts.borrow_and_update().is_empty();
+            let is_alone = |facts: &[Facts]| facts.iter().all(|facts| facts.node == self.node);
+            let alone = is_alone(&facts.borrow_and_update());
             if resolved_at.is_none_or(|at| at.elapsed() >= RESOLVE_EVERY) {
                 self.resolve_seeds(&mut resolved).await;
                 resolved_at = Some(Instant::now());
@@ -543,7 +566,7 @@ impl Shared {
             };
             let until_company_changes = async {
                 // Facts change all the time; only whether there are any matters here.
-                while facts.changed().await.is_ok() && facts.borrow_and_update().is_empty() == alone {}
+                while facts.changed().await.is_ok() && is_alone(&facts.borrow_and_update()) == alone {}
             };
             tokio::select! {
                 () = self.stop.cancelled() => return,

@@ -188,7 +188,7 @@ async fn what_is_too_large_for_a_packet_travels_over_the_peer_connection() {
     let second = Node::start_at(any_port(), 2, 1, OFTEN, &addresses(&[&first]), hard_to_compress).await;
     let mut nodes = [first, second];
     until_all_know_all(&mut nodes).await;
-    assert!(nodes.iter().any(|node| node.gossip.status().sent_over_links > 0));
+    assert!(nodes.iter().any(|node| node.gossip.status().sent_over_links.bytes > 0));
 }
 
 #[tokio::test]

@@ -1,9 +1,10 @@
 //! What the others last said of themselves.
 //!
 //! The gossip library shows every start of every node that it still remembers, some incomplete. Out of that this
-//! makes one answer per node: the facts of its latest start that has been heard out. A value that cannot be read
-//! leaves the last good facts standing, and is complained about once. The library forgets dead nodes after some
-//! minutes, and everything when it has to be started anew; facts outlive that by `REMEMBERED`.
+//! makes one answer per node and address: the facts of the latest start there that has been heard out. Where two
+//! processes run with one node's id, there are two; which of them counts is the membership's to decide. A value
+//! that cannot be read leaves the last good facts standing, and is complained about once. The library forgets dead
+//! nodes after some minutes, and everything when it has to be started anew; facts outlive that by `REMEMBERED`.
 //!
 //! It also notices what deserves to be handed on at once: a change of the urgent keys, which it sees once per
 //! version.
@@ -49,7 +50,7 @@ impl Shown {
 
 #[derive(Debug)]
 struct Seen {
-    /// The latest start, by the library's generation.
+    /// The latest start at this address, by the library's generation.
     start: Start,
     version: u64,
     urgent: u64,
@@ -73,13 +74,13 @@ pub(super) struct Changes {
 /// The others, by their own account.
 #[derive(Debug, Default)]
 pub(super) struct View {
-    seen: BTreeMap<NodeId, Seen>,
+    seen: BTreeMap<(NodeId, SocketAddr), Seen>,
 }
 
 impl View {
     fn wants(&self, start: Start, version: u64) -> bool {
         self.seen
-            .get(&start.node)
+            .get(&(start.node, start.addr))
             .is_none_or(|seen| start > seen.start || (start == seen.start && version > seen.version))
     }
 
@@ -87,7 +88,7 @@ impl View {
     pub(super) fn take(&mut self, shown: impl IntoIterator<Item = Shown>, now: Instant) -> Changes {
         let mut changes = Changes::default();
         for Shown { start, version, urgent, keys } in shown {
-            let seen = self.seen.entry(start.node).or_insert_with(|| Seen {
+            let seen = self.seen.entry((start.node, start.addr)).or_insert_with(|| Seen {
                 start,
                 version: 0,
                 urgent: 0,
@@ -134,15 +135,25 @@ impl View {
         changes
     }
 
-    /// The newest facts of every node that has been heard out.
+    /// The newest facts of every node that has been heard out, at each of its addresses; of one node the earlier
+    /// start first.
     pub(super) fn facts(&self) -> Vec<Facts> {
-        self.seen.values().filter_map(|seen| seen.facts.clone()).collect()
+        let mut facts: Vec<Facts> = self.seen.values().filter_map(|seen| seen.facts.clone()).collect();
+        facts.sort_by_key(|facts| (facts.node, facts.generation));
+        facts
     }
 
-    /// Where those are that can be gossiped with.
+    /// Where those are that can be gossiped with: where each node's latest start is.
     pub(super) fn addresses(&self) -> Vec<SocketAddr> {
+        let mut latest: BTreeMap<NodeId, &Seen> = BTreeMap::new();
+        for seen in self.seen.values() {
+            let known = latest.entry(seen.start.node).or_insert(seen);
+            if seen.start.generation > known.start.generation {
+                *known = seen;
+            }
+        }
         let left = |seen: &Seen| seen.facts.as_ref().is_some_and(|facts| facts.status == Status::Left);
-        self.seen.values().filter(|seen| !left(seen)).map(|seen| seen.start.addr).collect()
+        latest.values().filter(|seen| !left(seen)).map(|seen| seen.start.addr).collect()
     }
 }
 
@@ -183,6 +194,19 @@ mod tests {
         assert_eq!(view.facts()[0].generation, Generation(7));
         // The earlier start is still shown, and changes nothing.
         assert_eq!(view.take([shown(start(6, 0), 20, 20, keys(6))], now), Changes::default());
+    }
+
+    #[test]
+    fn two_starts_at_two_addresses_are_both_told() {
+        let (mut view, now) = (View::default(), Instant::now());
+        let elsewhere = SocketAddr::from(([127, 0, 0, 1], 999));
+        let later = Start { addr: elsewhere, ..start(6, 0) };
+        let keys_there = facts::encode(&some_facts(1, 6, elsewhere)).unwrap();
+        let both = [shown(start(5, 0), 6, 3, keys(5)), shown(later, 6, 3, keys_there)];
+        assert!(view.take(both, now).facts);
+        let generations: Vec<u64> = view.facts().iter().map(|facts| facts.generation.0).collect();
+        assert_eq!(generations, [5, 6], "the earlier first");
+        assert_eq!(view.addresses(), [elsewhere], "the later is called");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use chitchat::transport::Socket;
 use chitchat::{ChitchatMessage, Serializable};
+use serde::Serialize;
 use tokio::sync::mpsc;
 
 use crate::io::datagram::{self, Datagrams, GossipPacket};
@@ -46,10 +47,41 @@ pub(super) struct Wire {
     pub(super) kept_out: AtomicU64,
     /// Messages lost here, for want of room or of an address.
     pub(super) dropped: AtomicU64,
-    /// Messages sent as one datagram.
-    pub(super) by_datagram: AtomicU64,
-    /// Messages sent over a peer connection.
-    pub(super) by_link: AtomicU64,
+    /// Sent as datagrams.
+    pub(super) by_datagram: Meter,
+    /// Sent over peer connections.
+    pub(super) by_link: Meter,
+    /// Came as datagrams.
+    pub(super) from_datagram: Meter,
+    /// Came over peer connections.
+    pub(super) from_link: Meter,
+}
+
+/// Messages of one kind, and their bytes, as they travelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Traffic {
+    /// How many.
+    pub messages: u64,
+    /// Their bytes, without what the layers below add.
+    pub bytes: u64,
+}
+
+/// Counts [`Traffic`].
+#[derive(Debug, Default)]
+pub(super) struct Meter {
+    messages: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Meter {
+    fn count(&self, bytes: usize) {
+        self.messages.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn read(&self) -> Traffic {
+        Traffic { messages: self.messages.load(Ordering::Relaxed), bytes: self.bytes.load(Ordering::Relaxed) }
+    }
 }
 
 struct Inbox {
@@ -79,8 +111,10 @@ impl Wire {
             refused: AtomicU64::new(0),
             kept_out: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
-            by_datagram: AtomicU64::new(0),
-            by_link: AtomicU64::new(0),
+            by_datagram: Meter::default(),
+            by_link: Meter::default(),
+            from_datagram: Meter::default(),
+            from_link: Meter::default(),
         }
     }
 
@@ -101,17 +135,17 @@ impl Wire {
         let plain = message.serialize_to_vec();
         let payload = pack(&plain);
         if payload.len() <= datagram::SAFE_BYTES {
-            count(&self.by_datagram);
+            self.by_datagram.count(payload.len());
             return self.datagrams.send_gossip(to, &payload);
         }
         let node = self.guard().node_at(to);
         match node {
             Some(node) => {
-                count(&self.by_link);
+                self.by_link.count(plain.len());
                 self.transport.send(node, to, &Frame::Gossip(plain));
             }
             None if payload.len() <= datagram::MAX_BYTES => {
-                count(&self.by_datagram);
+                self.by_datagram.count(payload.len());
                 self.datagrams.send_gossip(to, &payload);
             }
             None => count(&self.dropped),
@@ -126,8 +160,14 @@ impl Wire {
                 let Inbox { datagrams, frames } = &mut *inbox;
                 // The second never closes: its sender is here. So there is always something to wait for.
                 tokio::select! {
-                    Some((from, payload)) = datagrams.recv() => (from, unpack(&payload)),
-                    Some((from, message)) = frames.recv() => (from, Some(message)),
+                    Some((from, payload)) = datagrams.recv() => {
+                        self.from_datagram.count(payload.len());
+                        (from, unpack(&payload))
+                    }
+                    Some((from, message)) = frames.recv() => {
+                        self.from_link.count(message.len());
+                        (from, Some(message))
+                    }
                 }
             };
             let admitted = match message {

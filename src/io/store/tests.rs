@@ -258,7 +258,7 @@ fn a_database_of_a_newer_program_is_refused_and_left_alone() {
     in_a_closed(&dir, |connection| connection.execute_batch("PRAGMA user_version = 99").unwrap());
     let error = Desk::open_at(dir.path(), NOON).err().unwrap();
     assert!(matches!(error, StoreError::Newer { found: 99, .. }), "{error}");
-    in_a_closed(&dir, |connection| connection.execute_batch("PRAGMA user_version = 1").unwrap());
+    in_a_closed(&dir, |connection| connection.execute_batch("PRAGMA user_version = 2").unwrap());
     assert_eq!(Desk::open(dir.path()).1.damaged, []);
 }
 

@@ -10,7 +10,7 @@ use crate::model::time::Now;
 use crate::model::wire::{Probe, ProbeBody};
 
 use super::admission::{Outsider, Twin};
-use super::{Acquaintance, Membership, MembershipOutput, Opinion, status_name};
+use super::{Acquaintance, Membership, MembershipOutput, Opinion, Rival, status_name};
 
 /// Bounds the nodes with other settings that are kept for complaints.
 const MOST_OUTSIDERS: usize = 64;
@@ -52,18 +52,24 @@ impl Membership {
         if facts.generation < member.facts.generation {
             return;
         }
-        if facts.generation == member.facts.generation {
+        let moved = facts.cluster_addr != member.facts.cluster_addr;
+        if facts.generation == member.facts.generation && !moved {
             self.hear_votes(&facts);
             self.renew(now, facts);
             return;
         }
-        // A new start. At the old address the old process cannot be running; elsewhere it might.
-        let moved = facts.cluster_addr != member.facts.cluster_addr;
+        // A new start. At the old address the old process cannot be running; elsewhere it might, and then its
+        // double neither takes its place nor takes it along when it leaves.
         let Some(known) = self.known.get_mut(&node) else { return };
-        if moved && matches!(known.opinion, Opinion::Trusted) && facts.status != Status::Left {
-            if known.rival.as_ref().is_none_or(|rival| rival.generation <= facts.generation) {
-                known.rival = Some(facts);
-                self.detector.look(now.moment, node, self.timing.probe_interval, true);
+        if moved && matches!(known.opinion, Opinion::Trusted) {
+            if facts.status == Status::Left {
+                known.rival = None;
+            } else if known.rival.as_ref().is_none_or(|rival| rival.facts.generation <= facts.generation) {
+                let is_new = known.rival.is_none();
+                known.rival = Some(Rival { facts, heard: now.moment });
+                if is_new {
+                    self.detector.look(now.moment, node, self.timing.probe_interval, true);
+                }
             }
         } else {
             self.hear_votes(&facts);
@@ -183,10 +189,11 @@ impl Membership {
 
     pub(super) fn handle_own_id(&mut self, now: Now, facts: Facts) {
         let own = self.me();
-        if facts.generation > own.generation {
-            self.newer_self = (facts.status != Status::Left).then_some(facts.cluster_addr);
-        } else if facts.generation < own.generation
-            && facts.cluster_addr != own.cluster_addr
+        // Copies of one directory that were started in the same second have the same generation.
+        let (mine, theirs) = ((own.generation, own.cluster_addr), (facts.generation, facts.cluster_addr));
+        if theirs > mine {
+            self.newer_self = (facts.status != Status::Left).then_some((facts.cluster_addr, now.moment));
+        } else if facts.cluster_addr != own.cluster_addr
             && facts.status != Status::Left
             && self.twin.as_ref().is_none_or(|twin| twin.facts.generation < facts.generation)
         {
@@ -210,15 +217,16 @@ impl Membership {
     }
 
     pub(super) fn handle_probe_of_twin(&mut self, now: Now, from_addr: SocketAddr, probe: &Probe, by_link: bool) {
-        let own_generation = self.me().generation;
+        let (own_generation, own_addr) = (self.me().generation, self.me().cluster_addr);
+        let is_another = |generation| generation != own_generation || from_addr != own_addr;
         match probe.body {
-            ProbeBody::Ping { seq, .. } if probe.generation != own_generation => {
-                if probe.generation > own_generation {
-                    self.newer_self = Some(from_addr);
+            ProbeBody::Ping { seq, .. } if is_another(probe.generation) => {
+                if (probe.generation, from_addr) > (own_generation, own_addr) {
+                    self.newer_self = Some((from_addr, now.moment));
                 }
                 self.acknowledge(self.me, from_addr, seq, by_link);
             }
-            ProbeBody::Ack { seq, generation, .. } if generation != own_generation => {
+            ProbeBody::Ack { seq, generation, .. } if is_another(generation) => {
                 if let Some(twin) = self.twin.as_mut().filter(|twin| twin.seq == seq) {
                     twin.answered(now.moment);
                 }

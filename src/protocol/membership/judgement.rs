@@ -12,7 +12,7 @@ use crate::model::time::Now;
 
 use super::super::failure_detector::{DetectorOutput, Finding, Standing, Target};
 use super::suspicion::{Cause, Suspicion};
-use super::{Membership, MembershipOutput, Opinion};
+use super::{Membership, MembershipOutput, Opinion, Rival};
 
 impl Membership {
     /// Carries out what the detector wants, takes in what it found and judges, until nothing is left to do.
@@ -95,7 +95,7 @@ impl Membership {
         if generation > member.facts.generation {
             // It has started anew; the facts of that start are on their way. Until then there is nothing
             // against it.
-            if known.rival.as_ref().is_some_and(|rival| rival.generation <= generation) {
+            if known.rival.as_ref().is_some_and(|rival| rival.facts.generation <= generation) {
                 self.accept_rival(now, node);
             } else if let Opinion::Suspected(doubt) = &mut known.opinion {
                 doubt.restart(now.moment);
@@ -131,9 +131,11 @@ impl Membership {
 
     /// The start that was known does not answer, so a later one at another address has replaced it.
     pub(super) fn accept_rival(&mut self, now: Now, node: NodeId) -> bool {
-        let Some(rival) = self.known.get_mut(&node).and_then(|known| known.rival.take()) else { return false };
-        self.hear_votes(&rival);
-        self.replace(now, rival);
+        let Some(Rival { facts, .. }) = self.known.get_mut(&node).and_then(|known| known.rival.take()) else {
+            return false;
+        };
+        self.hear_votes(&facts);
+        self.replace(now, facts);
         true
     }
 

@@ -42,7 +42,7 @@ impl Peer {
         for record in records {
             let job = record.id;
             let version = self.absorb(now, from, record);
-            if version.is_some() && self.awaits_blobs(job) {
+            if version.is_some() && self.expects_blobs(job) {
                 self.pushed_by.entry(job).or_default().insert(from);
                 versions.push(None);
             } else {
@@ -94,8 +94,8 @@ impl Peer {
         }
     }
 
-    pub(super) fn awaits_blobs(&self, job: JobId) -> bool {
-        self.names_of(job).iter().any(|name| self.blobs.awaits(name.id))
+    pub(super) fn expects_blobs(&self, job: JobId) -> bool {
+        self.names_of(job).iter().any(|name| self.blobs.expects(name.id))
     }
 
     fn ask_to_push_again(&mut self, job: JobId) {
@@ -149,6 +149,10 @@ impl Peer {
     fn take_in(&mut self, now: Now, came: &[BlobId]) {
         for id in came {
             self.outbox.save_blob(*id);
+            // A record counts as stored only with its blobs: it goes through the same commit once more.
+            for job in self.blobs.jobs_of(*id) {
+                self.outbox.save(job);
+            }
             self.look_again(now, *id);
         }
     }
@@ -157,7 +161,7 @@ impl Peer {
     fn look_again(&mut self, now: Now, id: BlobId) {
         for job in self.blobs.jobs_of(id) {
             self.note_lacking(job);
-            if !self.awaits_blobs(job) {
+            if !self.expects_blobs(job) {
                 self.ask_to_push_again(job);
             }
             let starting: Vec<Dot> =
@@ -171,7 +175,7 @@ impl Peer {
     /// Whether the attempt must not start yet, because the work that was saved for it is on its way here.
     pub(super) fn waits_for_checkpoint(&mut self, now: Now, record: &Record, claim: Dot) -> bool {
         let blob = record.checkpoint.as_ref().map(|checkpoint| checkpoint.blob.id);
-        let is_awaited = blob.is_some_and(|id| self.blobs.awaits(id));
+        let is_awaited = blob.is_some_and(|id| self.blobs.expects(id));
         let until = match self.starting.get(&claim) {
             Some(starting) => starting.until,
             None => now.moment + CHECKPOINT_PATIENCE,

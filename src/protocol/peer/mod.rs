@@ -28,7 +28,7 @@ use rand::{Rng, SeedableRng};
 
 use crate::model::blob::BlobRef;
 use crate::model::config::Config;
-use crate::model::id::{Actor, AttemptKey, Dot, JobId, NodeId, Partition};
+use crate::model::id::{Actor, AttemptKey, Dot, Generation, JobId, NodeId, Partition};
 use crate::model::member::{Facts, Load, MemberState, Status};
 use crate::model::record::{Exit, Fate, Phase, Record, Version};
 use crate::model::request::{Event, EventKind, SubmitOutcome};
@@ -128,6 +128,8 @@ pub struct Peer {
     gossip_urgently: bool,
     disk_again_at: Option<Moment>,
     leaving: bool,
+    /// The members that were last saved for the next start: who, in which start, where.
+    remembered: Vec<(NodeId, Generation, SocketAddr)>,
     settled_since: Option<Now>,
     unsettled_since: Now,
     last_trouble: Moment,
@@ -267,6 +269,7 @@ impl Peer {
             gossip_urgently: true,
             disk_again_at: None,
             leaving: false,
+            remembered: Vec::new(),
             settled_since: None,
             unsettled_since: now,
             last_trouble: moment,
@@ -338,9 +341,9 @@ impl Peer {
             Message::Compare { round, takeover, horizon, digests } => {
                 self.handle_compare(now, from, round, takeover, horizon, &digests);
             }
-            Message::Differ { round, horizon, partitions } => {
+            Message::Differ { round, horizon, partitions, unsaved } => {
                 let (difference, step) =
-                    self.comparison.handle_differ(now.moment, from, round, horizon, partitions, &self.records);
+                    self.comparison.handle_differ(now.moment, from, round, horizon, partitions, unsaved, &self.records);
                 self.learn_difference(now, from, &difference);
                 self.step_comparison(now, from, step);
             }
@@ -600,10 +603,13 @@ impl Peer {
                         }
                         self.tell(now, kind);
                     }
-                    let remembered = self.membership.remembered();
-                    self.outbox.save_members(remembered);
+                    self.remember_members();
                 }
-                MembershipOutput::Forgotten { node } => self.handle_gone(node),
+                MembershipOutput::Forgotten { node, name } => {
+                    self.handle_gone(node);
+                    self.tell(now, EventKind::Forgotten { node, name });
+                    self.remember_members();
+                }
                 MembershipOutput::LateTick { .. } => {
                     // This process was paused: others may have decided in its place meanwhile.
                     self.ownership.clear();
@@ -612,6 +618,17 @@ impl Peer {
             }
         }
         progress
+    }
+
+    /// Saves whom to look for after a restart, if that has changed. Verdicts do not matter then: everybody is asked.
+    fn remember_members(&mut self) {
+        let members = self.membership.remembered();
+        let where_they_are: Vec<_> =
+            members.iter().map(|facts| (facts.node, facts.generation, facts.cluster_addr)).collect();
+        if self.remembered != where_they_are {
+            self.remembered = where_they_are;
+            self.outbox.save_members(members);
+        }
     }
 
     fn handle_gone(&mut self, node: NodeId) {
@@ -685,7 +702,14 @@ impl Peer {
         if self.events.len() == EVENTS_KEPT {
             self.events.pop_front();
         }
-        self.outbox.send_when_stored(Effect::Note(event.clone()));
+        let note = Effect::Note(event.clone());
+        match event.kind {
+            // What is thought of a member promises nothing that a disk could keep.
+            EventKind::Member { .. } | EventKind::Forgotten { .. } | EventKind::Rejected { .. } => {
+                self.outbox.send(note)
+            }
+            EventKind::Job { .. } | EventKind::Overlap { .. } => self.outbox.send_when_stored(note),
+        }
         self.events.push_back(event);
         self.answer_event_readers(now);
     }
@@ -730,6 +754,8 @@ impl Peer {
             generation: self.me.generation,
             facts: self.membership.me().clone(),
             not_ready,
+            complaints: self.membership.complaints(),
+            local_health: self.membership.local_health(),
             view: self.membership.view().clone(),
             placement: Arc::clone(&self.placement),
             convergence: self.convergence(now),

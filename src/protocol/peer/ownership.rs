@@ -209,7 +209,10 @@ impl Peer {
         }
         let own_horizon = now.wall.hour();
         if own_horizon > horizon {
-            return self.send(from, Message::Differ { round, horizon: own_horizon, partitions: Vec::new() });
+            return self.send(
+                from,
+                Message::Differ { round, horizon: own_horizon, partitions: Vec::new(), unsaved: Vec::new() },
+            );
         }
         let mut differing = Vec::new();
         for (partition, theirs) in digests {
@@ -220,7 +223,10 @@ impl Peer {
                 differing.push((*partition, self.records.versions_in(*partition, horizon).collect()));
             }
         }
-        self.send(from, Message::Differ { round, horizon, partitions: differing });
+        let asked: BTreeSet<Partition> = digests.iter().map(|(partition, _)| *partition).collect();
+        let is_asked = |job: &JobId| asked.contains(&self.records.partition_of(*job));
+        let unsaved = self.outbox.unsaved().filter(is_asked).collect();
+        self.send(from, Message::Differ { round, horizon, partitions: differing, unsaved });
     }
 
     fn step_down(&mut self, now: Moment, partition: Partition) {
@@ -269,13 +275,16 @@ impl Peer {
     }
 
     fn finish_comparison(&mut self, now: Now, compared: Compared) {
-        let Compared { peer, purpose, same, differed } = compared;
+        let Compared { peer, purpose, horizon, same, differed, unsaved } = compared;
         self.counters.comparisons += 1;
         self.counters.differing_partitions += differed.len() as u64;
-        for partition in &same {
-            self.learn_equal(now, *partition, peer);
+        for (partition, digest) in &same {
+            // What was written here since the question was asked is not part of the answer.
+            if self.records.digest(*partition, horizon) == *digest {
+                self.learn_equal(now, *partition, horizon, peer, &unsaved);
+            }
         }
-        let shown = same.iter().map(|p| (*p, true)).chain(differed.iter().map(|p| (*p, false)));
+        let shown = same.iter().map(|(p, _)| (*p, true)).chain(differed.iter().map(|p| (*p, false)));
         for (partition, agrees) in shown {
             let before = self.ownership.agreement.entry(partition).or_default().insert(peer, agrees);
             if !agrees && before != Some(false) {
@@ -294,12 +303,15 @@ impl Peer {
         }
     }
 
-    /// The whole partition is the same at `peer`: so is every stray of it that this node still keeps.
-    fn learn_equal(&mut self, now: Now, partition: Partition, peer: NodeId) {
+    /// The whole partition is the same at `peer`, and on its disk but for `unsaved`: so is every record of it
+    /// that this node still spreads.
+    fn learn_equal(&mut self, now: Now, partition: Partition, horizon: u32, peer: NodeId, unsaved: &BTreeSet<JobId>) {
         let tracked: Vec<(JobId, u64, Version)> = self
             .records
             .in_partition(partition)
-            .filter(|(job, _)| self.replication.is_spreading(*job))
+            .filter(|(job, held)| {
+                self.replication.is_spreading(*job) && !unsaved.contains(job) && held.counts_at(horizon)
+            })
             .map(|(job, held)| (job, held.revision, held.version))
             .collect();
         for (job, revision, version) in tracked {

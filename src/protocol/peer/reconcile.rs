@@ -20,6 +20,8 @@ use super::{Confirming, Peer, Pod, Waiting};
 
 /// How long a pod that is told to end may take, killing it included.
 const POD_GRACE: Duration = Duration::from_secs(6);
+/// Why an attempt is given back that comes after the promise of its room has lapsed.
+const NO_ROOM: &str = "its node has no room for it any longer";
 
 impl Peer {
     /// Writes to a record this node holds, and spreads it if that changed anything.
@@ -139,8 +141,11 @@ impl Peer {
             let pod = self.pods.get(claim).map_or(PodState::None, |pod| pod.state);
             match executor_decides(&record, *claim, attempt, self.me, pod, self.membership.view()) {
                 ExecutorDoes::Wait => {
-                    if attempt.is_live() && attempt.claim.executor == self.me {
-                        self.room.take(job, *claim, record.spec().need());
+                    if attempt.is_live()
+                        && attempt.claim.executor == self.me
+                        && !self.room.take(job, *claim, record.spec().need())
+                    {
+                        self.say_of_own_attempt(now, job, *claim, Phase::Returned, NO_ROOM);
                     }
                 }
                 ExecutorDoes::EndPod(reason) => {
@@ -393,7 +398,9 @@ impl Peer {
             self.say_of_own_attempt(now, job, claim, Phase::Returned, "its node takes no new work");
             return;
         }
-        self.room.take(job, claim, record.spec().need());
+        if !self.room.take(job, claim, record.spec().need()) {
+            return self.say_of_own_attempt(now, job, claim, Phase::Returned, NO_ROOM);
+        }
         if self.waits_for_checkpoint(now, &record, claim) {
             return;
         }
@@ -468,7 +475,8 @@ impl Peer {
         self.change(now, job, |record| record.claim(dot, executor, now.wall));
         if executor == self.me {
             let need = self.records.get(job).map(|held| held.record.spec().need());
-            self.room.take(job, dot, need.unwrap_or_default());
+            let fits = self.room.take(job, dot, need.unwrap_or_default());
+            debug_assert!(fits, "a node claims for itself only what it has room for");
         }
     }
 

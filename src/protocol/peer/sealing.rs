@@ -116,7 +116,7 @@ impl Peer {
             .iter()
             .map(|(job, version)| {
                 let is_same = self.records.get(*job).is_some_and(|held| held.version == *version);
-                is_same && self.outbox.is_stored(*job) && !self.awaits_blobs(*job)
+                is_same && self.outbox.is_stored(*job) && !self.expects_blobs(*job)
             })
             .collect();
         self.send(from, Message::Checked { round, same });
