@@ -234,11 +234,15 @@ async fn a_job_sees_its_own_environment_and_a_directory_of_its_own() {
     let lines: Vec<_> = out.lines().collect();
     let allowed = BTreeSet::from([
         "FLOCKWORK_ATTEMPT",
+        "FLOCKWORK_CHECKPOINT_FILE",
         "FLOCKWORK_FENCE",
         "FLOCKWORK_JOB_ID",
         "FLOCKWORK_JOB_NAME",
         "FLOCKWORK_NODE",
         "FLOCKWORK_POD",
+        "FLOCKWORK_POD_TOKEN",
+        "FLOCKWORK_POD_URL",
+        "FLOCKWORK_RESULT_FILE",
         "FLOCKWORK_TMPDIR",
         "GREETING",
         "HOME",

@@ -61,9 +61,17 @@ const LOOKS_AT_A_KILLED_GROUP: u32 = 8;
 const FIRST_READ_BYTES: usize = 4 << 10;
 const LARGEST_READ_BYTES: usize = 64 << 10;
 
-/// What every pod is given of the node's environment.
+/// What every pod is given of the node's environment. Where the node is the `flockwork` program, its `PATH` ends with
+/// the directory of that, so that scripts find `flockwork pod`.
 pub(super) fn passed_on() -> Vec<(&'static str, OsString)> {
-    let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
+    let mut path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
+    let program = std::env::current_exe().ok().filter(|file| file.file_name() == Some(OsStr::new("flockwork")));
+    if let Some(dir) = program.as_deref().and_then(Path::parent)
+        && !std::env::split_paths(&path).any(|known| known == dir)
+        && let Ok(longer) = std::env::join_paths(std::env::split_paths(&path).chain([dir.to_owned()]))
+    {
+        path = longer;
+    }
     let others = PASSED_ON.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
     [("PATH", path)].into_iter().chain(others).collect()
 }
