@@ -422,3 +422,138 @@ impl OwnBlobs {
         riding
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const JOB: JobId = JobId(1);
+    const A: NodeId = NodeId(0xa);
+    const B: NodeId = NodeId(0xb);
+
+    fn blob(text: &str) -> Blob {
+        Blob::new(text.as_bytes().to_vec())
+    }
+
+    fn names(blobs: &[&Blob]) -> BTreeSet<BlobRef> {
+        blobs.iter().map(|blob| blob.reference()).collect()
+    }
+
+    /// Blobs of which one is named and lacking, from a record that `A` sent.
+    fn lacking(lost: &Blob) -> Blobs {
+        let mut blobs = Blobs::new();
+        assert_eq!(blobs.rename(JOB, &names(&[]), &names(&[lost])), [], "there is nothing to store yet");
+        blobs.hint(lost.id(), A);
+        assert!(blobs.lacks(lost.id()) && blobs.expects(lost.id()));
+        blobs
+    }
+
+    /// Whom it asks next, and what it has found to be nowhere.
+    fn ask(blobs: &mut Blobs, now: Moment, alive: &[NodeId]) -> (Option<NodeId>, Vec<BlobId>) {
+        let mut nowhere = Vec::new();
+        let asked = blobs.poll_fetch(now, |_| alive.iter().copied().collect(), &mut nowhere);
+        (asked.map(|(node, _)| node), nowhere)
+    }
+
+    #[test]
+    fn whoever_sent_the_record_is_asked_first_and_then_the_others() {
+        let state = blob("state");
+        let mut blobs = lacking(&state);
+        let now = Moment::START;
+        assert_eq!(ask(&mut blobs, now, &[B, A]), (Some(A), vec![]));
+        assert_eq!(ask(&mut blobs, now, &[B, A]), (None, vec![]), "one is asked at a time");
+        assert!(!blobs.handle_fetched(B, state.id(), Fetched::Found(state.clone())), "it was not asked");
+        assert!(!blobs.handle_fetched(A, state.id(), Fetched::Found(blob("other"))), "it is another");
+        assert_eq!(ask(&mut blobs, now, &[B, A]), (Some(B), vec![]));
+        assert!(blobs.handle_fetched(B, state.id(), Fetched::Found(state.clone())));
+        assert!(matches!(blobs.storing(state.id()), Storing::Put(found) if found == state));
+        blobs.handle_stored(&[state.id()]);
+        assert!(matches!(blobs.storing(state.id()), Storing::Nothing));
+        assert_eq!(blobs.bytes_under_way, 0);
+    }
+
+    #[test]
+    fn what_everybody_lacks_is_not_waited_for_and_what_cannot_be_asked_for_is() {
+        let (lost, hidden) = (blob("lost"), blob("hidden"));
+        let now = Moment::START;
+        let mut blobs = lacking(&lost);
+        assert_eq!(ask(&mut blobs, now, &[A]).0, Some(A));
+        blobs.handle_fetched(A, lost.id(), Fetched::Absent);
+        assert_eq!(ask(&mut blobs, now, &[A]), (None, vec![lost.id()]));
+        assert!(blobs.lacks(lost.id()) && !blobs.expects(lost.id()));
+        blobs.hint(lost.id(), A);
+        assert!(!blobs.expects(lost.id()), "its no still counts");
+        blobs.hint(lost.id(), B);
+        assert!(blobs.expects(lost.id()), "somebody new may have it");
+
+        let mut blobs = lacking(&hidden);
+        assert_eq!(ask(&mut blobs, now, &[A, B]).0, Some(A));
+        blobs.handle_fetched(A, hidden.id(), Fetched::Failed);
+        assert_eq!(ask(&mut blobs, now, &[A, B]).0, Some(B));
+        blobs.handle_fetched(B, hidden.id(), Fetched::Absent);
+        assert_eq!(ask(&mut blobs, now, &[A, B]), (None, vec![]));
+        assert!(blobs.expects(hidden.id()), "the first did not say no");
+        let again = blobs.poll_timeout().unwrap();
+        blobs.handle_timeout(again);
+        assert_eq!(ask(&mut blobs, again, &[A, B]).0, Some(A));
+        blobs.handle_fetched(A, hidden.id(), Fetched::Found(hidden.clone()));
+        assert!(!blobs.lacks(hidden.id()));
+        assert_eq!(blobs.poll_timeout(), None);
+    }
+
+    #[test]
+    fn a_node_that_comes_back_is_asked_at_once() {
+        let state = blob("state");
+        let now = Moment::START;
+        let mut blobs = lacking(&state);
+        for node in [A, B] {
+            assert_eq!(ask(&mut blobs, now, &[A, B]).0, Some(node));
+            blobs.handle_fetched(node, state.id(), Fetched::Absent);
+        }
+        assert_eq!(ask(&mut blobs, now, &[A, B]), (None, vec![state.id()]));
+        blobs.handle_back(B);
+        assert_eq!(ask(&mut blobs, now, &[A, B]).0, Some(B));
+    }
+
+    #[test]
+    fn the_last_name_takes_the_content_with_it() {
+        let (old, new) = (blob("old"), blob("new"));
+        let mut blobs = Blobs::new();
+        blobs.offer_own(old.clone());
+        assert_eq!(blobs.rename(JOB, &names(&[]), &names(&[&old])), [old.id()]);
+        assert_eq!(blobs.rename(JobId(2), &names(&[]), &names(&[&old])), [], "two jobs may name the same");
+        blobs.handle_stored(&[old.id()]);
+        blobs.offer_own(new.clone());
+        assert_eq!(blobs.rename(JOB, &names(&[&old]), &names(&[&new])), [new.id()]);
+        assert!(matches!(blobs.storing(old.id()), Storing::Nothing));
+        assert_eq!(blobs.rename(JobId(2), &names(&[&old]), &names(&[])), [old.id()]);
+        assert!(matches!(blobs.storing(old.id()), Storing::Drop));
+        assert_eq!(blobs.riding_along(A, &names(&[&new])), std::slice::from_ref(&new));
+        assert_eq!(blobs.riding_along(A, &names(&[&new])), [], "it rides to everybody once");
+    }
+
+    #[test]
+    fn memory_is_bounded_whatever_is_lacking() {
+        let mut blobs = Blobs::new();
+        let large: BTreeSet<BlobRef> = (0..40_u8).map(|n| BlobRef { id: BlobId([n; 32]), size: 16 << 20 }).collect();
+        blobs.rename(JOB, &BTreeSet::new(), &large);
+        let mut asked = 0;
+        while ask(&mut blobs, Moment::START, &[A]).0.is_some() {
+            asked += 1;
+        }
+        assert_eq!(asked, 2);
+        assert_eq!(blobs.lacking(), 40);
+    }
+
+    #[test]
+    fn a_start_forgets_what_nothing_names_and_lacks_what_is_gone() {
+        let (kept, gone, unnamed) = (blob("kept"), blob("gone"), blob("unnamed"));
+        let mut blobs = Blobs::new();
+        let named = [(JOB, kept.reference()), (JOB, gone.reference())];
+        let on_disk = [kept.reference(), unnamed.reference()];
+        assert_eq!(blobs.load(&on_disk, named.into_iter()), [unnamed.id()]);
+        assert!(!blobs.lacks(kept.id()) && blobs.lacks(gone.id()));
+        blobs.handle_damaged(kept.id());
+        assert!(blobs.expects(kept.id()));
+    }
+}

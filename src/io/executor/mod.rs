@@ -28,6 +28,7 @@ mod guard;
 mod handler;
 mod log;
 mod marker;
+mod memory;
 mod process;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,7 +38,7 @@ use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Mode, OFlags};
@@ -66,6 +67,7 @@ use crate::protocol::effect::{Leavings, PodEnd, PodEvent, PodStart, Rejected};
 use guard::Guard;
 use log::StreamLog;
 use marker::{Mark, Origin};
+use memory::MemoryWatch;
 
 /// How many processes are being spawned at one time. More than the machine has processors helps only where
 /// spawning waits for a slow file system.
@@ -145,6 +147,7 @@ struct Core {
     tracker: TaskTracker,
     runtime: Handle,
     pod_api: PodApi,
+    memory: MemoryWatch,
     guard: Option<Arc<Guard>>,
     spawning: Semaphore,
     sweeping: Semaphore,
@@ -169,6 +172,8 @@ struct Pod {
     voice: Arc<Voice>,
     /// By which it proves that it is itself.
     token: String,
+    /// How many processes the kernel had killed for want of memory when it started.
+    memory_kills: OnceLock<u64>,
     stdout: Arc<StreamLog>,
     stderr: Arc<StreamLog>,
     /// Its job was swept while it ran: sweep again when it has ended.
@@ -305,6 +310,7 @@ impl Executor {
             tracker,
             runtime,
             pod_api,
+            memory: MemoryWatch::new(),
             guard,
             spawning: Semaphore::new(SPAWNS_AT_ONCE),
             sweeping: Semaphore::new(1),
@@ -479,6 +485,7 @@ impl Pod {
         Self {
             voice,
             token,
+            memory_kills: OnceLock::new(),
             stop: CancellationToken::new(),
             stdout: log(Stream::Stdout),
             stderr: log(Stream::Stderr),
@@ -577,7 +584,18 @@ async fn run_pod(core: Arc<Core>, pod: Arc<Pod>, start: PodStart) {
     pod.stdout.close();
     pod.stderr.close();
     let (clearing, ended) = (Arc::clone(&core), Arc::clone(&pod));
-    let clearing = tokio::task::spawn_blocking(move || clear_up(&clearing, &ended, key, driver));
+    let by_itself = match end {
+        PodEnd::Exited(exit) => Some(exit),
+        PodEnd::Silent(_) | PodEnd::Stopped(_) | PodEnd::CouldNotStart { .. } | PodEnd::Unable { .. } => None,
+    };
+    let clearing = tokio::task::spawn_blocking(move || {
+        let mut left = clear_up(&clearing, &ended, key, driver);
+        let kills = ended.memory_kills.get().copied();
+        if let Some(remark) = by_itself.and_then(|exit| clearing.memory.remark(exit, kills)) {
+            left.remark = if left.remark.is_empty() { remark } else { format!("{remark}; {}", left.remark) };
+        }
+        left
+    });
     let left = clearing.await.unwrap_or_default();
     if driver == Driver::Process {
         core.strays.notify_one();

@@ -214,6 +214,10 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
     let has_input = spec.stdin.as_ref().is_some_and(|stdin| !stdin.0.is_empty());
     command.stdin(if has_input { Stdio::piped() } else { Stdio::null() });
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    if let Some(count) = core.memory.count_at_start() {
+        // It is set nowhere else.
+        let _ = pod.memory_kills.set(count);
+    }
     let mut child = command.spawn().map_err(|error| spawn_failure(&error, name, &program))?;
     let group = Pid::from_child(&child);
     core.guard_adds(group);
