@@ -1,5 +1,9 @@
 //! What pods say of themselves, from real programs to the executor that runs them; the test is the driver.
-#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test stops at what surprises it, and has a clock")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test stops at what surprises it, and has a clock"
+)]
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -338,7 +342,10 @@ async fn an_attempt_finds_what_was_saved_for_it() {
     let reader = store.blob_reader(damaged);
 
     let mut shop = Workshop::with(|config| config.blobs = Some(reader.clone()));
-    shop.start(script("cat $FLOCKWORK_CHECKPOINT_FILE | cksum; cksum < $FLOCKWORK_CHECKPOINT_FILE > sum"), Some(&saved));
+    shop.start(
+        script("cat $FLOCKWORK_CHECKPOINT_FILE | cksum; cksum < $FLOCKWORK_CHECKPOINT_FILE > sum"),
+        Some(&saved),
+    );
     let (end, left) = shop.end().await;
     assert_eq!(end, PodEnd::Exited(Exit::Code(0)));
     let (_, told) = left.stdout.unwrap();

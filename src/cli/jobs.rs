@@ -207,9 +207,10 @@ fn print_job(session: &Session, job: &Job, raw: &Value) -> Result<(), Failure> {
     };
     let replicas = job.replicas.map(|r| format!("{} of {} agree", r.agree, r.of)).unwrap_or_default();
     let progress = job.progress.as_ref().map(|progress| progress.text()).unwrap_or_default();
-    let checkpoint = job.checkpoint.as_ref().map(|saved| {
-        format!("{} bytes, saved by attempt {} at {}", saved.size, saved.attempt, time(saved.saved_at))
-    });
+    let checkpoint = job
+        .checkpoint
+        .as_ref()
+        .map(|saved| format!("{} bytes, saved by attempt {} at {}", saved.size, saved.attempt, time(saved.saved_at)));
     let result = match (&job.result, job.result_bytes) {
         (Some(Value::String(text)), _) => shortened(text.trim_end(), RESULT_SHOWN),
         (Some(_), Some(bytes)) => format!("{bytes} bytes; -o json shows them"),

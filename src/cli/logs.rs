@@ -311,7 +311,9 @@ impl<'a> LogReader<'a> {
             let Missing { stream, attempt, node_name, missing, tail } = missing;
             if *tail {
                 let stream = stream.as_str();
-                return note(&format!("of {stream} of attempt {attempt} on {node_name} only the end is left: {missing}"));
+                return note(&format!(
+                    "of {stream} of attempt {attempt} on {node_name} only the end is left: {missing}"
+                ));
             }
             let rest = if self.bookmarks.contains_key(&(*attempt, *stream)) { "the rest of " } else { "" };
             let stream = stream.as_str();
@@ -321,9 +323,16 @@ impl<'a> LogReader<'a> {
 
     /// Makes room for output, and says where another attempt begins: it may repeat what the last one said.
     fn announce(&mut self, attempt: u32) {
-        self.clear_spinner();
+        // A spinner has done its part when there is something to see; a bar, of a job that says how far it is, stays.
+        if self.spinner.as_ref().is_some_and(|spinner| spinner.length().is_none()) {
+            self.clear_spinner();
+        }
         if self.newest_attempt.is_some_and(|newest| attempt > newest) {
-            note(&format!("attempt {attempt} of {} begins", self.job));
+            let say = || note(&format!("attempt {attempt} of {} begins", self.job));
+            match &self.spinner {
+                Some(bar) => bar.suspend(say),
+                None => say(),
+            }
         }
         self.newest_attempt = self.newest_attempt.max(Some(attempt));
         self.first_attempt = self.first_attempt.or(Some(attempt));
@@ -333,6 +342,18 @@ impl<'a> LogReader<'a> {
         if let Some(spinner) = self.spinner.take() {
             spinner.finish_and_clear();
         }
+    }
+}
+
+/// Writes to a terminal without letting anything else happen meanwhile.
+fn write_now(stream: StreamName, bytes: &[u8]) -> std::io::Result<()> {
+    use std::io::Write;
+    match stream {
+        StreamName::Stdout => {
+            let mut out = std::io::stdout().lock();
+            out.write_all(bytes).and_then(|()| out.flush())
+        }
+        StreamName::Stderr => std::io::stderr().lock().write_all(bytes),
     }
 }
 

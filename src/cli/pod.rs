@@ -56,8 +56,10 @@ impl Node {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         match (variable("FLOCKWORK_POD_URL"), variable("FLOCKWORK_POD_TOKEN")) {
             (Some(url), Some(token)) => Ok(Self { url, token }),
-            _ => Err(Failure::usage("this is not running inside a job: FLOCKWORK_POD_URL and FLOCKWORK_POD_TOKEN are not set")
-                .with_hint("it is for programs that flockwork runs; try `flockwork run -- flockwork pod heartbeat`")),
+            _ => Err(Failure::usage(
+                "this is not running inside a job: FLOCKWORK_POD_URL and FLOCKWORK_POD_TOKEN are not set",
+            )
+            .with_hint("it is for programs that flockwork runs; try `flockwork run -- flockwork pod heartbeat`")),
         }
     }
 }

@@ -603,7 +603,8 @@ fn kind_of(request: &Request) -> Result<Kind, Refused> {
         }
         let known = [Kind::Heartbeat, Kind::Progress, Kind::Checkpoint, Kind::Result];
         let found = known.into_iter().find(|kind| kind.as_str() == value);
-        let found = found.ok_or_else(|| wrong(format!("`{value}` is none of heartbeat, progress, checkpoint, result")))?;
+        let found =
+            found.ok_or_else(|| wrong(format!("`{value}` is none of heartbeat, progress, checkpoint, result")))?;
         if kind.replace(found).is_some() {
             return Err(wrong("it is given twice".to_owned()));
         }
@@ -649,9 +650,9 @@ async fn read_body(shared: &Shared, kind: Kind, request: Request) -> Result<Hand
         }
         Ok(bytes)
     };
-    let bytes = timeout(BODY_TIMEOUT, reading).await.map_err(|_| {
-        Refused::new(StatusCode::REQUEST_TIMEOUT, "timeout", "the body did not come in time")
-    })??;
+    let bytes = timeout(BODY_TIMEOUT, reading)
+        .await
+        .map_err(|_| Refused::new(StatusCode::REQUEST_TIMEOUT, "timeout", "the body did not come in time"))??;
     Ok(HandedIn { bytes: bytes.into(), _memory: memory })
 }
 

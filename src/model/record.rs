@@ -588,12 +588,13 @@ impl Record {
         if self.is_final() {
             return;
         }
-        if let Some(attempt) = self.attempts.get_mut(&claim)
-            && (result > attempt.result || tails > attempt.tails)
-        {
+        if let Some(attempt) = self.attempts.get_mut(&claim) {
+            let before = (attempt.result, attempt.tails);
             attempt.result = attempt.result.max(result);
             attempt.tails.merge(&tails);
-            self.clock.apply(dot.into());
+            if (attempt.result, attempt.tails) != before {
+                self.clock.apply(dot.into());
+            }
         }
     }
 

@@ -140,12 +140,7 @@ impl Blobs {
     }
 
     /// The blobs that a job's record names were `before` and are `after`. Returns those whose storing changes.
-    pub fn rename(
-        &mut self,
-        job: JobId,
-        before: &BTreeSet<BlobRef>,
-        after: &BTreeSet<BlobRef>,
-    ) -> Vec<BlobId> {
+    pub fn rename(&mut self, job: JobId, before: &BTreeSet<BlobRef>, after: &BTreeSet<BlobRef>) -> Vec<BlobId> {
         let mut changed = Vec::new();
         for blob in after.difference(before) {
             if self.add_name(job, *blob) {
@@ -197,7 +192,8 @@ impl Blobs {
 
     /// Takes the content of a blob that is lacking. Returns whether it was.
     fn take_in(&mut self, blob: &Blob) -> bool {
-        let Some(named) = self.named.get_mut(&blob.id()).filter(|named| matches!(named.place, Place::Lacking(_))) else {
+        let Some(named) = self.named.get_mut(&blob.id()).filter(|named| matches!(named.place, Place::Lacking(_)))
+        else {
             return false;
         };
         // What the record says of the size may be wrong, where somebody broke the rules.

@@ -33,9 +33,7 @@ async fn a_long_computation_never_repeats_more_than_the_step_it_was_in() {
     let ledger = dir.path().join("ledger");
     let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/resumable.py");
     let (limit, step) = (LIMIT.to_string(), STEP.to_string());
-    let command = json!([
-        "python3", program, limit, "--step", step, "--pause", "0.05", "--ledger", ledger
-    ]);
+    let command = json!(["python3", program, limit, "--step", step, "--pause", "0.05", "--ledger", ledger]);
     let id = cluster.submit(0, json!({"command": command, "lost_limit": 20})).await;
 
     let mut via = 0;
@@ -50,7 +48,9 @@ async fn a_long_computation_never_repeats_more_than_the_step_it_was_in() {
         cluster.kill(place).await;
         via = (place + 1) % 3;
         let number = death + 2;
-        cluster.job_where(via, &id, |job| last_attempt(job)["number"] == number && last_attempt(job)["phase"] == "running").await;
+        cluster
+            .job_where(via, &id, |job| last_attempt(job)["number"] == number && last_attempt(job)["phase"] == "running")
+            .await;
         cluster.restart(&[place]).await;
     }
     let job = cluster.ended(via, &id).await;
@@ -136,6 +136,10 @@ async fn large_work_is_saved_on_every_replica_and_found_on_another_node() {
     cluster.kill(place).await;
     let via = (place + 1) % 3;
     let ended = cluster.ended(via, &id).await;
-    assert_eq!((&ended["state"], &ended["attempts"][1]["phase"]), (&json!("succeeded"), &json!("succeeded")), "{ended}");
+    assert_eq!(
+        (&ended["state"], &ended["attempts"][1]["phase"]),
+        (&json!("succeeded"), &json!("succeeded")),
+        "{ended}"
+    );
     assert_eq!(cluster.output(via, &id).await, first, "{ended}");
 }

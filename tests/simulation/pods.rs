@@ -11,8 +11,8 @@ use std::time::Duration;
 use flockwork::model::blob::{Blob, BlobId};
 use flockwork::model::id::{AttemptKey, Dot, JobId};
 use flockwork::model::record::Exit;
-use flockwork::model::request::Receipt;
 use flockwork::model::report::Progress;
+use flockwork::model::request::Receipt;
 use flockwork::model::spec::Spec;
 use flockwork::model::time::Timestamp;
 use flockwork::protocol::effect::{Leavings, PodEnd, PodEvent, PodReport, PodStart, Rejected};
@@ -228,7 +228,8 @@ impl World {
 
     /// A pod hears what became of its work.
     pub fn pod_is_answered(&mut self, node: usize, answer: u64, result: Result<Receipt, Rejected>) {
-        let Some((run, depth)) = self.ledger.reports.insert(answer, (usize::MAX, 0)).filter(|(run, _)| *run != usize::MAX)
+        let Some((run, depth)) =
+            self.ledger.reports.insert(answer, (usize::MAX, 0)).filter(|(run, _)| *run != usize::MAX)
         else {
             return self.find("every report is answered once", format!("n{node} answers {answer} again"));
         };

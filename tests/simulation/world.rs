@@ -793,11 +793,16 @@ impl World {
         } else {
             (Duration::from_secs(3), Fetched::Failed)
         };
-        self.note(node, || format!("blob {blob:?} from n{from}: {}", match &fetched {
-            Fetched::Found(_) => "found",
-            Fetched::Absent => "absent",
-            Fetched::Failed => "failed",
-        }));
+        self.note(node, || {
+            format!(
+                "blob {blob:?} from n{from}: {}",
+                match &fetched {
+                    Fetched::Found(_) => "found",
+                    Fetched::Absent => "absent",
+                    Fetched::Failed => "failed",
+                }
+            )
+        });
         self.schedule(takes, Happening::BlobFetched { node, process, from, blob, fetched });
     }
 

@@ -50,9 +50,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use super::pod_api::ReportError;
 pub use guard::{GUARD_ARGUMENT, GuardProgram, guard_main};
 pub use handler::{HandlerContext, HandlerError, Handlers, LogWriter, Reporter};
-pub use super::pod_api::ReportError;
 
 use crate::io::pod_api::{PodApi, Voice};
 use crate::io::store::BlobReader;

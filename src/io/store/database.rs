@@ -46,15 +46,18 @@ const APPLICATION_ID: i64 = 0x666c_776b;
 
 /// The road from an empty database to the newest schema. Entry n leads from schema n to schema n + 1; entries
 /// are added at the end and never changed.
-const ROAD: &[&str] = &["
+const ROAD: &[&str] = &[
+    "
     CREATE TABLE record (row INTEGER PRIMARY KEY, id BLOB NOT NULL, value BLOB NOT NULL) STRICT;
     CREATE TABLE node (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID, STRICT;
     CREATE TABLE quarantine (
         row INTEGER PRIMARY KEY, id ANY, value ANY, reason TEXT NOT NULL, set_aside_at_unix_ms INTEGER NOT NULL
     ) STRICT;
-", "
+",
+    "
     CREATE TABLE blob (row INTEGER PRIMARY KEY, id BLOB NOT NULL, part INTEGER NOT NULL, value BLOB NOT NULL) STRICT;
-"];
+",
+];
 
 /// The keys of the table `node`.
 const SELF_KEY: &str = "self";

@@ -11,14 +11,14 @@ use std::sync::mpsc::{Receiver, channel};
 use rusqlite::Connection;
 use tempfile::TempDir;
 
-use crate::model::blob::Blob;
-use crate::model::wire::BLOB_PART_BYTES;
 use super::*;
+use crate::model::blob::Blob;
 use crate::model::id::{Actor, Dot, Incarnation};
 use crate::model::member::{ClusterSettings, Fingerprint, Load, PartitionSet, Status, WIRE_VERSION};
 use crate::model::record::Submission;
 use crate::model::resources::Resources;
 use crate::model::spec::Spec;
+use crate::model::wire::BLOB_PART_BYTES;
 
 const NOON: Timestamp = Timestamp(1_700_000_000_000);
 const LONG: Duration = Duration::from_secs(30);
@@ -497,7 +497,8 @@ fn commit_blobs(desk: &mut Desk, put: Vec<Blob>, drop: Vec<Blob>) {
 fn blobs_are_kept_in_parts_until_they_are_dropped() {
     let dir = tempfile::tempdir().unwrap();
     let sizes = [0, 1, BLOB_PART_BYTES - 1, BLOB_PART_BYTES, BLOB_PART_BYTES + 1, 3 * BLOB_PART_BYTES + 7];
-    let blobs: Vec<Blob> = sizes.iter().map(|size| Blob::new((0..*size).map(|n| n as u8).collect::<Vec<_>>())).collect();
+    let blobs: Vec<Blob> =
+        sizes.iter().map(|size| Blob::new((0..*size).map(|n| n as u8).collect::<Vec<_>>())).collect();
     let (mut desk, loaded) = Desk::open(dir.path());
     assert_eq!(loaded.blobs, []);
     commit_blobs(&mut desk, blobs.clone(), vec![]);
@@ -511,7 +512,8 @@ fn blobs_are_kept_in_parts_until_they_are_dropped() {
 
     let (desk, mut loaded) = Desk::open(dir.path());
     let reader = desk.store.blob_reader(damaged);
-    let mut kept: Vec<Blob> = blobs.iter().enumerate().filter(|(at, _)| *at != 3).map(|(_, blob)| blob.clone()).collect();
+    let mut kept: Vec<Blob> =
+        blobs.iter().enumerate().filter(|(at, _)| *at != 3).map(|(_, blob)| blob.clone()).collect();
     kept.push(another);
     let mut expected: Vec<_> = kept.iter().map(Blob::reference).collect();
     expected.sort();
@@ -526,7 +528,8 @@ fn blobs_are_kept_in_parts_until_they_are_dropped() {
 #[test]
 fn a_damaged_blob_is_named_forgotten_and_can_be_stored_anew() {
     let dir = tempfile::tempdir().unwrap();
-    let (good, bad, torn) = (Blob::new("good"), Blob::new(vec![7; BLOB_PART_BYTES + 9]), Blob::new(vec![8; BLOB_PART_BYTES + 9]));
+    let (good, bad, torn) =
+        (Blob::new("good"), Blob::new(vec![7; BLOB_PART_BYTES + 9]), Blob::new(vec![8; BLOB_PART_BYTES + 9]));
     let (mut desk, _) = Desk::open(dir.path());
     commit_blobs(&mut desk, vec![good.clone(), bad.clone(), torn.clone()], vec![]);
     desk.store.close();

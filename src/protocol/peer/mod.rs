@@ -227,7 +227,8 @@ impl Peer {
             outbox.save_blob(unnamed);
         }
         let lacking = |record: &Record| record.blobs().iter().any(|blob| blobs.lacks(blob.id));
-        let lacking: Vec<JobId> = records.iter().filter(|(_, held)| lacking(&held.record)).map(|(job, _)| job).collect();
+        let lacking: Vec<JobId> =
+            records.iter().filter(|(_, held)| lacking(&held.record)).map(|(job, _)| job).collect();
         for job in lacking {
             records.set_lacking(job, true);
         }
