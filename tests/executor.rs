@@ -137,6 +137,7 @@ fn pod(number: u128, spec: Spec) -> PodStart {
         number: 2,
         fence: Fence::new(2, node),
         submission: Arc::new(submission),
+        checkpoint: None,
     }
 }
 
@@ -447,6 +448,7 @@ async fn two_hundred_at_once_are_each_reported_once() {
     while ended.len() < 200 {
         match shop.next_event().await {
             PodEvent::Started { key, .. } => assert!(started.insert(key)),
+            PodEvent::Reported { .. } => panic!("nobody said anything"),
             PodEvent::Ended { key, end, .. } => {
                 assert!(started.contains(&key) && ended.insert(key));
                 assert_eq!(end, PodEnd::Exited(Exit::Code((key.job.0 % 7) as i32)));

@@ -138,6 +138,9 @@ struct Missing {
     attempt: u32,
     node_name: String,
     missing: String,
+    /// The last part of it comes nevertheless.
+    #[serde(default)]
+    tail: bool,
 }
 
 impl Piece {
@@ -305,7 +308,13 @@ impl<'a> LogReader<'a> {
     /// Says once what cannot be shown.
     fn tell_missing(&mut self, missing: &Missing) {
         if self.missing.insert((missing.attempt, missing.stream)) {
-            let Missing { stream, attempt, node_name, missing } = missing;
+            let Missing { stream, attempt, node_name, missing, tail } = missing;
+            if *tail {
+                let stream = stream.as_str();
+                return note(&format!(
+                    "of {stream} of attempt {attempt} on {node_name} only the end is left: {missing}"
+                ));
+            }
             let rest = if self.bookmarks.contains_key(&(*attempt, *stream)) { "the rest of " } else { "" };
             let stream = stream.as_str();
             note(&format!("{rest}{stream} of attempt {attempt} on {node_name} cannot be shown: {missing}"));
