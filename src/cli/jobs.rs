@@ -374,7 +374,7 @@ pub(crate) async fn cancel(session: &Session, args: &CancelArgs) -> Outcome {
                         session.printer.line(&format!("{}  {}", job.id, job.state.as_str()))?;
                     }
                     OutputForm::Table | OutputForm::Wide => {
-                        session.printer.line(&format!("{}  is being cancelled", job.id))?
+                        session.printer.line(&format!("{}  is being cancelled", job.id))?;
                     }
                     OutputForm::Json | OutputForm::Jsonl => session.printer.json(&answer.body)?,
                     OutputForm::Id => session.printer.line(&job.id)?,

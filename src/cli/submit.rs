@@ -93,7 +93,7 @@ pub(crate) async fn run(session: &Session, args: &RunArgs) -> Outcome {
         match session.printer.form {
             OutputForm::Id => session.printer.line(&id)?,
             OutputForm::Table | OutputForm::Wide | OutputForm::Json | OutputForm::Jsonl => {
-                session.printer.json(&raw)?
+                session.printer.json(&raw)?;
             }
         }
         return Ok(job.exit_code_for_shell());

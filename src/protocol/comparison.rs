@@ -83,6 +83,19 @@ pub struct Compared {
     pub unsaved: BTreeSet<JobId>,
 }
 
+/// What the peer said: a [`Message::Differ`].
+#[derive(Debug)]
+pub struct Answer {
+    /// To which question.
+    pub round: u64,
+    /// Without the sealed records that expire before this hour.
+    pub horizon: u32,
+    /// What it holds where the two differ.
+    pub partitions: Vec<(Partition, Vec<(JobId, Version)>)>,
+    /// What it has not on its disk yet.
+    pub unsaved: Vec<JobId>,
+}
+
 /// What the other's list of a partition means for this node.
 #[derive(Debug, Default)]
 pub struct Difference {
@@ -159,12 +172,10 @@ impl Comparison {
         &mut self,
         now: Moment,
         peer: NodeId,
-        number: u64,
-        horizon: u32,
-        partitions: Vec<(Partition, Vec<(JobId, Version)>)>,
-        unsaved: Vec<JobId>,
+        answer: Answer,
         records: &Records,
     ) -> (Difference, Step) {
+        let Answer { round: number, horizon, partitions, unsaved } = answer;
         let mut difference = Difference::default();
         let Some(round) = self.rounds.get_mut(&peer).filter(|round| round.number == number && !round.fetching) else {
             return (difference, Step::Stale);

@@ -221,7 +221,7 @@ impl FailureDetector {
             me,
             generation,
             timing: timing.clone(),
-            health: LocalHealth::default(),
+            health: LocalHealth::new(true),
             watched: BTreeMap::new(),
             turn: Vec::new(),
             next_turn: now + offset,
@@ -424,6 +424,12 @@ impl FailureDetector {
     /// A packet from this node, as it is in this start.
     pub(super) fn packet(&self, to: NodeId, body: ProbeBody) -> Probe {
         Probe { cluster: self.cluster.clone(), from: self.me, generation: self.generation, to, body }
+    }
+
+    /// Whether signs of trouble here slow this node down.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(super) fn set_local_health(&mut self, on: bool) {
+        self.health = LocalHealth::new(on);
     }
 
     /// A number that no packet of this start has had.

@@ -27,9 +27,10 @@ mod gossip;
 mod judgement;
 mod report;
 mod suspicion;
+mod votes;
 
-#[cfg(test)]
-mod simulation;
+#[cfg(any(test, feature = "simulation"))]
+pub mod simulation;
 #[cfg(test)]
 mod stories;
 
@@ -48,6 +49,7 @@ use super::failure_detector::FailureDetector;
 use self::admission::{Outsider, Twin, gives_way, what_differs};
 pub use self::report::{MemberReport, MembershipReport, SuspicionReport, Verdict};
 use self::suspicion::{Cause, Suspicion};
+use self::votes::Votes;
 
 /// A tick that comes later than this is late, however short the probe timeout. Together with the interval
 /// between ticks it is shorter than any grace period, so a pause long enough for the others to condemn this
@@ -101,6 +103,24 @@ pub enum MembershipOutput {
     },
 }
 
+/// Which of its rules a membership keeps: all of them, but for a laboratory that finds out what each is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rules {
+    /// A node that hears itself accused raises its incarnation (SWIM, section 4.2).
+    pub refutation: bool,
+    /// Local health, graces that shrink with confirmations, telling the suspect first, and no verdict after a
+    /// pause of one's own (Lifeguard, section IV).
+    pub lifeguard: bool,
+    /// A member is down only for those whose own probe failed; without it, the word of others is enough.
+    pub own_probe: bool,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self { refutation: true, lifeguard: true, own_probe: true }
+    }
+}
+
 /// One node's knowledge of the members. See the top of this file.
 #[derive(Debug)]
 pub struct Membership {
@@ -111,6 +131,8 @@ pub struct Membership {
     epoch: u64,
     known: BTreeMap<NodeId, Acquaintance>,
     detector: FailureDetector,
+    votes: Votes,
+    rules: Rules,
     forgotten: BTreeMap<NodeId, Tombstone>,
     outsiders: BTreeMap<NodeId, Outsider>,
     /// An older process with this node's id.
@@ -202,6 +224,8 @@ impl Membership {
             epoch: 0,
             known: BTreeMap::new(),
             detector,
+            votes: Votes::default(),
+            rules: Rules::default(),
             forgotten: BTreeMap::new(),
             outsiders: BTreeMap::new(),
             twin: None,
@@ -227,6 +251,13 @@ impl Membership {
         }
         this.settle(now);
         this
+    }
+
+    /// Breaks or restores rules. For laboratories and for the tests of the checkers.
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn set_rules(&mut self, rules: Rules) {
+        self.rules = rules;
+        self.detector.set_local_health(rules.lifeguard);
     }
 
     /// Takes in what others gossip about themselves: everything that is new since the last call, all
@@ -317,11 +348,10 @@ impl Membership {
     /// by it.
     pub fn poll_timeout(&self) -> Option<Moment> {
         let possible = self.possible_confirmations();
-        let verdicts = self.known.values().filter_map(|known| match &known.opinion {
-            Opinion::Suspected(doubt) if doubt.silent => Some(doubt.until(&self.timing, possible).max(self.calm_at)),
-            Opinion::Suspected(_) | Opinion::Trusted | Opinion::Condemned | Opinion::Departed => None,
-        });
-        Some(verdicts.fold(self.next_tick.min(self.detector.poll_timeout()), Moment::min))
+        let verdicts = self.known.values().filter_map(|known| self.verdict_at(known, possible));
+        Some(
+            verdicts.map(|at| at.max(self.calm_at)).fold(self.next_tick.min(self.detector.poll_timeout()), Moment::min),
+        )
     }
 
     /// The next thing to do or to tell.
@@ -512,7 +542,7 @@ impl Membership {
     /// it did not hear meanwhile is no evidence (Lifeguard, section IV-A).
     fn notice_pause(&mut self, now: Now) {
         let late_by = now.moment.since(self.next_tick);
-        if late_by <= self.timing.probe_timeout.max(SHORTEST_LATENESS) {
+        if late_by <= self.timing.probe_timeout.max(SHORTEST_LATENESS) || !self.rules.lifeguard {
             return;
         }
         self.counters.late_ticks += 1;
@@ -542,6 +572,7 @@ impl Membership {
             .collect();
         for node in gone {
             let Some(member) = self.view.remove(&node) else { continue };
+            self.votes.change(node, &member.facts.suspicions, &BTreeMap::new());
             self.known.remove(&node);
             self.detector.remove_target(node);
             self.withdraw_vote(node);

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use flockwork::model::blob::BlobId;
 use flockwork::model::id::{Dot, JobId};
-use flockwork::model::member::{MemberState, Status};
+use flockwork::model::member::{MemberState, Status, View};
 use flockwork::model::record::{Attempt, JobState, Phase, Record};
 
 use crate::network::short;
@@ -79,7 +79,17 @@ impl World {
         self.clients.waiting() == 0
             && self.clients.keys.values().all(|keyed| keyed.job.is_some() || keyed.misused)
             && self.up().iter().filter_map(|node| self.peer(*node)).all(|peer| peer.records().open().is_empty())
-            && self.up().iter().all(|node| self.is_converged(*node))
+            && self.up().iter().all(|node| self.sees_all(*node) && self.is_converged(*node))
+    }
+
+    /// The sides of a split that has just healed are each at rest by themselves, and see it only later.
+    fn sees_all(&self, node: usize) -> bool {
+        let view = self.peer(node).map(|peer| peer.membership().view());
+        let is_seen = |other: &usize| {
+            let member = view.and_then(|view| view.get(&self.nodes[*other].id));
+            member.is_some_and(|member| member.state == MemberState::Alive)
+        };
+        self.up().iter().all(is_seen)
     }
 
     fn is_converged(&self, node: usize) -> bool {
@@ -138,10 +148,15 @@ impl World {
                     }
                 }
             }
-            let fingerprint = snapshot.placement.fingerprint();
-            let first = self.peer(up[0]).expect("it is up").snapshot(self.local_now(up[0])).placement.fingerprint();
-            if fingerprint != first {
-                faults.push(format!("n{node} computes ring {fingerprint}, and n{} {first}", up[0]));
+            let first = self.peer(up[0]).expect("it is up").snapshot(self.local_now(up[0]));
+            let (mine, theirs) = (snapshot.placement.fingerprint(), first.placement.fingerprint());
+            if mine != theirs {
+                let absent = |view: &View| -> Vec<_> {
+                    let gone = view.values().filter(|member| member.state != MemberState::Alive);
+                    gone.map(|member| (member.facts.name.clone(), member.state, member.facts.status)).collect()
+                };
+                let (gone_here, gone_there) = (absent(&snapshot.view), absent(&first.view));
+                faults.push(format!("the rings of n{node} and n{} differ: {gone_here:?}, {gone_there:?}", up[0]));
             }
             let convergence = snapshot.convergence;
             if !convergence.converged {

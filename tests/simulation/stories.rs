@@ -13,7 +13,7 @@ use flockwork::protocol::gateway::{Ask, AskId, Told};
 
 use crate::network::short;
 use crate::pods::work;
-use crate::world::{Options, World};
+use crate::world::{Options, Process, World};
 
 /// Longer than anything in a story takes.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -94,9 +94,9 @@ impl World {
     #[track_caller]
     fn owner(&mut self, job: JobId) -> usize {
         let owner = |world: &Self| {
-            let decides =
-                |node: &usize| world.peer(*node).is_some_and(|peer| peer.decides_for(peer.records().partition_of(job)));
-            world.up().into_iter().find(decides)
+            let decides = |process: &Process| process.peer.decides_for(process.peer.records().partition_of(job));
+            let awake = |node: &usize| world.process(*node).is_some_and(|process| !process.paused && decides(process));
+            world.up().into_iter().find(awake)
         };
         self.wait_until("somebody decides", |world| owner(world).is_some());
         owner(self).expect("it was just there")

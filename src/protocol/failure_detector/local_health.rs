@@ -6,14 +6,20 @@
 //! this node waits for answers and the more slowly it probes, so that a slow node does not condemn fast ones.
 
 /// The score: zero is healthy.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct LocalHealth {
     score: u32,
+    worst: u32,
 }
 
 impl LocalHealth {
     /// The worst score (Lifeguard's S).
-    pub(super) const WORST: u32 = 8;
+    const WORST: u32 = 8;
+
+    /// A healthy node's, which stays so whatever happens if it is not `on`.
+    pub(super) fn new(on: bool) -> Self {
+        Self { score: 0, worst: if on { Self::WORST } else { 0 } }
+    }
 
     /// A probe of this node's own was answered in time.
     pub(super) fn improve(&mut self) {
@@ -22,7 +28,7 @@ impl LocalHealth {
 
     /// So many signs of trouble here.
     pub(super) fn worsen(&mut self, by: u32) {
-        self.score = self.score.saturating_add(by).min(Self::WORST);
+        self.score = self.score.saturating_add(by).min(self.worst);
     }
 
     /// The score, from 0 to [`Self::WORST`].

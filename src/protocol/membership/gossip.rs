@@ -1,6 +1,7 @@
 //! What others gossip about themselves, one node's facts at a time: who is admitted, who has started anew or
 //! moved, who has left, who must stay outside, and who else runs as this very node.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -80,6 +81,8 @@ impl Membership {
     /// A node that is not yet in the view.
     pub(super) fn admit(&mut self, now: Now, facts: Facts, opinion: Opinion, reason: &str) {
         let node = facts.node;
+        self.votes.change(node, &BTreeMap::new(), &facts.suspicions);
+        self.votes.touch(node);
         self.view.insert(node, Member { facts, state: opinion.state(), since: now.moment });
         self.known.insert(node, Acquaintance { opinion, answered: false, rival: None });
         self.epoch += 1;
@@ -102,6 +105,8 @@ impl Membership {
         if before != after || member.facts.weight != facts.weight {
             self.epoch += 1;
         }
+        self.votes.change(node, &member.facts.suspicions, &facts.suspicions);
+        self.votes.touch(node);
         member.facts = facts;
         if after == Status::Left {
             self.withdraw_vote(node);
@@ -124,6 +129,10 @@ impl Membership {
         let (Some(member), Some(known)) = (self.view.get_mut(&node), self.known.get_mut(&node)) else { return };
         let reason = format!("started anew, as generation {}", facts.generation.0);
         let was = member.state;
+        self.votes.change(node, &member.facts.suspicions, &facts.suspicions);
+        // Perhaps it was dead when it voted so.
+        self.votes.touch_all(&facts.suspicions);
+        self.votes.touch(node);
         known.opinion = if facts.status == Status::Left { Opinion::Departed } else { Opinion::Trusted };
         known.answered = false;
         known.rival = None;
@@ -158,11 +167,13 @@ impl Membership {
     /// own is possible where a machine was set back to a snapshot; far above it is nonsense, and answering it
     /// would use up the numbers.
     pub(super) fn refute(&mut self, (generation, incarnation): (Generation, Incarnation)) {
-        let own = self.own_mut();
+        let own = self.me();
         let plausible = own.incarnation.0..=own.incarnation.0.saturating_add(MOST_AHEAD);
-        if generation != own.generation || !plausible.contains(&incarnation.0) || own.status == Status::Left {
+        let is_said_of_this = generation == own.generation && plausible.contains(&incarnation.0);
+        if !is_said_of_this || own.status == Status::Left || !self.rules.refutation {
             return;
         }
+        let own = self.own_mut();
         own.incarnation = Incarnation(incarnation.0.saturating_add(1));
         self.counters.refutations += 1;
         self.detector.handle_refuted();

@@ -7,12 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::model::id::{Generation, Incarnation, NodeId};
-use crate::model::member::{Facts, Member};
-use crate::model::time::Now;
+use crate::model::member::Member;
+use crate::model::time::{Moment, Now};
 
 use super::super::failure_detector::{DetectorOutput, Finding, Standing, Target};
 use super::suspicion::{Cause, Suspicion};
-use super::{Membership, MembershipOutput, Opinion, Rival};
+use super::{Acquaintance, Membership, MembershipOutput, Opinion, Rival};
 
 impl Membership {
     /// Carries out what the detector wants, takes in what it found and judges, until nothing is left to do.
@@ -66,6 +66,7 @@ impl Membership {
 
     /// This node has evidence of its own against `node`: it doubts, and votes.
     fn doubt(&mut self, now: Now, node: NodeId, evidence: impl FnOnce(&mut Suspicion)) {
+        self.votes.touch(node);
         let Some(known) = self.known.get_mut(&node) else { return };
         match &mut known.opinion {
             Opinion::Trusted => {
@@ -87,6 +88,7 @@ impl Membership {
     }
 
     fn handle_answer(&mut self, now: Now, node: NodeId, said: (Generation, Incarnation)) {
+        self.votes.touch(node);
         let (Some(member), Some(known)) = (self.view.get_mut(&node), self.known.get_mut(&node)) else { return };
         let (generation, incarnation) = said;
         if generation < member.facts.generation {
@@ -139,40 +141,47 @@ impl Membership {
         true
     }
 
-    /// Who votes against whom: votes of live members against what is known of their suspects now.
-    fn votes(&self) -> BTreeMap<NodeId, BTreeSet<NodeId>> {
-        let mut votes: BTreeMap<NodeId, BTreeSet<NodeId>> = BTreeMap::new();
-        for (voter, member) in self.view.iter().filter(|(_, member)| member.is_live()) {
-            for (suspect, accused) in &member.facts.suspicions {
-                let stands = |facts: &Facts| (facts.generation, facts.incarnation) == *accused;
-                if suspect != voter && self.view.get(suspect).is_some_and(|suspect| stands(&suspect.facts)) {
-                    votes.entry(*suspect).or_default().insert(*voter);
-                }
-            }
-        }
-        votes
+    /// Who votes against `node`: live members, against what is known of it now.
+    fn voters(&self, node: NodeId) -> BTreeSet<NodeId> {
+        let Some(suspect) = self.view.get(&node) else { return BTreeSet::new() };
+        let accused = (suspect.facts.generation, suspect.facts.incarnation);
+        let is_live = |voter: &NodeId| self.view.get(voter).is_some_and(Member::is_live);
+        self.votes.against(node, accused).filter(is_live).collect()
     }
 
-    /// Brings every opinion in line with the votes and the time. Says whether anything changed.
+    /// Brings every opinion in question in line with the votes and the time. Says whether anything changed.
     fn judge_all(&mut self, now: Now) -> bool {
-        let mut votes = self.votes();
-        let mut changed = false;
-        let nodes: Vec<NodeId> = self
-            .known
-            .iter()
-            .filter(|(node, known)| votes.contains_key(node) || matches!(known.opinion, Opinion::Suspected(_)))
-            .map(|(node, _)| *node)
-            .collect();
         let possible = self.possible_confirmations();
+        let mut nodes = self.votes.take_unsettled();
+        if now.moment >= self.calm_at {
+            let is_due = |known: &Acquaintance| self.verdict_at(known, possible).is_some_and(|at| at <= now.moment);
+            nodes.extend(self.known.iter().filter(|(_, known)| is_due(known)).map(|(node, _)| *node));
+        }
+        let mut changed = false;
         for node in nodes {
-            changed |= self.judge(now, node, votes.remove(&node).unwrap_or_default(), possible);
+            let voters = self.voters(node);
+            changed |= self.judge(now, node, voters, possible);
         }
         changed
+    }
+
+    /// When the grace period of a suspect runs out that this node has found silent too.
+    pub(super) fn verdict_at(&self, known: &Acquaintance, possible: usize) -> Option<Moment> {
+        match &known.opinion {
+            Opinion::Suspected(doubt) if self.has_evidence(doubt) => Some(doubt.until(&self.timing, possible)),
+            Opinion::Suspected(_) | Opinion::Trusted | Opinion::Condemned | Opinion::Departed => None,
+        }
+    }
+
+    fn has_evidence(&self, doubt: &Suspicion) -> bool {
+        doubt.silent || !self.rules.own_probe
     }
 
     /// One opinion. This is where a suspicion is adopted, dropped or confirmed.
     fn judge(&mut self, now: Now, node: NodeId, voters: BTreeSet<NodeId>, possible: usize) -> bool {
         let is_calm = now.moment >= self.calm_at;
+        let Some(known) = self.known.get(&node) else { return false };
+        let is_due = is_calm && self.verdict_at(known, possible).is_some_and(|at| at <= now.moment);
         let Some(known) = self.known.get_mut(&node) else { return false };
         match &mut known.opinion {
             Opinion::Trusted if voters.is_empty() => false,
@@ -190,7 +199,7 @@ impl Membership {
                 if doubt.voters.is_empty() && doubt.cause == Cause::Votes {
                     self.set_opinion(now, node, Opinion::Trusted, "nobody suspects it any longer");
                     true
-                } else if is_calm && doubt.silent && doubt.until(&self.timing, possible) <= now.moment {
+                } else if is_due {
                     let reason = doubt.explain();
                     self.counters.downs += 1;
                     self.cast_vote(node);
@@ -210,6 +219,10 @@ impl Membership {
     /// How many could confirm a vote against a suspect: the live members, but for the first voter and the
     /// suspect, which is still counted as live itself.
     pub(super) fn possible_confirmations(&self) -> usize {
+        if !self.rules.lifeguard {
+            // SWIM's suspicion lasts as long as it lasts, however many share it.
+            return 0;
+        }
         self.view.values().filter(|member| member.is_live()).count().saturating_sub(2)
     }
 
@@ -233,7 +246,10 @@ impl Membership {
     fn cast_vote(&mut self, node: NodeId) {
         let Some(member) = self.view.get(&node) else { return };
         let accused = (member.facts.generation, member.facts.incarnation);
-        if self.own_mut().suspicions.insert(node, accused) != Some(accused) {
+        if self.me().suspicions.get(&node) != Some(&accused) {
+            self.vote(|ballot| {
+                ballot.insert(node, accused);
+            });
             self.counters.votes += 1;
             self.gossip_own(true);
             self.retarget(node);
@@ -241,18 +257,34 @@ impl Membership {
     }
 
     pub(super) fn withdraw_vote(&mut self, node: NodeId) {
-        if self.own_mut().suspicions.remove(&node).is_some() {
+        if self.me().suspicions.contains_key(&node) {
+            self.vote(|ballot| {
+                ballot.remove(&node);
+            });
             self.gossip_own(false);
         }
+    }
+
+    fn vote(&mut self, change: impl FnOnce(&mut BTreeMap<NodeId, (Generation, Incarnation)>)) {
+        let mut after = self.me().suspicions.clone();
+        change(&mut after);
+        let before = std::mem::replace(&mut self.own_mut().suspicions, after);
+        let after = &self.view.get(&self.me).expect("a node is always in its own view").facts.suspicions;
+        self.votes.change(self.me, &before, after);
     }
 
     pub(super) fn set_opinion(&mut self, now: Now, node: NodeId, opinion: Opinion, reason: &str) {
         let (Some(member), Some(known)) = (self.view.get_mut(&node), self.known.get_mut(&node)) else { return };
         let was = member.state;
+        let was_live = member.is_live();
         member.state = opinion.state();
         member.since = now.moment;
         known.opinion = opinion;
         self.epoch += 1;
+        self.votes.touch(node);
+        if was_live != member.is_live() {
+            self.votes.touch_all(&member.facts.suspicions);
+        }
         if !self.view.get(&node).is_some_and(Member::is_live) {
             // The start that was known is gone, so nothing keeps a later one from taking its place.
             if self.accept_rival(now, node) {
@@ -271,7 +303,7 @@ impl Membership {
             Opinion::Trusted => (Standing::Trusted, None),
             Opinion::Suspected(doubt) => {
                 let voted = !doubt.voters.is_empty() || self.me().suspicions.contains_key(&node);
-                (Standing::Doubted, voted.then_some(accused))
+                (Standing::Doubted, (voted && self.rules.lifeguard).then_some(accused))
             }
             Opinion::Condemned => (Standing::Lost, Some(accused)),
             Opinion::Departed => {

@@ -37,7 +37,7 @@ use crate::model::time::{Moment, Now, Timestamp};
 use crate::model::wire::{Message, Probe};
 
 use super::blobs::Blobs;
-use super::comparison::Comparison;
+use super::comparison::{Answer, Comparison};
 use super::effect::{Effect, PodEnd, PodEvent};
 use super::gateway::{Ask, AskId, Gateway, Routing};
 use super::lifecycle::PodState;
@@ -343,8 +343,8 @@ impl Peer {
                 self.handle_compare(now, from, round, takeover, horizon, &digests);
             }
             Message::Differ { round, horizon, partitions, unsaved } => {
-                let (difference, step) =
-                    self.comparison.handle_differ(now.moment, from, round, horizon, partitions, unsaved, &self.records);
+                let answer = Answer { round, horizon, partitions, unsaved };
+                let (difference, step) = self.comparison.handle_differ(now.moment, from, answer, &self.records);
                 self.learn_difference(now, from, &difference);
                 self.step_comparison(now, from, step);
             }
@@ -707,7 +707,7 @@ impl Peer {
         match event.kind {
             // What is thought of a member promises nothing that a disk could keep.
             EventKind::Member { .. } | EventKind::Forgotten { .. } | EventKind::Rejected { .. } => {
-                self.outbox.send(note)
+                self.outbox.send(note);
             }
             EventKind::Job { .. } | EventKind::Overlap { .. } => self.outbox.send_when_stored(note),
         }

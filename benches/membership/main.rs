@@ -1,0 +1,98 @@
+//! How fast a cluster of real processes notices what happens to its members, and what watching costs.
+//!
+//! Starts nodes of the release build on loopback and does to them what machines do: freezes one (SIGSTOP), kills
+//! one (kill -9), lets one leave, has one say something urgent. What is measured is the time until the last of the
+//! others knows. Every node's log is read as it is written, so nothing is asked of the nodes while they are
+//! measured. If HashiCorp's Serf is installed, the same is done to as many of its agents, in the same run and by the
+//! same code.
+//!
+//! ```text
+//! cargo bench --bench membership -- [--nodes 24] [--rounds 20] [--idle 60] [--overload MINUTES] [--without-serf]
+//! ```
+#![allow(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a benchmark has a clock, talks, and stops at what it cannot do"
+)]
+
+mod cluster;
+mod flockwork;
+mod serf;
+mod table;
+
+use std::time::Duration;
+
+use clap::Parser;
+
+use cluster::{Cluster, System};
+use table::{Column, machine};
+
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// How many nodes
+    #[arg(long, default_value_t = 24)]
+    nodes: usize,
+    /// How often each thing happens to a node
+    #[arg(long, default_value_t = 20)]
+    rounds: usize,
+    /// How often to a Serf agent, which takes longer to notice
+    #[arg(long, default_value_t = 5)]
+    serf_rounds: usize,
+    /// For how many seconds the idle cluster is watched
+    #[arg(long, default_value_t = 60)]
+    idle: u64,
+    /// For how many minutes, at the end, busy processes take twice what the processors can give
+    #[arg(long, default_value_t = 0.0)]
+    overload: f64,
+    /// Nothing but the overload, or the idling
+    #[arg(long)]
+    no_faults: bool,
+    /// Do not measure Serf even if it is installed
+    #[arg(long)]
+    without_serf: bool,
+    /// Given by cargo
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() {
+    let arguments = Arguments::parse();
+    println!("{}", machine());
+    let ours = flockwork::Flockwork::new(arguments.nodes);
+    let mut columns = vec![measure(&ours, &arguments, arguments.rounds)];
+    if !arguments.without_serf {
+        match serf::Serf::find(arguments.nodes) {
+            Some(serf) => columns.push(measure(&serf, &arguments, arguments.serf_rounds)),
+            None => println!("serf: not installed"),
+        }
+    }
+    println!("\n{}", table::drawn(arguments.nodes, &columns));
+    println!("{}", machine());
+}
+
+/// Everything that is measured of one system.
+fn measure(system: &dyn System, arguments: &Arguments, rounds: usize) -> Column {
+    let mut column = Column::new(system.name());
+    let mut cluster = Cluster::new(system, arguments.nodes);
+    column.add("all see all, from the last start", vec![cluster.join()]);
+    cluster.settle(Duration::from_secs(8));
+    let idle = cluster.idle(Duration::from_secs(arguments.idle));
+    column.say("idle: CPU a node, ms/s", format!("{:.2}", idle.cpu_ms_per_s));
+    column.say("idle: memory a node (median RSS)", format!("{:.1} MB", idle.rss_mb));
+    column.say("idle: traffic a node", idle.traffic);
+    if !arguments.no_faults {
+        let victims: Vec<usize> = (0..rounds).map(|round| 1 + round * 7 % (arguments.nodes - 1)).collect();
+        column.add("frozen (SIGSTOP)", victims.iter().map(|victim| cluster.freeze(*victim)).collect());
+        column.add("killed (kill -9)", victims.iter().map(|victim| cluster.kill(*victim)).collect());
+        column.add("an urgent change", victims.iter().map(|victim| cluster.change(*victim)).collect());
+        column.add("a graceful leave", victims.iter().map(|victim| cluster.leave(*victim)).collect());
+        column.say("false downs meanwhile", cluster.false_downs().to_string());
+    }
+    if arguments.overload > 0.0 {
+        let told = cluster.overload(Duration::from_secs_f64(arguments.overload * 60.0));
+        column.say("overload: false downs", told.false_downs.to_string());
+        column.say("overload: suspicions", told.suspicions.to_string());
+    }
+    column
+}
