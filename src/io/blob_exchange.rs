@@ -22,7 +22,7 @@ use super::store::{BlobError, BlobReader, parts_of};
 use super::transport::Transport;
 use crate::model::blob::{Blob, BlobId, BlobRef, MAX_CHECKPOINT_BYTES};
 use crate::model::id::NodeId;
-use crate::model::wire::{BlobPart, Frame};
+use crate::model::wire::{BLOB_PART_BYTES, BlobPart, Frame};
 use crate::protocol::effect::Fetched;
 
 /// Parts of one blob that are asked for at a time.
@@ -135,7 +135,21 @@ impl BlobExchange {
         Err(NoPart::Failed)
     }
 
-    /// Another node asks for part of a blob.
+    /// Another node asks for part of a blob, which is in memory: `unstored` is on its way to the disk.
+    pub fn answer_from_memory(&self, (node, addr): Place, call: u64, unstored: &Blob, part: u32) {
+        let bytes = unstored.bytes();
+        let begin = usize::try_from(part).unwrap_or(usize::MAX).saturating_mul(BLOB_PART_BYTES);
+        let part = match bytes.len().checked_sub(begin) {
+            // An empty blob has a part as well.
+            Some(left) if left > 0 || part == 0 => {
+                BlobPart::Bytes(bytes.slice(begin..begin + left.min(BLOB_PART_BYTES)))
+            }
+            Some(_) | None => BlobPart::Absent,
+        };
+        self.transport.send(node, addr, &Frame::BlobResponse { call, part });
+    }
+
+    /// Another node asks for part of a blob, which is on this node's disk if it is here at all.
     pub fn handle_request(&self, (node, addr): Place, call: u64, blob: BlobId, part: u32) {
         let Ok(place) = Arc::clone(&self.serving).try_acquire_owned() else {
             return self.transport.send(node, addr, &Frame::BlobResponse { call, part: BlobPart::Busy });

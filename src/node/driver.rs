@@ -270,8 +270,10 @@ impl Driver {
                 Frame::LogRequest { call, request } => self.read_log_for(from, call, request),
                 Frame::LogResponse { call, response } => self.finish_log_call(from, call, response),
                 Frame::BlobRequest { call, blob, part } => {
-                    if let Some(addr) = self.addr_of(from) {
-                        self.shells.blobs.handle_request((from, addr), call, blob, part);
+                    let Some(addr) = self.addr_of(from) else { return };
+                    match self.peer.unstored_blob(blob) {
+                        Some(blob) => self.shells.blobs.answer_from_memory((from, addr), call, blob, part),
+                        None => self.shells.blobs.handle_request((from, addr), call, blob, part),
                     }
                 }
                 Frame::BlobResponse { call, part } => self.shells.blobs.handle_response(from, call, part),

@@ -254,6 +254,15 @@ impl Blobs {
         self.named.get(&id).is_some_and(|named| matches!(named.place, Place::Lacking(_)))
     }
 
+    /// The content, where it is here and not on the disk yet. Whoever is asked for a blob must look here as well: to
+    /// say that it is not there would be taken at its word.
+    pub fn unstored(&self, id: BlobId) -> Option<&Blob> {
+        match self.named.get(&id).map(|named| &named.place) {
+            Some(Place::ToStore(blob)) => Some(blob),
+            Some(Place::Stored | Place::Lacking(_)) | None => None,
+        }
+    }
+
     /// Whether the content is not here, and somebody may still have it.
     pub fn expects(&self, id: BlobId) -> bool {
         self.named.get(&id).is_some_and(|named| match &named.place {

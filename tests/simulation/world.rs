@@ -788,7 +788,8 @@ impl World {
         let answers = self.process(from).is_some_and(|process| !process.paused);
         let through = self.network.lets_through(node, from, true);
         let (takes, fetched) = if answers && through {
-            let found = self.nodes[from].disk.blobs.get(&blob).cloned();
+            let unstored = self.peer(from).and_then(|peer| peer.unstored_blob(blob));
+            let found = unstored.or_else(|| self.nodes[from].disk.blobs.get(&blob)).cloned();
             (self.dice.ms(0.2, 50.0), found.map_or(Fetched::Absent, Fetched::Found))
         } else {
             (Duration::from_secs(3), Fetched::Failed)

@@ -137,6 +137,11 @@ impl Peer {
         }
     }
 
+    /// A blob that this node has and that is not on its disk yet: for those who ask for it.
+    pub fn unstored_blob(&self, id: BlobId) -> Option<&Blob> {
+        self.blobs.unstored(id)
+    }
+
     /// A blob on this node's disk is damaged, and was taken away: it is fetched again.
     pub fn handle_blob_damaged(&mut self, id: BlobId) {
         self.blobs.handle_damaged(id);
