@@ -289,6 +289,14 @@ impl<'a> LogReader<'a> {
         self.announce(piece.attempt);
         if matches!(self.form, OutputForm::Table | OutputForm::Wide) {
             let fresh = &bytes[seen..];
+            if let Some(bar) = &self.spinner {
+                // The bar makes room for a moment. It cannot share a line, so half a line is the end of it.
+                let written = bar.suspend(|| write_now(piece.stream, fresh));
+                if !fresh.ends_with(b"\n") {
+                    self.clear_spinner();
+                }
+                return Ok(written?);
+            }
             match piece.stream {
                 StreamName::Stdout => write_all(tokio::io::stdout(), fresh).await,
                 StreamName::Stderr => write_all(tokio::io::stderr(), fresh).await,

@@ -30,7 +30,7 @@ use crate::model::blob::BlobRef;
 use crate::model::config::Config;
 use crate::model::id::{Actor, AttemptKey, Dot, Generation, JobId, NodeId, Partition};
 use crate::model::member::{Facts, Load, MemberState, Status};
-use crate::model::record::{Exit, Fate, Phase, Record, Version};
+use crate::model::record::{Attempt, Exit, Fate, Phase, Record, Version};
 use crate::model::request::{Event, EventKind, SubmitOutcome};
 use crate::model::ring::Placement;
 use crate::model::time::{Moment, Now, Timestamp};
@@ -344,7 +344,14 @@ impl Peer {
             }
             Message::Differ { round, horizon, partitions, unsaved } => {
                 let answer = Answer { round, horizon, partitions, unsaved };
-                let (difference, step) = self.comparison.handle_differ(now.moment, from, answer, &self.records);
+                // A node that only holds strays hands them over; if it fetched what is newer, it would never be done.
+                let (me, placement, records) = (self.me, &self.placement, &self.records);
+                let wants = |job: JobId| {
+                    let runs_here = |attempt: &Attempt| attempt.is_live() && attempt.claim.executor == me;
+                    placement.acting(records.partition_of(job)).contains(&me.node)
+                        || records.get(job).is_some_and(|held| held.record.attempts.values().any(runs_here))
+                };
+                let (difference, step) = self.comparison.handle_differ(now.moment, from, answer, records, wants);
                 self.learn_difference(now, from, &difference);
                 self.step_comparison(now, from, step);
             }
