@@ -176,10 +176,10 @@ mod tests {
         let text = drawn(Printer::plain(OutputForm::Wide), &serde_json::from_value(told).unwrap(), now);
         for part in [
             "0.51ms",
-            "for 2s, until in 3s; by here; does not answer this node",
+            "for 2.0s, until in 3.0s; by here; does not answer this node",
             "as here sees it; its local health is 2",
             "two processes run as one",
-            "2s ago",
+            "2.0s ago",
         ] {
             assert!(text.contains(part), "{part} is missing in:\n{text}");
         }
