@@ -100,12 +100,22 @@ pub(super) fn kill_marked(doomed: impl Fn(&Mark) -> bool) -> Vec<Mark> {
 fn kill_if(pid: Pid, doomed: impl Fn(&Mark) -> bool) -> Option<Mark> {
     let process = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
     let mark = mark_of(pid).filter(|mark| doomed(mark))?;
-    if rustix::process::getpgid(Some(pid)) == Ok(pid) {
+    if leads_its_group(pid) {
         // A failure means that it ended by itself, which is as good.
         let _ = rustix::process::kill_process_group(pid, Signal::KILL);
     }
     let _ = rustix::process::pidfd_send_signal(&process, Signal::KILL);
     Some(mark)
+}
+
+/// Asked of `/proc`: a group that was made outside of this process's namespace has no number here, and is shown as 0,
+/// which the call for it has no word for.
+fn leads_its_group(pid: Pid) -> bool {
+    let pid = pid.as_raw_nonzero().to_string();
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // Behind the program's name, which may contain anything, follow: the state, the parent, the group.
+    let group = stat.rsplit(')').next().and_then(|fields| fields.split_whitespace().nth(2));
+    group == Some(pid.as_str())
 }
 
 fn mark_of(pid: Pid) -> Option<Mark> {
