@@ -13,8 +13,10 @@ use rustix::process::{Pid, Signal, kill_process};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two starts when the cluster forms.
 const START_EVERY: Duration = Duration::from_millis(30);
-/// Calm between two measurements.
-const CALM: Duration = Duration::from_millis(1_500);
+/// Calm between two measurements, so that each begins in a cluster that is well: a process that was frozen distrusts
+/// itself for some seconds.
+const CALM: Duration = Duration::from_secs(2);
+const CALM_AFTER_FREEZING: Duration = Duration::from_secs(8);
 /// How long a process that was asked to leave may take.
 const EXIT_WITHIN: Duration = Duration::from_secs(30);
 
@@ -62,6 +64,14 @@ struct Seen {
     at: Instant,
     by: usize,
     what: Sight,
+}
+
+/// When the processes knew something.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    median: Instant,
+    last: Instant,
+    last_by: usize,
 }
 
 /// What an idle cluster takes.
@@ -152,7 +162,7 @@ impl<'a> Cluster<'a> {
         let mut last = last_start;
         for place in 0..self.count {
             let others = everybody.iter().copied().filter(|other| *other != place).collect();
-            last = last.max(self.wait_for(0, &others, Sight::Alive(place))?);
+            last = last.max(self.wait_for(0, &others, Sight::Alive(place))?.last);
         }
         Some(last - last_start)
     }
@@ -178,21 +188,23 @@ impl<'a> Cluster<'a> {
         self.seen.push(seen);
     }
 
-    /// When the last of `observers` saw `what`, counting from sight number `from`.
-    fn wait_for(&mut self, from: usize, observers: &BTreeSet<usize>, what: Sight) -> Option<Instant> {
+    /// When `observers` saw `what`, counting from sight number `from`.
+    fn wait_for(&mut self, from: usize, observers: &BTreeSet<usize>, what: Sight) -> Option<Known> {
         let deadline = Instant::now() + PATIENCE;
         let mut missing = observers.clone();
-        let mut last = None;
+        let mut times = Vec::new();
         let mut next = from;
         loop {
             while let Some(seen) = self.seen.get(next) {
                 next += 1;
                 if seen.what == what && missing.remove(&seen.by) {
-                    last = last.max(Some(seen.at));
+                    times.push((seen.at, seen.by));
                 }
             }
             if missing.is_empty() {
-                return last;
+                times.sort_unstable();
+                let ((median, _), (last, last_by)) = (*times.get(times.len() / 2)?, *times.last()?);
+                return Some(Known { median, last, last_by });
             }
             let Some(left) = deadline.checked_duration_since(Instant::now()) else {
                 println!("{}: {what:?} was never seen by {missing:?}", self.system.name());
@@ -226,7 +238,7 @@ impl<'a> Cluster<'a> {
         self.signal(victim, Signal::CONT);
         self.wait_for(from, &others, Sight::Alive(victim));
         self.frozen.remove(&victim);
-        self.settle(CALM);
+        self.settle(CALM_AFTER_FREEZING);
         self.tell("frozen", victim, known, began)
     }
 
@@ -279,13 +291,17 @@ impl<'a> Cluster<'a> {
         let from = self.seen.len();
         self.start(place);
         self.wait_for(from, others, Sight::Alive(place));
-        self.settle(CALM * 2);
+        self.settle(CALM);
     }
 
-    fn tell(&self, what: &str, place: usize, known: Option<Instant>, began: Instant) -> Option<Duration> {
-        let took = known.map(|known| known - began);
-        println!("{}: n{place} {what}: {took:.2?}", self.system.name());
-        took
+    fn tell(&self, what: &str, place: usize, known: Option<Known>, began: Instant) -> Option<Duration> {
+        let Known { median, last, last_by } = known?;
+        let (median, last) = (median - began, last - began);
+        println!(
+            "{}: n{place} {what}: half of the others know after {median:.2?}, n{last_by} last after {last:.2?}",
+            self.system.name()
+        );
+        Some(last)
     }
 
     /// How many processes that ran were believed down by others that ran.

@@ -65,10 +65,9 @@ impl System for Flockwork {
     fn reader(&self) -> fn(&str) -> Option<Sight> {
         |line| {
             let told: Value = serde_json::from_str(line).ok()?;
-            let fields = &told["fields"];
-            let place = Sight::place_of(fields["name"].as_str()?)?;
-            match fields["message"].as_str()? {
-                "member is alive" if fields["status"] == "Draining" => Some(Sight::Changed(place)),
+            let place = Sight::place_of(told["name"].as_str()?)?;
+            match told["message"].as_str()? {
+                "member is alive" if told["status"] == "Draining" => Some(Sight::Changed(place)),
                 "member is alive" => Some(Sight::Alive(place)),
                 "member is suspected" => Some(Sight::Suspected(place)),
                 "member is down" => Some(Sight::Down(place)),

@@ -15,6 +15,7 @@
     clippy::unwrap_used,
     reason = "a benchmark has a clock, talks, and stops at what it cannot do"
 )]
+#![allow(unreachable_pub, reason = "one program in several files")]
 
 mod cluster;
 mod flockwork;

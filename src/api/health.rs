@@ -84,7 +84,8 @@ pub(super) async fn ready(State(app): State<App>, _: NoQuery) -> Result<Json<Rea
     if app.stop().is_cancelled() {
         return Err(super::shutting_down());
     }
-    match &app.handle().snapshot().not_ready {
+    let snapshot = app.answer(app.handle().fresh_snapshot()).await?;
+    match &snapshot.not_ready {
         None => Ok(Json(ReadyView { ready: true })),
         Some(reason) => Err(ApiError::unavailable(reason.clone())),
     }
@@ -96,7 +97,9 @@ pub(super) async fn ready(State(app): State<App>, _: NoQuery) -> Result<Json<Rea
 #[utoipa::path(get, path = "/metrics", tag = "health",
     responses((status = 200, description = "Prometheus text", body = String, content_type = "text/plain")))]
 pub(super) async fn metrics(State(app): State<App>, _: NoQuery) -> impl IntoResponse {
-    let text = metrics_text(&app, &app.handle().snapshot());
+    // A node that is too busy to be asked still has what it last showed.
+    let snapshot = app.handle().fresh_snapshot().await.unwrap_or_else(|_| app.handle().snapshot());
+    let text = metrics_text(&app, &snapshot);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 

@@ -29,7 +29,9 @@ pub enum Profile {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Timing {
-    /// How often a node gossips. Shorter spreads facts faster and costs about six digests a node each time.
+    /// How often a node may tell some others what is new about itself (news that cannot wait, such as a suspicion, is
+    /// told at once), and four of these make a round in which it compares all facts with some others. Shorter
+    /// spreads load figures faster and heals lost gossip sooner; costs processor time and traffic, idle or not.
     #[serde(with = "super::time::duration")]
     pub gossip_interval: Duration,
     /// How often one member is probed (SWIM's protocol period). Shorter notices deaths sooner and costs a

@@ -40,7 +40,7 @@ const ROUND: usize = 512;
 /// How often the machine's load is measured.
 const MACHINE_EVERY: Duration = Duration::from_secs(2);
 /// How often the snapshot for those who only look is renewed, when nothing calls for it sooner.
-const SNAPSHOT_EVERY: Duration = Duration::from_millis(500);
+const SNAPSHOT_EVERY: Duration = Duration::from_secs(2);
 /// How often logs are looked through for those that are older than finished jobs are kept.
 const SWEEP_EVERY: Duration = Duration::from_secs(3_600);
 /// How long a leaving node tries to hand over what others should have.
@@ -96,6 +96,8 @@ pub(super) struct Driver {
     complaints: Vec<String>,
     /// What people are shown has changed.
     is_stale: bool,
+    /// Of the members that they are shown.
+    shown_epoch: u64,
     retention: Duration,
 }
 
@@ -148,6 +150,7 @@ impl Driver {
             conflict: None,
             complaints: Vec::new(),
             is_stale: false,
+            shown_epoch: 0,
             retention,
         }
     }
@@ -166,7 +169,9 @@ impl Driver {
             if let Next::Stop(why) = self.carry_out_all() {
                 break why;
             }
-            if std::mem::take(&mut self.is_stale) {
+            let epoch = self.peer.membership().view_epoch();
+            if std::mem::take(&mut self.is_stale) || self.shown_epoch != epoch {
+                self.shown_epoch = epoch;
                 self.renew_snapshot();
             }
             let wake = self.wake_at();

@@ -636,7 +636,7 @@ impl FailureDetector {
         if let Some(watched) = self.watched.get_mut(&node) {
             watched.saved_by_hearing = false;
             if asked.way == Way::Datagram {
-                watched.round_trip.observe(now.since(asked.at));
+                watched.round_trip.observe(asked.at, now);
             }
         }
         if let Some(run) = self.runs.get(&node)

@@ -25,6 +25,7 @@ use crate::model::id::NodeId;
 
 use super::facts::MAX_VALUE_BYTES;
 use super::view::EPOCH_BITS;
+use super::wire::Unpacker;
 
 /// The library's own limit on a message.
 pub(super) const MAX_MESSAGE_BYTES: usize = 65_507;
@@ -114,11 +115,19 @@ pub(super) struct Guard {
     latest: BTreeSet<Start>,
     /// The latest start of this node that others speak of.
     claim: Option<Claim>,
+    unpacker: Unpacker,
 }
 
 impl Guard {
     pub(super) fn new(own: NodeId) -> Self {
-        Self { own, present: (0, None), known: BTreeMap::new(), latest: BTreeSet::new(), claim: None }
+        Self {
+            own,
+            present: (0, None),
+            known: BTreeMap::new(),
+            latest: BTreeSet::new(),
+            claim: None,
+            unpacker: Unpacker::default(),
+        }
     }
 
     /// From now on the library speaks for this node, which listens at `addr`, under `generation`.
@@ -138,7 +147,7 @@ impl Guard {
         if bytes.len() > MAX_MESSAGE_BYTES {
             return Err(Unsafe::Malformed("too long"));
         }
-        let contents = Contents::read(bytes)?;
+        let contents = Contents::read(bytes, &mut self.unpacker)?;
         let claim = |entry: &DigestEntry| Claim { generation: entry.start.generation, heartbeat: entry.heartbeat };
         self.claim = contents.digest.iter().filter(|entry| self.is_own(&entry.start)).map(claim).max().max(self.claim);
         if contents.deltas.keys().any(|start| self.is_own(start) && start.generation == self.present.0) {
@@ -228,7 +237,7 @@ struct Contents<'a> {
 }
 
 impl<'a> Contents<'a> {
-    fn read(message: &'a [u8]) -> Result<Self, Unsafe> {
+    fn read(message: &'a [u8], unpacker: &mut Unpacker) -> Result<Self, Unsafe> {
         let mut bytes = Bytes(message);
         if bytes.u16()? != MAGIC || bytes.u8()? != 0 {
             return Err(Unsafe::Malformed("another protocol"));
@@ -241,7 +250,7 @@ impl<'a> Contents<'a> {
             0 => {
                 bytes.text()?;
             }
-            1 | 2 => contents.read_delta(&unpack(&mut bytes)?)?,
+            1 | 2 => contents.read_delta(&unpack(&mut bytes, unpacker)?)?,
             3 => {}
             _ => return Err(Unsafe::Malformed("unknown kind")),
         }
@@ -319,7 +328,7 @@ fn read_digest<'a>(bytes: &mut Bytes<'a>) -> Result<Vec<DigestEntry<'a>>, Unsafe
 }
 
 /// The operations of a delta, out of its blocks.
-fn unpack(bytes: &mut Bytes<'_>) -> Result<Vec<u8>, Unsafe> {
+fn unpack(bytes: &mut Bytes<'_>, unpacker: &mut Unpacker) -> Result<Vec<u8>, Unsafe> {
     let mut unpacked = Vec::new();
     loop {
         let kind = bytes.u8()?;
@@ -330,8 +339,8 @@ fn unpack(bytes: &mut Bytes<'_>) -> Result<Vec<u8>, Unsafe> {
         let block = bytes.take(length)?;
         match kind {
             1 => {
-                let plain = zstd::bulk::decompress(block, MAX_BLOCK_BYTES);
-                unpacked.extend(plain.map_err(|_| Unsafe::Malformed("a block does not unpack"))?);
+                let plain = unpacker.decompress(block, MAX_BLOCK_BYTES);
+                unpacked.extend(plain.ok_or(Unsafe::Malformed("a block does not unpack"))?);
             }
             2 => unpacked.extend_from_slice(block),
             _ => return Err(Unsafe::Malformed("unknown block")),

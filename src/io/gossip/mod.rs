@@ -4,7 +4,9 @@
 //! second each calls some others; they compare page numbers and copy what is newer (the protocol is Scuttlebutt,
 //! van Renesse et al., "Efficient Reconciliation and Flow Control for Anti-Entropy Protocols", LADIS 2008). News
 //! that cannot wait is different: whoever first reads that somebody is suspected, refutes, or leaves, calls three
-//! others at once, and so do they, each once per piece of news.
+//! others at once, and so do they, each once per piece of news. What can wait a little (how busy a node is) is told
+//! to some others once an interval, by the node that it is about. The rounds in which everybody compares everything
+//! with somebody are what heals all loss; they cost the same whether anything has happened or not, so they are slow.
 //!
 //! The protocol is the `chitchat` library's; this is the one place that knows it, and it stands between the
 //! library and its traps:
@@ -63,6 +65,8 @@ use super::transport::Transport;
 const DEAD_NODE_GRACE: Duration = Duration::from_secs(180);
 /// How many others hear urgent news at once, from each who reads them.
 const FANOUT: usize = 3;
+/// The library's own rounds, in intervals.
+const ROUND_INTERVALS: u32 = 4;
 /// News that come together are reported together.
 const COALESCE: Duration = Duration::from_millis(2);
 /// How often the library is looked at although it reports no change, since it forgets in silence.
@@ -71,7 +75,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const RESOLVE_EVERY: Duration = Duration::from_secs(3);
 /// How often, in rounds, some address is called that may have been forgotten: a seed, a node that was met
 /// before. This is how two halves that have forgotten each other meet again.
-const REUNION_EVERY: u32 = 40;
+const REUNION_EVERY: u32 = 10;
 /// How long resolving one name may take.
 const RESOLVE_WITHIN: Duration = Duration::from_secs(2);
 /// Addresses to call that are remembered.
@@ -86,7 +90,8 @@ const STOP_WITHIN: Duration = Duration::from_secs(1);
 /// How a node gossips.
 #[derive(Debug, Clone)]
 pub struct GossipConfig {
-    /// How often it calls some others. Shorter spreads facts faster; costs about six digests each time.
+    /// How often it tells some others what is new about itself; everything is compared with some others at every
+    /// fourth. Shorter spreads facts faster; costs about six digests each time.
     pub interval: Duration,
     /// Whom to call while nobody is known: `host:port`, names or addresses.
     pub seeds: Vec<String>,
@@ -159,7 +164,10 @@ struct Shared {
     generation: Generation,
     addr: SocketAddr,
     cluster: String,
+    /// Between two tellings of what is new.
     interval: Duration,
+    /// Between the library's rounds.
+    round: Duration,
     seeds: Vec<String>,
     wire: Arc<Wire>,
     /// What the library is to say of this node, whichever epoch it is in.
@@ -169,6 +177,8 @@ struct Shared {
     facts: watch::Sender<Arc<Vec<Facts>>>,
     /// Something that the library knows has changed.
     changed: Arc<Notify>,
+    /// There is something new about this node that can wait until the interval is over.
+    news: Notify,
     /// Others know more of this start than it has said.
     overtaken: Notify,
     contacts: Mutex<BTreeSet<SocketAddr>>,
@@ -207,6 +217,7 @@ impl Gossip {
             addr: me.cluster_addr,
             cluster: me.cluster.name.clone(),
             interval: config.interval,
+            round: config.interval.saturating_mul(ROUND_INTERVALS),
             seeds: config.seeds,
             wire: Arc::new(Wire::new(me.node, datagrams, inbox, transport)),
             published: Mutex::new(facts::encode(me)?),
@@ -214,6 +225,7 @@ impl Gossip {
             view: Mutex::default(),
             facts: watch::Sender::default(),
             changed: Arc::default(),
+            news: Notify::new(),
             overtaken: Notify::new(),
             contacts: Mutex::default(),
             restarts: AtomicU64::new(0),
@@ -226,6 +238,7 @@ impl Gossip {
         let first = shared.launch(0).await?;
         tracker.spawn(Arc::clone(&shared).supervise(first));
         tracker.spawn(Arc::clone(&shared).watch());
+        tracker.spawn(Arc::clone(&shared).tell_news());
         tracker.spawn(Arc::clone(&shared).keep_contact());
         Ok(Self { shared })
     }
@@ -251,6 +264,8 @@ impl Gossip {
         set(&handle, &keys).await;
         if urgent {
             self.shared.spread_news();
+        } else {
+            self.shared.news.notify_one();
         }
         Ok(())
     }
@@ -333,7 +348,7 @@ impl Shared {
         let config = ChitchatConfig {
             chitchat_id: ChitchatId::new(self.node.to_string(), generation, self.addr),
             cluster_id: self.cluster.clone(),
-            gossip_interval: self.interval,
+            gossip_interval: self.round,
             listen_addr: self.addr,
             // Seeds are called from here: the library resolves names once a minute only.
             seed_nodes: Vec::new(),
@@ -341,8 +356,8 @@ impl Shared {
             failure_detector_config: FailureDetectorConfig {
                 phi_threshold: 8.0,
                 sampling_window_size: 100,
-                max_interval: self.interval.saturating_mul(40),
-                initial_interval: self.interval,
+                max_interval: self.round.saturating_mul(40),
+                initial_interval: self.round,
                 dead_node_grace_period: DEAD_NODE_GRACE,
             },
             marked_for_deletion_grace_period: Duration::from_secs(3_600),
@@ -512,6 +527,20 @@ impl Shared {
         }
     }
 
+    /// Tells some others what is new about this node, at most once an interval.
+    async fn tell_news(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = self.news.notified() => self.spread_news(),
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = sleep(self.interval) => {}
+            }
+        }
+    }
+
     /// Calls some others at once.
     fn spread_news(&self) {
         let others = lock(&self.view).addresses();
@@ -562,7 +591,7 @@ impl Shared {
                 self.interval.saturating_mul(2)
             } else {
                 self.call(candidates.into_iter().choose(&mut rand::rng()).into_iter().collect());
-                self.interval.saturating_mul(REUNION_EVERY)
+                self.round.saturating_mul(REUNION_EVERY)
             };
             let until_company_changes = async {
                 // Facts change all the time; only whether there are any matters here.

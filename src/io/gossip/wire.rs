@@ -39,6 +39,7 @@ pub(super) struct Wire {
     transport: Transport,
     guard: Mutex<Guard>,
     inbox: tokio::sync::Mutex<Inbox>,
+    packer: Mutex<Packer>,
     frames: mpsc::Sender<(SocketAddr, Vec<u8>)>,
     refusals: Throttle,
     /// Messages that were not passed on to the library.
@@ -87,6 +88,7 @@ impl Meter {
 struct Inbox {
     datagrams: mpsc::Receiver<GossipPacket>,
     frames: mpsc::Receiver<(SocketAddr, Vec<u8>)>,
+    unpacker: Unpacker,
 }
 
 fn count(counter: &AtomicU64) {
@@ -105,7 +107,12 @@ impl Wire {
             datagrams,
             transport,
             guard: Mutex::new(Guard::new(own)),
-            inbox: tokio::sync::Mutex::new(Inbox { datagrams: inbox, frames: frame_inbox }),
+            inbox: tokio::sync::Mutex::new(Inbox {
+                datagrams: inbox,
+                frames: frame_inbox,
+                unpacker: Unpacker::default(),
+            }),
+            packer: Mutex::default(),
             frames,
             refusals: Throttle::default(),
             refused: AtomicU64::new(0),
@@ -133,7 +140,7 @@ impl Wire {
 
     fn send(&self, to: SocketAddr, message: &ChitchatMessage) {
         let plain = message.serialize_to_vec();
-        let payload = pack(&plain);
+        let payload = self.packer.lock().unwrap_or_else(PoisonError::into_inner).pack(&plain);
         if payload.len() <= datagram::SAFE_BYTES {
             self.by_datagram.count(payload.len());
             return self.datagrams.send_gossip(to, &payload);
@@ -157,12 +164,12 @@ impl Wire {
         loop {
             let (from, message) = {
                 let mut inbox = self.inbox.lock().await;
-                let Inbox { datagrams, frames } = &mut *inbox;
+                let Inbox { datagrams, frames, unpacker } = &mut *inbox;
                 // The second never closes: its sender is here. So there is always something to wait for.
                 tokio::select! {
                     Some((from, payload)) = datagrams.recv() => {
                         self.from_datagram.count(payload.len());
-                        (from, unpack(&payload))
+                        (from, unpacker.unpack(&payload))
                     }
                     Some((from, message)) = frames.recv() => {
                         self.from_link.count(message.len());
@@ -195,20 +202,58 @@ impl Wire {
     }
 }
 
-/// A message as a datagram's payload.
-fn pack(plain: &[u8]) -> Vec<u8> {
-    let compressed = (plain.len() >= WORTH_COMPRESSING).then(|| zstd::bulk::compress(plain, 1).ok()).flatten();
-    match compressed.filter(|compressed| compressed.len() < plain.len()) {
-        Some(compressed) => [&[COMPRESSED], &compressed[..]].concat(),
-        None => [&[PLAIN], plain].concat(),
+/// Makes payloads of messages. Its workspace takes longer to make than most messages to compress, so it is kept; none
+/// means that there was no memory for one, and messages go as they are.
+struct Packer(Option<zstd::bulk::Compressor<'static>>);
+
+impl Default for Packer {
+    fn default() -> Self {
+        Self(zstd::bulk::Compressor::new(1).ok())
     }
 }
 
-fn unpack(payload: &[u8]) -> Option<Vec<u8>> {
-    match payload {
-        [PLAIN, plain @ ..] => Some(plain.to_vec()),
-        [COMPRESSED, compressed @ ..] => zstd::bulk::decompress(compressed, MAX_MESSAGE_BYTES).ok(),
-        _ => None,
+impl Packer {
+    /// A message as a datagram's payload.
+    fn pack(&mut self, plain: &[u8]) -> Vec<u8> {
+        let worth_it = self.0.as_mut().filter(|_| plain.len() >= WORTH_COMPRESSING);
+        let compressed = worth_it.and_then(|compressor| compressor.compress(plain).ok());
+        match compressed.filter(|compressed| compressed.len() < plain.len()) {
+            Some(compressed) => [&[COMPRESSED], &compressed[..]].concat(),
+            None => [&[PLAIN], plain].concat(),
+        }
+    }
+}
+
+/// The way back; its workspace is kept too.
+pub(super) struct Unpacker(Option<zstd::bulk::Decompressor<'static>>);
+
+impl Default for Unpacker {
+    fn default() -> Self {
+        Self(zstd::bulk::Decompressor::new().ok())
+    }
+}
+
+impl std::fmt::Debug for Unpacker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Unpacker").finish_non_exhaustive()
+    }
+}
+
+impl Unpacker {
+    fn unpack(&mut self, payload: &[u8]) -> Option<Vec<u8>> {
+        match payload {
+            [PLAIN, plain @ ..] => Some(plain.to_vec()),
+            [COMPRESSED, compressed @ ..] => self.decompress(compressed, MAX_MESSAGE_BYTES),
+            _ => None,
+        }
+    }
+
+    /// What was compressed, unless it is longer than `most_bytes` or damaged.
+    pub(super) fn decompress(&mut self, compressed: &[u8], most_bytes: usize) -> Option<Vec<u8>> {
+        // A frame says how long it is; room for more than that would be made for nothing.
+        let told = zstd::zstd_safe::get_frame_content_size(compressed).ok().flatten();
+        let room = told.and_then(|bytes| usize::try_from(bytes).ok()).map_or(most_bytes, |bytes| bytes.min(most_bytes));
+        self.0.as_mut()?.decompress(compressed, room).ok()
     }
 }
 

@@ -97,7 +97,7 @@ impl Membership {
         // An answer may have told of a later incarnation than this gossip.
         let raised = facts.incarnation > member.facts.incarnation;
         facts.incarnation = facts.incarnation.max(member.facts.incarnation);
-        if member.state == MemberState::Left {
+        if member.state == MemberState::Left || member.facts == facts {
             return;
         }
         let before = member.facts.status;

@@ -2,8 +2,11 @@
 //!
 //! Everything happens in one thread by one queue of events, so the same seed is the same run. The world knows
 //! the truth (who runs, who is frozen), and its checkers compare every node's view with it. Gossip is
-//! modelled by what it promises: at each interval a node and three random live members of its view bring each
-//! other up to date; news that cannot wait is handed on to three others at once, and once more by each of them.
+//! modelled by what it promises: in each round a node and three random live members of its view bring each
+//! other up to date; news that cannot wait is handed on to three others at once, and by each who did not know it.
+//!
+//! Faults can be planted: rules of the membership that are broken in every node, and a gossip that hands news on but
+//! never compares everything. [`soak`] is what they are caught by.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -15,7 +18,7 @@ use rand::rngs::StdRng;
 use rand::seq::IteratorRandom;
 use rand::{RngExt, SeedableRng};
 
-use super::{Membership, MembershipOutput};
+use super::{Membership, MembershipOutput, Rules};
 use crate::model::config::{Config, Profile, Timing};
 use crate::model::id::{Generation, Incarnation, NodeId};
 use crate::model::member::{
@@ -23,65 +26,78 @@ use crate::model::member::{
 };
 use crate::model::resources::Resources;
 use crate::model::time::{Moment, Now, Timestamp};
-use crate::model::wire::{Probe, ProbeBody};
+use crate::model::wire::Probe;
 
 /// How many peers a gossip round, or a handing on, goes to.
 const FANOUT: usize = 3;
+/// How many of the members that it knew a starting node calls at once.
+const CALLS_AT_START: usize = 16;
 /// How much a frozen process's sockets hold.
 const SOCKET_BUFFER: usize = 256;
 /// How long a start takes until the node serves.
 const START_UP: Duration = Duration::from_secs(1);
 
-pub(super) fn ms(ms: u64) -> Duration {
+pub fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-pub(super) fn secs(secs: u64) -> Duration {
+pub fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
 }
 
 /// A machine, by its number.
-pub(super) type HostId = usize;
+pub type HostId = usize;
 
-pub(super) struct Host {
-    pub(super) id: NodeId,
-    pub(super) name: String,
-    pub(super) port: u16,
-    pub(super) settings: ClusterSettings,
+#[derive(Debug)]
+pub struct Host {
+    pub id: NodeId,
+    pub name: String,
+    pub port: u16,
+    pub settings: ClusterSettings,
     /// What it keeps on disk for the next start.
-    pub(super) disk: Vec<Facts>,
-    pub(super) process: Process,
-    pub(super) said_goodbye: bool,
+    pub disk: Vec<Facts>,
+    pub process: Process,
+    pub said_goodbye: bool,
     generation: u64,
     /// Counts starts, so that events of an earlier one are ignored.
     life: u64,
     wake_at: Option<Duration>,
-    gossip: BTreeMap<(NodeId, Generation), (u64, Rc<Facts>)>,
+    /// What it knows of each host by gossip, with the number of that saying of the host's.
+    gossip: Vec<Option<(u64, Rc<Facts>)>>,
     version: u64,
 }
 
 impl Host {
+    fn remember(&mut self, about: HostId, version: u64, facts: Rc<Facts>) {
+        if self.gossip.len() <= about {
+            self.gossip.resize(about + 1, None);
+        }
+        self.gossip[about] = Some((version, facts));
+    }
+
     /// The next start counts on from here.
-    pub(super) fn set_generation(&mut self, generation: u64) {
+    pub fn set_generation(&mut self, generation: u64) {
         self.generation = generation;
     }
 }
 
-pub(super) enum Process {
+#[derive(Debug)]
+pub enum Process {
     Off,
     Running(Box<Membership>),
     Frozen(Box<Membership>, Vec<Delivery>),
 }
 
 /// What reaches a process.
-#[derive(Clone)]
-pub(super) enum Delivery {
+#[derive(Debug, Clone)]
+pub enum Delivery {
     Probe { from: SocketAddr, probe: Probe, by_link: bool },
-    Gossip { from: HostId, life: u64, hops: u8 },
+    Gossip { from: HostId, life: u64, urgent: bool },
     Refused { node: NodeId },
     LinkDown { node: NodeId },
 }
 
+#[derive(Debug)]
 enum Event {
     Wake { host: HostId, life: u64 },
     GossipTick { host: HostId, life: u64 },
@@ -90,39 +106,44 @@ enum Event {
 }
 
 /// Where the network misbehaves. Changed by the stories at will.
-#[derive(Default)]
-pub(super) struct Network {
+#[derive(Debug, Default)]
+pub struct Network {
     /// From whom to whom nothing passes.
-    pub(super) cuts: BTreeSet<(HostId, HostId)>,
+    pub cuts: BTreeSet<(HostId, HostId)>,
     /// How many datagrams of a hundred are lost.
-    pub(super) loss_percent: u32,
+    pub loss_percent: u32,
     /// Peer connections pass nothing, while datagrams do.
-    pub(super) no_links: bool,
+    pub no_links: bool,
     /// Added to every packet's way, each time up to twice this.
-    pub(super) slowness: Duration,
-    /// Nobody hears of votes against itself: for the tests of the checkers.
-    pub(super) refutation_sabotaged: bool,
+    pub slowness: Duration,
+    /// News are handed on, and nothing is ever compared: a fault for the checkers to find.
+    pub without_comparison: bool,
 }
 
 /// A verdict that somebody gave: when, who, about whom, and whether the condemned was running.
 #[derive(Debug, Clone)]
-pub(super) struct Down {
-    pub(super) at: Duration,
-    pub(super) by: HostId,
-    pub(super) about: NodeId,
-    pub(super) was_running: bool,
+pub struct Down {
+    pub at: Duration,
+    pub by: HostId,
+    pub about: NodeId,
+    pub was_running: bool,
 }
 
-pub(super) struct World {
-    pub(super) now: Duration,
-    pub(super) rng: StdRng,
-    pub(super) hosts: Vec<Host>,
-    pub(super) network: Network,
-    pub(super) timing: Timing,
-    pub(super) downs: Vec<Down>,
-    pub(super) late_ticks: u32,
+#[derive(Debug)]
+pub struct World {
+    pub now: Duration,
+    pub rng: StdRng,
+    pub hosts: Vec<Host>,
+    pub network: Network,
+    pub timing: Timing,
+    /// What every membership keeps to that starts from now on.
+    pub rules: Rules,
+    pub downs: Vec<Down>,
+    pub late_ticks: u32,
     /// Datagrams and link packets sent.
-    pub(super) packets: u64,
+    pub packets: u64,
+    /// Handshakes of the gossip begun.
+    pub handshakes: u64,
     queue: BinaryHeap<Reverse<(Duration, u64)>>,
     events: BTreeMap<u64, Event>,
     next_event: u64,
@@ -131,16 +152,18 @@ pub(super) struct World {
 
 impl World {
     /// `count` hosts, all of them off.
-    pub(super) fn new(seed: u64, count: usize) -> Self {
+    pub fn new(seed: u64, count: usize) -> Self {
         let mut world = Self {
             now: Duration::ZERO,
             rng: StdRng::seed_from_u64(seed),
             hosts: Vec::new(),
             network: Network::default(),
             timing: Timing::of(Profile::Lan),
+            rules: Rules::default(),
             downs: Vec::new(),
             late_ticks: 0,
             packets: 0,
+            handshakes: 0,
             queue: BinaryHeap::new(),
             events: BTreeMap::new(),
             next_event: 0,
@@ -153,18 +176,23 @@ impl World {
     }
 
     /// A cluster of `count` members that all know each other.
-    pub(super) fn running(seed: u64, count: usize) -> Self {
-        let mut world = Self::new(seed, count);
+    pub fn running(seed: u64, count: usize) -> Self {
+        Self::running_by(seed, count, Rules::default())
+    }
+
+    /// The same, where all keep to these rules only.
+    pub fn running_by(seed: u64, count: usize, rules: Rules) -> Self {
+        let mut world = Self { rules, ..Self::new(seed, count) };
         for host in 0..count {
             world.start(host);
         }
-        world.run_until_agreed(secs(20)).expect("a healthy cluster forms");
+        world.run_until_agreed(secs(60)).expect("a healthy cluster forms");
         world.run(secs(2));
         world.downs.clear();
         world
     }
 
-    pub(super) fn add_host(&mut self) -> HostId {
+    pub fn add_host(&mut self) -> HostId {
         let host = self.hosts.len();
         self.hosts.push(Host {
             id: NodeId(0xa000_0000 + host as u32),
@@ -182,7 +210,7 @@ impl World {
             generation: 100,
             life: 0,
             wake_at: None,
-            gossip: BTreeMap::new(),
+            gossip: Vec::new(),
             version: 0,
         });
         host
@@ -190,7 +218,7 @@ impl World {
 
     // What happens to hosts.
 
-    pub(super) fn start(&mut self, host: HostId) {
+    pub fn start(&mut self, host: HostId) {
         let seed = self.rng.random();
         let now = self.moment();
         let addr = self.addr(host);
@@ -222,19 +250,26 @@ impl World {
         };
         let config =
             Config { cluster: this.settings.clone(), timing, ..Config::new(Profile::Local, Resources::default()) };
-        let membership = Membership::new(now, &config, facts, this.disk.clone(), seed);
+        let mut membership = Membership::new(now, &config, facts, this.disk.clone(), seed);
+        membership.set_rules(self.rules);
         this.process = Process::Running(Box::new(membership));
         this.wake_at = None;
         let life = this.life;
+        let remembered = this.disk.iter().map(|facts| facts.cluster_addr).sample(&mut self.rng, CALLS_AT_START);
         self.publish(host);
-        let offset = self.timing.gossip_interval.mul_f64(self.rng.random_range(0.0..1.0));
+        for addr in remembered.into_iter().chain([self.addr(0)]) {
+            if let Some(peer) = self.host_at(addr) {
+                self.gossip_with(host, peer, true);
+            }
+        }
+        let offset = self.gossip_round().mul_f64(self.rng.random_range(0.0..1.0));
         self.schedule(offset, Event::GossipTick { host, life });
         self.schedule(START_UP, Event::Serve { host, life });
         self.drain(host);
     }
 
     /// As by kill -9: the machine lives on and refuses connections.
-    pub(super) fn crash(&mut self, host: HostId) {
+    pub fn crash(&mut self, host: HostId) {
         if let Process::Running(membership) | Process::Frozen(membership, _) = &self.hosts[host].process {
             self.hosts[host].disk = membership.remembered();
         }
@@ -252,14 +287,14 @@ impl World {
     }
 
     /// All are connected with all, or nobody with anybody, so that a crash is noticed by probes only.
-    pub(super) fn set_links(&mut self, connected: bool) {
+    pub fn set_links(&mut self, connected: bool) {
         let count = self.hosts.len();
         let pairs = (0..count).flat_map(|a| (a + 1..count).map(move |b| (a, b)));
         self.links = pairs.filter(|_| connected).collect();
     }
 
     /// As by SIGSTOP: the machine still accepts connections and packets, and nothing answers.
-    pub(super) fn freeze(&mut self, host: HostId) {
+    pub fn freeze(&mut self, host: HostId) {
         let process = std::mem::replace(&mut self.hosts[host].process, Process::Off);
         self.hosts[host].process = match process {
             Process::Running(membership) => Process::Frozen(membership, Vec::new()),
@@ -267,13 +302,19 @@ impl World {
         };
     }
 
-    pub(super) fn thaw(&mut self, host: HostId) {
+    pub fn thaw(&mut self, host: HostId) {
         let process = std::mem::replace(&mut self.hosts[host].process, Process::Off);
         let Process::Frozen(membership, inbox) = process else {
             self.hosts[host].process = process;
             return;
         };
         self.hosts[host].process = Process::Running(membership);
+        // It is a matter of chance whether a process looks at its timers or at its sockets first.
+        if self.rng.random_bool(0.5) {
+            let now = self.moment();
+            self.member(host).handle_timeout(now);
+            self.drain(host);
+        }
         for delivery in inbox {
             self.deliver(host, delivery);
         }
@@ -284,7 +325,7 @@ impl World {
     }
 
     /// Says goodbye, and stops a second later.
-    pub(super) fn leave(&mut self, host: HostId) {
+    pub fn leave(&mut self, host: HostId) {
         let now = self.moment();
         self.hosts[host].said_goodbye = true;
         self.member(host).set_status(now, Status::Left);
@@ -294,7 +335,7 @@ impl World {
     }
 
     /// Cuts every way between `left` and `right`, or heals it.
-    pub(super) fn cut(&mut self, left: &[HostId], right: &[HostId], is_cut: bool) {
+    pub fn cut(&mut self, left: &[HostId], right: &[HostId], is_cut: bool) {
         for a in left {
             for b in right.iter().filter(|b| *b != a) {
                 for pair in [(*a, *b), (*b, *a)] {
@@ -304,7 +345,7 @@ impl World {
         }
     }
 
-    pub(super) fn cut_one_way(&mut self, from: HostId, to: HostId, is_cut: bool) {
+    pub fn cut_one_way(&mut self, from: HostId, to: HostId, is_cut: bool) {
         if is_cut {
             self.network.cuts.insert((from, to));
         } else {
@@ -314,28 +355,28 @@ impl World {
 
     // What is seen.
 
-    pub(super) fn member(&mut self, host: HostId) -> &mut Membership {
+    pub fn member(&mut self, host: HostId) -> &mut Membership {
         match &mut self.hosts[host].process {
             Process::Running(membership) | Process::Frozen(membership, _) => membership,
             Process::Off => panic!("host {host} is off"),
         }
     }
 
-    pub(super) fn is_running(&self, host: HostId) -> bool {
+    pub fn is_running(&self, host: HostId) -> bool {
         matches!(self.hosts[host].process, Process::Running(_))
     }
 
-    pub(super) fn state(&self, host: HostId, of: HostId) -> Option<MemberState> {
+    pub fn state(&self, host: HostId, of: HostId) -> Option<MemberState> {
         let Process::Running(membership) = &self.hosts[host].process else { return None };
         membership.view().get(&self.hosts[of].id).map(|member| member.state)
     }
 
-    pub(super) fn false_downs(&self) -> Vec<&Down> {
+    pub fn false_downs(&self) -> Vec<&Down> {
         self.downs.iter().filter(|down| down.was_running).collect()
     }
 
     /// Where views differ from the truth, among the hosts of one side that all reach each other.
-    pub(super) fn disagreements(&self, side: &[HostId]) -> Vec<String> {
+    pub fn disagreements(&self, side: &[HostId]) -> Vec<String> {
         let mut wrong = Vec::new();
         for observer in side.iter().copied().filter(|host| self.is_running(*host)) {
             for (about, host) in self.hosts.iter().enumerate().filter(|(_, host)| host.generation > 100) {
@@ -357,7 +398,7 @@ impl World {
 
     // Time.
 
-    pub(super) fn run(&mut self, span: Duration) {
+    pub fn run(&mut self, span: Duration) {
         let until = self.now + span;
         while let Some(Reverse((at, number))) = self.queue.peek().copied() {
             if at > until {
@@ -372,12 +413,12 @@ impl World {
     }
 
     /// Runs until all views tell the truth; how long that took, or what is still wrong after `bound`.
-    pub(super) fn run_until_agreed(&mut self, bound: Duration) -> Result<Duration, String> {
+    pub fn run_until_agreed(&mut self, bound: Duration) -> Result<Duration, String> {
         let everybody: Vec<HostId> = (0..self.hosts.len()).collect();
         self.run_until_side_agreed(&everybody, bound)
     }
 
-    pub(super) fn run_until_side_agreed(&mut self, side: &[HostId], bound: Duration) -> Result<Duration, String> {
+    pub fn run_until_side_agreed(&mut self, side: &[HostId], bound: Duration) -> Result<Duration, String> {
         let began = self.now;
         loop {
             let wrong = self.disagreements(side);
@@ -391,11 +432,17 @@ impl World {
                     wrong[..wrong.len().min(5)].join(", ")
                 ));
             }
-            self.run(ms(20));
+            // Looking at a million views takes longer than it takes them to change.
+            self.run(if self.hosts.len() > 200 { ms(200) } else { ms(20) });
         }
     }
 
-    pub(super) fn moment(&self) -> Now {
+    /// Every fourth interval all is compared.
+    fn gossip_round(&self) -> Duration {
+        self.timing.gossip_interval * 4
+    }
+
+    pub fn moment(&self) -> Now {
         let wall = Timestamp(1_700_000_000_000) + self.now;
         Now { moment: Moment::from_start(self.now), wall }
     }
@@ -425,8 +472,10 @@ impl World {
             }
             Event::GossipTick { host, life } => {
                 if self.hosts[host].life == life && self.is_running(host) {
-                    self.gossip(host, 0);
-                    self.schedule(self.timing.gossip_interval, Event::GossipTick { host, life });
+                    if !self.network.without_comparison {
+                        self.gossip(host, false);
+                    }
+                    self.schedule(self.gossip_round(), Event::GossipTick { host, life });
                 }
             }
             Event::Serve { host, life } => {
@@ -444,7 +493,7 @@ impl World {
 
     // The network.
 
-    pub(super) fn addr(&self, host: HostId) -> SocketAddr {
+    pub fn addr(&self, host: HostId) -> SocketAddr {
         SocketAddr::from(([10, 0, (host / 250) as u8, (host % 250) as u8], self.hosts[host].port))
     }
 
@@ -465,7 +514,7 @@ impl World {
             + self.network.slowness.mul_f64(self.rng.random_range(0.0..2.0))
     }
 
-    pub(super) fn drain(&mut self, host: HostId) {
+    pub fn drain(&mut self, host: HostId) {
         loop {
             let Process::Running(membership) = &mut self.hosts[host].process else { return };
             let Some(output) = membership.poll_output() else { break };
@@ -487,7 +536,7 @@ impl World {
             MembershipOutput::OwnFactsChanged { urgent } => {
                 self.publish(host);
                 if urgent {
-                    self.gossip(host, 1);
+                    self.gossip(host, true);
                 }
             }
             MembershipOutput::MemberChanged { node, was, .. } => {
@@ -497,7 +546,7 @@ impl World {
                     let was_running = self.is_running(of);
                     self.downs.push(Down { at: self.now, by: host, about: node, was_running });
                 } else if was == Some(MemberState::Down) && is == Some(MemberState::Alive) {
-                    self.gossip_with(host, of, 1);
+                    self.gossip_with(host, of, true);
                 }
             }
             MembershipOutput::Forgotten { .. } => {}
@@ -505,11 +554,8 @@ impl World {
         }
     }
 
-    fn send(&mut self, from: HostId, to: NodeId, addr: SocketAddr, mut probe: Probe, by_link: bool) {
+    fn send(&mut self, from: HostId, to: NodeId, addr: SocketAddr, probe: Probe, by_link: bool) {
         self.packets += 1;
-        if let (true, ProbeBody::Ping { suspected, .. }) = (self.network.refutation_sabotaged, &mut probe.body) {
-            *suspected = None;
-        }
         let Some(host) = self.host_at(addr) else {
             if by_link {
                 let delivery = Delivery::Refused { node: to };
@@ -551,9 +597,9 @@ impl World {
                 Delivery::Probe { from, probe, by_link } => membership.handle_probe(now, from, probe, by_link),
                 Delivery::Refused { node } => membership.handle_refused(now, node),
                 Delivery::LinkDown { node } => membership.handle_link_down(now, node),
-                Delivery::Gossip { from, life, hops } => {
+                Delivery::Gossip { from, life, urgent } => {
                     if self.hosts[from].life == life && self.is_running(from) {
-                        self.exchange(from, host, hops);
+                        self.exchange(from, host, urgent);
                     }
                 }
             },
@@ -568,10 +614,11 @@ impl World {
         let facts = Rc::new(self.member(host).me().clone());
         let this = &mut self.hosts[host];
         this.version += 1;
-        this.gossip.insert((facts.node, facts.generation), (this.version, facts));
+        let version = this.version;
+        this.remember(host, version, facts);
     }
 
-    fn gossip(&mut self, host: HostId, hops: u8) {
+    fn gossip(&mut self, host: HostId, urgent: bool) {
         let Process::Running(membership) = &self.hosts[host].process else { return };
         let own = membership.me().node;
         let live = membership.view().values().filter(|member| member.is_live() && member.facts.node != own);
@@ -580,51 +627,116 @@ impl World {
             addrs.push(self.addr(0));
         }
         for peer in addrs.into_iter().filter_map(|addr| self.host_at(addr)).collect::<Vec<_>>() {
-            self.gossip_with(host, peer, hops);
+            self.gossip_with(host, peer, urgent);
         }
     }
 
-    pub(super) fn gossip_with(&mut self, host: HostId, peer: HostId, hops: u8) {
+    pub fn gossip_with(&mut self, host: HostId, peer: HostId, urgent: bool) {
+        self.handshakes += 1;
         if host != peer && !self.is_lost(host, peer) {
             let delay = self.delay();
-            let delivery = Delivery::Gossip { from: host, life: self.hosts[host].life, hops };
+            let delivery = Delivery::Gossip { from: host, life: self.hosts[host].life, urgent };
             self.schedule(delay, Event::Deliver { host: peer, delivery });
         }
     }
 
     /// Brings both up to date, or only the one whom packets reach.
-    fn exchange(&mut self, from: HostId, to: HostId, hops: u8) {
-        let news = self.bring_up_to_date(from, to);
-        if news && hops > 0 {
-            self.gossip(to, hops - 1);
+    fn exchange(&mut self, from: HostId, to: HostId, urgent: bool) {
+        let is_only_news = urgent && self.network.without_comparison;
+        let news = self.bring_up_to_date(from, to, is_only_news);
+        if news && urgent {
+            self.gossip(to, true);
         }
-        if !self.is_lost(to, from) {
-            self.bring_up_to_date(to, from);
+        if !is_only_news && !self.is_lost(to, from) {
+            let news = self.bring_up_to_date(to, from, false);
+            if news && urgent {
+                self.gossip(from, true);
+            }
             self.drain(from);
         }
     }
 
-    fn bring_up_to_date(&mut self, from: HostId, to: HostId) -> bool {
+    /// Whether there was anything urgent among what was new.
+    fn bring_up_to_date(&mut self, from: HostId, to: HostId, only_its_own: bool) -> bool {
         let now = self.moment();
-        let own = (self.hosts[to].id, Generation(self.hosts[to].generation));
-        let mut news = Vec::new();
-        let mut told = std::mem::take(&mut self.hosts[to].gossip);
-        for (key, (version, facts)) in &self.hosts[from].gossip {
-            if *key != own && told.get(key).is_none_or(|(known, _)| known < version) {
-                told.insert(*key, (*version, Rc::clone(facts)));
+        let mut known = std::mem::take(&mut self.hosts[to].gossip);
+        known.resize(self.hosts.len(), None);
+        let (mut news, mut is_urgent) = (Vec::new(), false);
+        let told = self.hosts[from].gossip.iter().enumerate();
+        for (about, told) in told.filter(|(about, _)| *about != to && (!only_its_own || *about == from)) {
+            let Some((version, facts)) = told else { continue };
+            let before = known[about].as_ref();
+            if before.is_none_or(|(known, _)| known < version) {
+                is_urgent |= before.is_none_or(|(_, before)| is_urgent_change(before, facts));
                 news.push((**facts).clone());
+                known[about] = Some((*version, Rc::clone(facts)));
             }
         }
-        self.hosts[to].gossip = told;
-        if self.network.refutation_sabotaged {
-            news.iter_mut().for_each(|facts| {
-                facts.suspicions.remove(&own.0);
-            });
-        }
-        let any = !news.is_empty();
-        if let (true, Process::Running(membership)) = (any, &mut self.hosts[to].process) {
+        self.hosts[to].gossip = known;
+        if let (false, Process::Running(membership)) = (news.is_empty(), &mut self.hosts[to].process) {
             membership.handle_facts(now, news);
         }
-        any
+        is_urgent
     }
+}
+
+/// What the gossip hands on at once: who stands where, and who votes against whom.
+fn is_urgent_change(before: &Facts, after: &Facts) -> bool {
+    let standing = |facts: &Facts| (facts.generation, facts.incarnation, facts.status);
+    standing(before) != standing(after) || before.suspicions != after.suspicions
+}
+
+/// Nobody who ran was believed down.
+pub fn nobody_was_condemned(world: &World) -> Result<(), String> {
+    let tell = |down: &&Down| format!("n{} condemned {} at {:?}", down.by, down.about, down.at);
+    let all: Vec<String> = world.false_downs().iter().map(tell).collect();
+    if all.is_empty() { Ok(()) } else { Err(format!("of those who ran, {}", all.join(", "))) }
+}
+
+/// Faults of every kind at random times among ten hosts, then quiet. Then every view must tell the truth within the
+/// bound, and nobody who runs may be condemned any more. `plant` may break something first.
+///
+/// # Errors
+/// What is wrong with the views.
+pub fn soak(seed: u64, rules: Rules, plant: impl FnOnce(&mut Network)) -> Result<(), String> {
+    let mut world = World::running_by(seed, 10, rules);
+    plant(&mut world.network);
+    let mut dice = StdRng::seed_from_u64(seed ^ 0x5eed);
+    let end = world.now + secs(80);
+    while world.now < end {
+        world.run(ms(dice.random_range(100..4_000)));
+        let host = (0..10).sample(&mut dice, 1)[0];
+        match dice.random_range(0..10) {
+            0 | 1 => match world.hosts[host].process {
+                Process::Running(_) => world.crash(host),
+                Process::Off => world.start(host),
+                Process::Frozen(..) => world.thaw(host),
+            },
+            2 | 3 if world.is_running(host) => world.freeze(host),
+            4 => world.thaw(host),
+            5 => world.cut_one_way(host, dice.random_range(0..10), true),
+            6 => {
+                let side = (0..10).sample(&mut dice, 4);
+                let rest: Vec<HostId> = (0..10).filter(|other| !side.contains(other)).collect();
+                world.cut(&side, &rest, true);
+            }
+            7 => world.network.cuts.clear(),
+            8 => world.network.loss_percent = dice.random_range(0..30),
+            _ => {}
+        }
+    }
+    world.network.cuts.clear();
+    world.network.loss_percent = 0;
+    for host in 0..10 {
+        match world.hosts[host].process {
+            Process::Frozen(..) => world.thaw(host),
+            Process::Off if dice.random_bool(0.5) => world.start(host),
+            Process::Off | Process::Running(_) => {}
+        }
+    }
+    world.run_until_agreed(secs(40))?;
+    world.downs.clear();
+    world.run(secs(10));
+    nobody_was_condemned(&world)?;
+    world.run_until_agreed(secs(5)).map(|_| ())
 }

@@ -1,8 +1,8 @@
 //! Stories of faults, each told with many seeds. A failing one prints the line that replays it.
 
-use super::simulation::{Down, HostId, Process, World, ms, secs};
+use super::simulation::{HostId, World, ms, nobody_was_condemned, secs, soak};
 use super::*;
-use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IteratorRandom};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 /// Names a single seed to replay.
 const SEED_VARIABLE: &str = "MEMBERSHIP_SEED";
@@ -19,12 +19,6 @@ fn tell(name: &str, seeds: u64, story: impl Fn(u64) -> Result<(), String>) {
             panic!("{wrong}\nreplay: {SEED_VARIABLE}={seed} cargo test --lib membership::stories::{name}");
         }
     }
-}
-
-fn nobody_was_condemned(world: &World) -> Result<(), String> {
-    let tell = |down: &&Down| format!("n{} condemned {} at {:?}", down.by, down.about, down.at);
-    let all: Vec<String> = world.false_downs().iter().map(tell).collect();
-    if all.is_empty() { Ok(()) } else { Err(format!("of those who ran, {}", all.join(", "))) }
 }
 
 fn ensure(holds: bool, otherwise: &str) -> Result<(), String> {
@@ -246,19 +240,22 @@ fn two_halves_part_and_merge_again_without_seeds() {
     });
 }
 
+/// A node that nobody can reach, and that reaches nobody.
+fn a_lonely_node(seed: u64, rules: Rules) -> Result<(), String> {
+    let mut world = World::running_by(seed, 10, rules);
+    let others: Vec<HostId> = (1..10).collect();
+    world.cut(&[0], &others, true);
+    world.run(secs(4));
+    ensure(world.downs.iter().all(|down| down.by != 0), "it condemned before the full grace period")?;
+    world.run_until_side_agreed(&others, secs(10))?;
+    world.run_until_side_agreed(&[0], secs(120))?;
+    world.cut(&[0], &others, false);
+    world.run_until_agreed(secs(12)).map(|_| ())
+}
+
 #[test]
 fn a_lonely_node_doubts_itself_before_it_condemns_the_others() {
-    tell("a_lonely_node_doubts_itself_before_it_condemns_the_others", 10, |seed| {
-        let mut world = World::running(seed, 10);
-        let others: Vec<HostId> = (1..10).collect();
-        world.cut(&[0], &others, true);
-        world.run(secs(4));
-        ensure(world.downs.iter().all(|down| down.by != 0), "it condemned before the full grace period")?;
-        world.run_until_side_agreed(&others, secs(10))?;
-        world.run_until_side_agreed(&[0], secs(120))?;
-        world.cut(&[0], &others, false);
-        world.run_until_agreed(secs(12)).map(|_| ())
-    });
+    tell("a_lonely_node_doubts_itself_before_it_condemns_the_others", 10, |seed| a_lonely_node(seed, Rules::default()));
 }
 
 #[test]
@@ -324,11 +321,11 @@ fn members_out_of_reach_for_so_long_that_they_are_forgotten_still_return() {
         ensure(world.state(0, 4).is_none() && world.state(4, 0).is_none(), "the sides have forgotten each other")?;
         world.cut(&[0, 1, 2], &[3, 4, 5], false);
         // Now it takes somebody who names the other side: an operator, or the gossip library's seeds.
-        world.gossip_with(0, 4, 1);
+        world.gossip_with(0, 4, true);
         world.run(secs(3));
         world.member(0).update_own(|own| own.load.backlog += 1);
         world.drain(0);
-        world.gossip_with(0, 4, 1);
+        world.gossip_with(0, 4, true);
         world.run_until_agreed(secs(20)).map(|_| ())
     });
 }
@@ -391,52 +388,9 @@ fn a_node_with_other_settings_is_no_member_and_says_why() {
     });
 }
 
-/// Faults of every kind at random times, then quiet; then every view must tell the truth.
-fn soak(seed: u64) -> Result<(), String> {
-    let mut world = World::running(seed, 10);
-    let mut dice = StdRng::seed_from_u64(seed ^ 0x5eed);
-    let end = world.now + secs(80);
-    while world.now < end {
-        world.run(ms(dice.random_range(100..4_000)));
-        let host = (0..10).sample(&mut dice, 1)[0];
-        match dice.random_range(0..10) {
-            0 | 1 => match world.hosts[host].process {
-                Process::Running(_) => world.crash(host),
-                Process::Off => world.start(host),
-                Process::Frozen(..) => world.thaw(host),
-            },
-            2 | 3 if world.is_running(host) => world.freeze(host),
-            4 => world.thaw(host),
-            5 => world.cut_one_way(host, dice.random_range(0..10), true),
-            6 => {
-                let side = (0..10).sample(&mut dice, 4);
-                let rest: Vec<HostId> = (0..10).filter(|other| !side.contains(other)).collect();
-                world.cut(&side, &rest, true);
-            }
-            7 => world.network.cuts.clear(),
-            8 => world.network.loss_percent = dice.random_range(0..30),
-            _ => {}
-        }
-    }
-    world.network.cuts.clear();
-    world.network.loss_percent = 0;
-    for host in 0..10 {
-        match world.hosts[host].process {
-            Process::Frozen(..) => world.thaw(host),
-            Process::Off if dice.random_bool(0.5) => world.start(host),
-            Process::Off | Process::Running(_) => {}
-        }
-    }
-    world.run_until_agreed(secs(40))?;
-    world.downs.clear();
-    world.run(secs(10));
-    nobody_was_condemned(&world)?;
-    world.run_until_agreed(secs(5)).map(|_| ())
-}
-
 #[test]
 fn after_any_faults_all_views_tell_the_truth() {
-    tell("after_any_faults_all_views_tell_the_truth", 50, soak);
+    tell("after_any_faults_all_views_tell_the_truth", 50, |seed| soak(seed, Rules::default(), |_| {}));
 }
 
 #[test]
@@ -454,16 +408,40 @@ fn the_same_seed_is_the_same_run() {
     assert_ne!(run(1).0, run(2).0);
 }
 
+/// Of so many seeds, how many end in what the checkers call wrong.
+fn caught(seeds: u64, story: impl Fn(u64) -> Result<(), String>) -> usize {
+    (0..seeds).filter(|seed| story(*seed).is_err()).count()
+}
+
 #[test]
-fn the_checkers_notice_when_nobody_can_refute() {
-    let condemned = (0..5).filter(|seed| {
-        let mut world = World::running(*seed, 10);
-        world.network.refutation_sabotaged = true;
+fn the_checkers_notice_when_nobody_refutes() {
+    let rules = Rules { refutation: false, ..Rules::default() };
+    let condemned = caught(5, |seed| {
+        let mut world = World::running_by(seed, 10, rules);
         world.cut(&[9], &[0, 1, 2, 3, 4, 5, 6], true);
         world.run(secs(60));
-        nobody_was_condemned(&world).is_err()
+        nobody_was_condemned(&world)
     });
-    assert_eq!(condemned.count(), 5, "without refutation a member that few can reach must be condemned");
+    assert_eq!(condemned, 5, "without refutation a member that few can reach must be condemned");
+}
+
+#[test]
+fn the_checkers_notice_when_nothing_is_compared() {
+    let found = caught(5, |seed| {
+        let mut world = World::running(seed, 10);
+        world.network.without_comparison = true;
+        let newcomer = world.add_host();
+        world.start(newcomer);
+        world.run_until_agreed(secs(60)).map(|_| ())
+    });
+    assert_eq!(found, 5, "where news are only handed on, a newcomer must remain unknown to some");
+}
+
+#[test]
+fn the_checkers_notice_when_nobody_doubts_itself() {
+    let rules = Rules { lifeguard: false, ..Rules::default() };
+    let condemned = caught(5, |seed| a_lonely_node(seed, rules));
+    assert_eq!(condemned, 5, "without local health a node that hears nobody must condemn all others early");
 }
 
 /// Whatever a peer sends, nothing panics, and a cluster that is left alone afterwards is whole.

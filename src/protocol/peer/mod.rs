@@ -52,6 +52,10 @@ use serve::{Asker, Parked};
 
 /// Events that are kept for those who ask a little late.
 const EVENTS_KEPT: usize = 4_096;
+/// By how much the processors' use must move before others are told.
+const CPU_STEP_PERMILLE: u16 = 100;
+/// By what part of itself the free memory must move.
+const MEMORY_STEPS: u64 = 16;
 /// How long a full disk is left alone before it is tried again.
 const DISK_PAUSE: Duration = Duration::from_secs(1);
 /// Records in one answer to a fetch, at the most.
@@ -86,6 +90,8 @@ pub struct Peer {
 
     membership: Membership,
     placement: Arc<Placement>,
+    /// The partitions whose acting list names this node.
+    acting_for: Vec<Partition>,
     placed_epoch: Option<u64>,
     records: Records,
     outbox: Outbox,
@@ -207,6 +213,7 @@ impl Peer {
             started: moment,
             has_seeds,
             placement: Arc::new(placement),
+            acting_for: Vec::new(),
             placed_epoch: None,
             outbox: Outbox::default(),
             replication: Replication::new(timing.resend_after),
@@ -276,8 +283,14 @@ impl Peer {
     /// How busy the machine is.
     pub fn handle_machine_load(&mut self, cpu_permille: u16, memory_available_bytes: u64) {
         self.membership.update_own(|facts| {
-            facts.load.cpu_permille = cpu_permille;
-            facts.load.memory_available_bytes = memory_available_bytes;
+            // Every change is told to everybody, so small ones are kept to oneself.
+            if facts.load.cpu_permille.abs_diff(cpu_permille) >= CPU_STEP_PERMILLE {
+                facts.load.cpu_permille = cpu_permille;
+            }
+            let known = facts.load.memory_available_bytes;
+            if known.abs_diff(memory_available_bytes) >= known / MEMORY_STEPS {
+                facts.load.memory_available_bytes = memory_available_bytes;
+            }
         });
     }
 
@@ -758,8 +771,7 @@ impl Peer {
             .filter(|member| member.is_live())
             .map(|member| (member.facts.node, member.facts.ring))
             .collect();
-        let mine = |partition: &Partition| self.placement.acting(*partition).contains(&self.me.node);
-        let acting = self.placement.all().filter(mine).count() as u32;
+        let acting = self.acting_for.len() as u32;
         let behind = self.behind(now.moment);
         let since = self.settled_since.unwrap_or(self.unsettled_since);
         Convergence {

@@ -87,6 +87,8 @@ impl Peer {
         let cluster = &self.config.cluster;
         let placement = Placement::new(self.membership.view(), cluster.partitions, cluster.replicas);
         let before = std::mem::replace(&mut self.placement, Arc::new(placement));
+        let me = self.me.node;
+        self.acting_for = self.placement.all().filter(|p| self.placement.acting(*p).contains(&me)).collect();
         if before.fingerprint() != self.placement.fingerprint() {
             self.gossip_urgently |= self.status() == Status::Serving;
         }
@@ -398,9 +400,6 @@ impl Peer {
         }
         let is_behind = |partition: &Partition| {
             let acting = self.placement.acting(*partition);
-            if !acting.contains(&me) {
-                return false;
-            }
             let not_caught_up = acting.first() == Some(&me) && !self.ownership.is_caught_up(*partition);
             let differs = acting.iter().any(|node| {
                 let known = self.ownership.agreement.get(partition).and_then(|peers| peers.get(node));
@@ -408,7 +407,7 @@ impl Peer {
             });
             not_caught_up || lagging.contains(partition) || differs
         };
-        self.placement.all().filter(is_behind).collect()
+        self.acting_for.iter().copied().filter(is_behind).collect()
     }
 
     /// Whether records of the partition are changing at this moment: then copies differ for a moment, too.
