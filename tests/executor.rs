@@ -137,6 +137,7 @@ fn pod(number: u128, spec: Spec) -> PodStart {
         number: 2,
         fence: Fence::new(2, node),
         submission: Arc::new(submission),
+        checkpoint: None,
     }
 }
 
@@ -233,11 +234,15 @@ async fn a_job_sees_its_own_environment_and_a_directory_of_its_own() {
     let lines: Vec<_> = out.lines().collect();
     let allowed = BTreeSet::from([
         "FLOCKWORK_ATTEMPT",
+        "FLOCKWORK_CHECKPOINT_FILE",
         "FLOCKWORK_FENCE",
         "FLOCKWORK_JOB_ID",
         "FLOCKWORK_JOB_NAME",
         "FLOCKWORK_NODE",
         "FLOCKWORK_POD",
+        "FLOCKWORK_POD_TOKEN",
+        "FLOCKWORK_POD_URL",
+        "FLOCKWORK_RESULT_FILE",
         "FLOCKWORK_TMPDIR",
         "GREETING",
         "HOME",
@@ -447,6 +452,7 @@ async fn two_hundred_at_once_are_each_reported_once() {
     while ended.len() < 200 {
         match shop.next_event().await {
             PodEvent::Started { key, .. } => assert!(started.insert(key)),
+            PodEvent::Reported { .. } => panic!("nobody said anything"),
             PodEvent::Ended { key, end, .. } => {
                 assert!(started.contains(&key) && ended.insert(key));
                 assert_eq!(end, PodEnd::Exited(Exit::Code((key.job.0 % 7) as i32)));

@@ -12,11 +12,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use flockwork::model::blob::{Blob, BlobRef};
 use flockwork::model::id::{Actor, Dot, Generation, Incarnation, JobId, NodeId, Partition};
 use flockwork::model::member::{
     ClusterSettings, Facts, Fingerprint, Load, Member, MemberState, PartitionSet, Status, View, WIRE_VERSION,
 };
 use flockwork::model::record::{Exit, Fate, JobState, Overlap, Phase, Record, Stop, StopKind, Submission};
+use flockwork::model::report::{Checkpoint, Progress, Tail, Tails};
 use flockwork::model::resources::Resources;
 use flockwork::model::ring::Placement;
 use flockwork::model::spec::{Driver, Spec};
@@ -81,11 +83,11 @@ fn history(steps: &[Step]) -> [Record; COPIES] {
     for (at, (kind, node, pick)) in steps.iter().enumerate() {
         let (node, pick) = (usize::from(*node) % COPIES, usize::from(*pick));
         let time = Timestamp(10 + at as u64);
-        if kind % 8 == 0 {
+        if kind % 11 == 0 {
             let other = writers[pick % COPIES].copy.clone();
             writers[node].copy.merge(&other);
         } else {
-            write(&mut writers[node], kind % 8, pick, time);
+            write(&mut writers[node], kind % 11, pick, time);
         }
     }
     writers.map(|writer| writer.copy)
@@ -118,8 +120,30 @@ fn write(writer: &mut Writer, kind: u8, pick: usize, at: Timestamp) {
             writer.actor.generation = Generation(writer.actor.generation.0 + 1);
             writer.next_write = 1;
         }
+        (8, Some(claim)) => {
+            let progress = Progress { serial: pick as u64 % 5, permille: pick as u16 % 1_001, message: String::new() };
+            copy.report_progress(dot, claim, progress);
+        }
+        (9, Some(claim)) => {
+            let attempt = &copy.attempts[&claim];
+            let (chain, number) = (attempt.claim.chain(), attempt.claim.number);
+            let node = attempt.claim.executor.node;
+            let before = copy.checkpoint.clone();
+            let (serial, blob) = (pick as u64 % 7, blob(pick % 5));
+            copy.save_checkpoint(dot, Checkpoint { chain, number, node, serial, claim, blob, saved_at: at });
+            assert!(copy.checkpoint >= before, "checkpoints never go back");
+        }
+        (10, Some(claim)) => {
+            let tail = |of: usize| (of > 0).then(|| Tail { offset: of as u64, blob: blob(of) });
+            let tails = Tails { stdout: tail(pick % 3), stderr: tail(pick / 3 % 3) };
+            copy.leave(dot, claim, pick.is_multiple_of(2).then(|| blob(pick % 4)), tails);
+        }
         _ => {}
     }
+}
+
+fn blob(number: usize) -> BlobRef {
+    Blob::new(vec![number as u8; number]).reference()
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -152,6 +176,13 @@ fn arbitrary_record() -> impl Strategy<Value = Record> {
                 attempt.fate.phase = phases[usize::from(bits) / 16 % phases.len()];
                 attempt.fate.by_executor = by_executor;
                 attempt.started_at = (bits % 7 > 2).then_some(Timestamp(u64::from(bits % 7)));
+            }
+            if let Some((claim, attempt)) = record.attempts.last_key_value().filter(|_| flavour % 5 < 3) {
+                let (chain, number, node) =
+                    (u32::from(flavour % 2), attempt.claim.number, NodeId(u32::from(flavour % 3)));
+                let (serial, claim, saved_at) = (u64::from(flavour % 4), *claim, Timestamp(u64::from(flavour % 7)));
+                let blob = blob(usize::from(flavour % 6));
+                record.checkpoint = Some(Checkpoint { chain, number, node, serial, claim, blob, saved_at });
             }
             if let Some(stop) = stop {
                 let kind = if stop % 2 == 0 { StopKind::Cancelled } else { StopKind::TimedOut };
@@ -512,4 +543,46 @@ fn shares_follow_weights() {
     let mean = ratios.iter().sum::<f64>() / ratios.len() as f64;
     assert!((0.9..1.1).contains(&mean), "{ratios:?}");
     assert!(ratios.iter().all(|ratio| (0.7..1.3).contains(ratio)), "{ratios:?}");
+}
+
+#[test]
+fn a_checkpoint_gives_way_only_to_one_that_continues_more() {
+    let mut record = new_record();
+    let claim_by = |record: &mut Record, counter, node| {
+        let dot = Dot { actor: actor(0, 1), counter };
+        record.claim(dot, actor(node, 1), Timestamp(counter));
+        dot
+    };
+    let save = |record: &mut Record, counter, claim: Dot, serial| {
+        let attempt = &record.attempts[&claim].claim;
+        let (chain, number, node) = (attempt.chain(), attempt.number, attempt.executor.node);
+        let (dot, blob) = (Dot { actor: actor(node.0 as usize, 1), counter }, blob(counter as usize));
+        record.save_checkpoint(dot, Checkpoint { chain, number, node, serial, claim, blob, saved_at: Timestamp(1) })
+    };
+    let first = claim_by(&mut record, 2, 1);
+    assert!(save(&mut record, 1, first, 1) && save(&mut record, 2, first, 2));
+    let cut_off = record.clone();
+    let second = claim_by(&mut record, 3, 2);
+    assert_eq!(record.attempts[&second].claim.resumed_from, Some(0));
+    assert!(save(&mut record, 1, second, 1), "what continues a checkpoint comes after it");
+
+    // The first attempt, out of touch, goes on saving. However much it does, it changes nothing.
+    let mut cut_off = cut_off;
+    assert!(save(&mut cut_off, 3, first, 50));
+    let merged = merged(&cut_off, &record);
+    assert_eq!(merged.checkpoint, record.checkpoint);
+    assert_eq!(merged.blobs().len(), 1, "only the newest is kept");
+}
+
+#[test]
+fn what_an_older_version_wrote_is_still_read() {
+    let mut record = new_record();
+    record.claim(Dot { actor: actor(0, 1), counter: 2 }, actor(1, 1), Timestamp(2));
+    // Field names are written out, so what is not in there was not written, and an older reader or writer agrees.
+    let packed = rmp_serde::to_vec_named(&record).unwrap();
+    for added in ["checkpoint", "progress", "result", "tails", "resumed_from"] {
+        let is_written = packed.windows(added.len()).any(|part| part == added.as_bytes());
+        assert!(!is_written, "{added} is written only where there is one");
+    }
+    assert_eq!(rmp_serde::from_slice::<Record>(&packed).unwrap(), record);
 }

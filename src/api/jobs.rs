@@ -14,7 +14,7 @@ use super::errors::{ApiError, ErrorBody};
 use super::input::{JobPath, NoQuery, Query};
 use super::nodes::find_node;
 use super::reason::Names;
-use super::views::{JobView, NodeRef};
+use super::views::{Content, JobView, NodeRef};
 use crate::model::id::{JobId, NodeId, Partition};
 use crate::model::record::{JobState, MAX_REASON_BYTES};
 use crate::model::request::{Cursor, Explanation, Filter, JobAnswer};
@@ -29,6 +29,9 @@ const MAX_LIST_BYTES: usize = 8 << 20;
 
 const DEFAULT_WAIT: Duration = Duration::from_secs(60);
 const MAX_WAIT: Duration = Duration::from_secs(3_600);
+
+/// How many nodes are asked for what a record names.
+const MOST_HOLDERS: usize = 8;
 
 /// A page of the list of all jobs.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -109,7 +112,7 @@ pub(super) async fn read(
     _: NoQuery,
 ) -> Result<Json<JobView>, ApiError> {
     let answer = app.answer(app.handle().job(prefix)).await?;
-    Ok(Json(view(&app, &answer)))
+    Ok(Json(view_with_result(&app, &answer).await))
 }
 
 /// Cancel a job
@@ -167,7 +170,7 @@ pub(super) async fn wait(
             answer = news;
         }
     }
-    Ok(Json(view(&app, &answer)).into_response())
+    Ok(Json(view_with_result(&app, &answer).await).into_response())
 }
 
 /// Where a job lives
@@ -297,6 +300,33 @@ pub(super) async fn explain(
 fn view(app: &App, answer: &JobAnswer) -> JobView {
     let snapshot: &Snapshot = &app.handle().snapshot();
     JobView::of_answer(answer, snapshot)
+}
+
+/// The same, and what the job came to, which is read from whoever holds it. A result that cannot be read now is left
+/// out; its size is there.
+async fn view_with_result(app: &App, answer: &JobAnswer) -> JobView {
+    let view = view(app, answer);
+    let Some(named) = answer.record.telling().and_then(|attempt| attempt.result) else {
+        return view;
+    };
+    match app.answer(app.handle().read_blob(named, holders_of(answer))).await {
+        Ok(blob) => JobView { result: Some(Content(blob.bytes().clone())), ..view },
+        Err(_) => view,
+    }
+}
+
+/// The nodes that most likely have what a job's record names: whoever answered, those that act for it, those that ran
+/// it.
+pub(super) fn holders_of(answer: &JobAnswer) -> Vec<NodeId> {
+    let acting = answer.replicas.iter().map(|(node, _)| *node);
+    let executors = answer.record.attempts.values().rev().map(|attempt| attempt.claim.executor.node);
+    let mut holders = Vec::new();
+    for node in [answer.by].into_iter().chain(acting).chain(executors) {
+        if !holders.contains(&node) && holders.len() < MOST_HOLDERS {
+            holders.push(node);
+        }
+    }
+    holders
 }
 
 fn state_of(text: &str) -> Result<JobState, String> {

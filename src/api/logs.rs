@@ -3,8 +3,9 @@
 //! A log lives with its attempt, on the attempt's node, as two streams without a common order. Reading one is a
 //! series of questions "what comes after byte n?"; following is asking so that the other side waits for more. When
 //! a followed attempt is lost or fails and another starts, reading goes on there, and it ends when the job has and
-//! everything was read. A log whose node cannot be reached any more is said to be missing, and passed over: what
-//! comes after it is worth more than an error.
+//! everything was read. Of a log whose node cannot be reached any more there is still the last part, which is kept with the job's
+//! record when an attempt ends; what is missing before it is said. A log of which there is not even that is said to be
+//! missing, and passed over: what comes after it is worth more than an error.
 //!
 //! Plain bytes are for people and pipes; lines of JSON are for programs that want to know which bytes came from
 //! where.
@@ -14,7 +15,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, BoxStream, StreamExt};
 use serde::Serialize;
@@ -24,6 +25,7 @@ use tokio::time::timeout;
 use super::App;
 use super::errors::{ApiError, ErrorBody, ErrorView};
 use super::input::{JobPath, Query};
+use super::jobs::holders_of;
 use super::reason::Names;
 use crate::model::id::{Dot, Fence, NodeId};
 use crate::model::record::{Attempt, JobState, Phase};
@@ -43,6 +45,9 @@ const WAIT_FOR_END: Duration = Duration::from_millis(500);
 /// How long to wait for news of the job after its log could not be read.
 const WAIT_FOR_NEWS: Duration = Duration::from_millis(500);
 
+/// Says of plain bytes that they begin with the last part of a log whose node cannot be reached.
+const TAIL_HEADER: &str = "x-flockwork-tail";
+
 /// Which attempts are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Which {
@@ -61,6 +66,8 @@ enum Part {
     Bytes { attempt: u32, stream: Stream, offset: u64, bytes: Vec<u8> },
     /// A log, or the rest of it, that cannot be read.
     Missing { attempt: u32, stream: Stream, node_name: String, refusal: Refusal },
+    /// The same, but for its last part, which comes next.
+    OnlyTail { attempt: u32, stream: Stream, node_name: String, why: String },
     /// Everything was read.
     End(JobState),
     /// Not everything was read, but reading is over.
@@ -103,6 +110,8 @@ pub(super) enum LogLine {
         node_name: String,
         /// Why.
         missing: String,
+        /// Whether the last part of it is there nevertheless, and comes next.
+        tail: bool,
     },
     /// Everything was read.
     End {
@@ -123,8 +132,9 @@ pub(super) enum LogLine {
 /// As plain bytes: of one stream, or of both (unless followed: all of stdout, then all of stderr). With
 /// `Accept: application/x-ndjson` as lines of JSON that say which stream, attempt and byte each piece belongs to; the
 /// last line is `{"end": true, "state": …}` once all was read, or has an `error`. With `follow`, goes on with the
-/// next attempt when one is lost or failed and another starts, and ends when the job has ended. A log on a node that
-/// cannot be reached is passed over, with a line that says so.
+/// next attempt when one is lost or failed and another starts, and ends when the job has ended. Of a log on a
+/// node that cannot be reached there is the last part, if its attempt has ended: a line with `"tail": true` says so, or
+/// the header `x-flockwork-tail`; otherwise it is passed over, with a line that says so.
 #[utoipa::path(get, path = "/v1/jobs/{id}/logs", tag = "jobs",
     params(
         ("id" = String, Path, description = "The job's id, or its unique beginning"),
@@ -187,13 +197,14 @@ pub(super) async fn read(
         match parts.next().await {
             Some(Part::Missing { refusal, .. }) => return Err(refusal.into()),
             Some(Part::Broken(error)) => return Err(error),
-            Some(part @ (Part::Bytes { .. } | Part::End(_))) => first.push(part),
+            Some(part @ (Part::Bytes { .. } | Part::OnlyTail { .. } | Part::End(_))) => first.push(part),
             None => {}
         }
     }
+    let only_tail = first.iter().any(|part| matches!(part, Part::OnlyTail { .. }));
     let bytes = stream::iter(first).chain(parts).filter_map(async |part| match part {
         Part::Bytes { bytes, .. } => Some(Ok(Bytes::from(bytes))),
-        Part::Missing { .. } | Part::End(_) => None,
+        Part::Missing { .. } | Part::OnlyTail { .. } | Part::End(_) => None,
         // The only way left to say that this is not the end.
         Part::Broken(error) => Some(Err(io::Error::other(error.view.message))),
     });
@@ -202,7 +213,11 @@ pub(super) async fn read(
         // What a job wrote must never be taken for a page of this node.
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     ];
-    Ok((headers, Body::from_stream(bytes.boxed())).into_response())
+    let mut response = (headers, Body::from_stream(bytes.boxed())).into_response();
+    if only_tail {
+        response.headers_mut().insert(TAIL_HEADER, HeaderValue::from_static("only the last part can be reached"));
+    }
+    Ok(response)
 }
 
 fn accepts_lines(headers: &HeaderMap) -> bool {
@@ -224,7 +239,10 @@ fn line_of(part: Part) -> serde_json::Result<Bytes> {
             }
         },
         Part::Missing { attempt, stream, node_name, refusal } => {
-            LogLine::Missing { stream, attempt, node_name, missing: refusal.message }
+            LogLine::Missing { stream, attempt, node_name, missing: refusal.message, tail: false }
+        }
+        Part::OnlyTail { attempt, stream, node_name, why } => {
+            LogLine::Missing { stream, attempt, node_name, missing: why, tail: true }
         }
         Part::End(state) => LogLine::End { end: true, state },
         Part::Broken(error) => LogLine::Error { error: error.view },
@@ -333,6 +351,7 @@ impl Reading {
             held_back: Vec::new(),
             whole_characters: self.whole_characters,
             over: false,
+            tail: None,
         };
         self.streams.iter().map(reader).collect()
     }
@@ -355,6 +374,8 @@ struct LogReader {
     /// Whether characters must not be cut in two.
     whole_characters: bool,
     over: bool,
+    /// The last part of a log that cannot be read, once it was fetched.
+    tail: Option<LogChunk>,
 }
 
 impl LogReader {
@@ -367,6 +388,10 @@ impl LogReader {
     }
 
     async fn next(&mut self) -> Option<Part> {
+        if let Some(chunk) = self.tail.take() {
+            self.over = true;
+            return self.take(chunk);
+        }
         while !self.over {
             let live = self.is_live();
             let wait = match (self.follow, live) {
@@ -407,7 +432,10 @@ impl LogReader {
                 }
                 // What never started has written nothing, and that is all there is to read.
                 Err(refusal) if refusal.code == Code::NotFound && !self.has_started() => self.over = true,
-                Err(refusal) => return Some(self.missing(refusal)),
+                Err(refusal) => match self.missing_but_for_tail(refusal).await {
+                    Some(part) => return Some(part),
+                    None => self.over = true,
+                },
             }
         }
         let rest = std::mem::take(&mut self.held_back);
@@ -469,6 +497,40 @@ impl LogReader {
     fn bytes(&self, bytes: Vec<u8>) -> Part {
         let offset = self.offset - (bytes.len() + self.held_back.len()) as u64;
         Part::Bytes { attempt: self.number, stream: self.stream, offset, bytes }
+    }
+
+    /// The log cannot be read where it is: what is kept of it with the record is told instead, and what is missing
+    /// before that. Nothing, where nothing was written.
+    async fn missing_but_for_tail(&mut self, refusal: Refusal) -> Option<Part> {
+        // Its end may have come after the job was last heard of.
+        let _ = self.hear_news(Duration::ZERO).await;
+        let Some(attempt) = self.answer.record.attempts.get(&self.claim) else {
+            return Some(self.missing(refusal));
+        };
+        let tail = match self.stream {
+            Stream::Stdout => attempt.tails.stdout,
+            Stream::Stderr => attempt.tails.stderr,
+        };
+        let Some(tail) = tail else {
+            // Whoever tells how its attempt ended keeps what was written last. It was nothing, then.
+            let told_its_end = !attempt.is_live() && attempt.fate.by_executor && attempt.fate.phase != Phase::Lost;
+            return (!told_its_end).then(|| self.missing(refusal));
+        };
+        let reading = self.app.handle().read_blob(tail.blob, holders_of(&self.answer));
+        let Ok(blob) = self.app.answer(reading).await else { return Some(self.missing(refusal)) };
+        // What was read before the node was gone is not told again.
+        let known = usize::try_from(self.offset.saturating_sub(tail.offset)).unwrap_or(usize::MAX);
+        let bytes = blob.bytes().get(known..).unwrap_or_default().to_vec();
+        let chunk = LogChunk { offset: tail.offset.max(self.offset), bytes, end: true };
+        if tail.offset <= self.offset {
+            // It goes on just where reading was: nothing is missing.
+            self.over = true;
+            return self.take(chunk);
+        }
+        self.held_back.clear();
+        self.tail = Some(chunk);
+        let node_name = Names(&self.app.handle().snapshot().view).of(self.node);
+        Some(Part::OnlyTail { attempt: self.number, stream: self.stream, node_name, why: refusal.message })
     }
 
     fn missing(&mut self, refusal: Refusal) -> Part {

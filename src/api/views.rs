@@ -87,6 +87,17 @@ pub(super) struct JobView {
     /// In a job that has ended: one of its time limits ended it. In an answer to `/wait` with a job that has not:
     /// the wait was over first.
     pub(super) timed_out: bool,
+    /// How far it says it has come: what its telling attempt said last.
+    pub(super) progress: Option<ProgressView>,
+    /// The newest work that was saved, for the next attempt to go on from.
+    pub(super) checkpoint: Option<CheckpointView>,
+    /// What it came to, if its telling attempt left something: text where it is text, `{"base64": …}` where it is
+    /// not. Not in lists.
+    #[schema(value_type = Option<String>)]
+    pub(super) result: Option<Content>,
+    /// The size of the result, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) result_bytes: Option<u64>,
     /// Its attempts, oldest first.
     pub(super) attempts: Vec<AttemptView>,
     /// How many older attempts are not shown.
@@ -104,6 +115,38 @@ pub(super) struct JobView {
     /// How many of the nodes that act for the job hold just this record. Not in lists.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) replicas: Option<AgreementView>,
+}
+
+/// How far a job says it has come.
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
+pub(super) struct ProgressView {
+    /// From 0 to 1.
+    pub(super) fraction: f64,
+    /// In its own words.
+    pub(super) message: String,
+}
+
+/// Work that was saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub(super) struct CheckpointView {
+    /// Its size in bytes.
+    pub(super) size: u64,
+    /// The number of the attempt that saved it.
+    pub(super) attempt: u32,
+    /// When, by the clock of that attempt's node.
+    #[schema(value_type = String, format = DateTime)]
+    pub(super) saved_at: Timestamp,
+}
+
+/// Bytes that a job made, as JSON says them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Content(pub(super) bytes::Bytes);
+
+impl Serialize for Content {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        // As standard input is said, so that a result can be one.
+        Stdin(self.0.to_vec()).serialize(serializer)
+    }
 }
 
 /// Who answered a question about a job.
@@ -228,6 +271,8 @@ impl JobView {
         let ended_by_limit =
             state == JobState::Failed && record.stop.as_ref().is_some_and(|stop| stop.kind == StopKind::TimedOut);
         let (attempts, omitted) = attempts_of(record, names, most_attempts);
+        let telling = record.telling();
+        let progress = telling.and_then(|attempt| attempt.progress.as_ref());
         Self {
             id: record.id,
             name: record.spec().name.clone(),
@@ -243,6 +288,17 @@ impl JobView {
             exit_code: outcome.exit_code,
             signal: outcome.signal,
             timed_out: ended && (outcome.timed_out || ended_by_limit),
+            progress: progress.map(|progress| ProgressView {
+                fraction: f64::from(progress.permille) / 1_000.0,
+                message: progress.message.clone(),
+            }),
+            checkpoint: record.checkpoint.as_ref().map(|checkpoint| CheckpointView {
+                size: checkpoint.blob.size,
+                attempt: checkpoint.number,
+                saved_at: checkpoint.saved_at,
+            }),
+            result: None,
+            result_bytes: telling.and_then(|attempt| attempt.result).map(|result| result.size),
             attempts,
             attempts_omitted: omitted,
             clock: clock_as_text(&record.clock),

@@ -37,9 +37,42 @@ pub(crate) struct Job {
     #[serde(default)]
     pub(crate) signal: Option<i32>,
     #[serde(default)]
+    pub(crate) progress: Option<Progress>,
+    #[serde(default)]
+    pub(crate) checkpoint: Option<Checkpoint>,
+    #[serde(default)]
+    pub(crate) result: Option<serde_json::Value>,
+    #[serde(default)]
+    pub(crate) result_bytes: Option<u64>,
+    #[serde(default)]
     pub(crate) attempts: Vec<Attempt>,
     #[serde(default)]
     pub(crate) replicas: Option<Replicas>,
+}
+
+/// How far a job says it has come.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Progress {
+    pub(crate) fraction: f64,
+    #[serde(default)]
+    pub(crate) message: String,
+}
+
+impl Progress {
+    /// In a few words.
+    pub(crate) fn text(&self) -> String {
+        let percent = format!("{:.1}%", self.fraction * 100.0);
+        if self.message.is_empty() { percent } else { format!("{percent}, {}", self.message) }
+    }
+}
+
+/// Work that a job has saved.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Checkpoint {
+    pub(crate) size: u64,
+    pub(crate) attempt: u32,
+    #[serde(default)]
+    pub(crate) saved_at: Option<Timestamp>,
 }
 
 /// One execution of a job.

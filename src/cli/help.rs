@@ -138,3 +138,14 @@ Examples:
   flockwork config show                      a settings file with every value, and where it comes from
   flockwork config show --slots 4            what `flockwork node --slots 4` would use
   flockwork config show > ~/.config/flockwork/config.toml";
+
+pub(crate) const POD: &str = "\
+Examples, in a job's script:
+  flockwork pod progress 0.4 'second pass'
+  flockwork pod checkpoint state.json         saved on other nodes too when this returns
+  if [ -e \"$FLOCKWORK_CHECKPOINT_FILE\" ]; then cp \"$FLOCKWORK_CHECKPOINT_FILE\" state.json; fi
+  echo 42 > \"$FLOCKWORK_RESULT_FILE\"
+  flockwork run --heartbeat-timeout 1m -- ./job.sh, which says `flockwork pod heartbeat` in its loop
+
+Without this program: POST $FLOCKWORK_POD_URL?kind=heartbeat, progress, checkpoint or result, with the header
+Authorization: Bearer $FLOCKWORK_POD_TOKEN; progress takes {\"fraction\": 0.4, \"message\": \"...\"}.";

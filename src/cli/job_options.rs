@@ -46,6 +46,10 @@ pub(crate) struct JobOptions {
     /// How long one attempt may run, for instance 90 or 1m30s
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     timeout: Option<Duration>,
+    /// How long an attempt may say nothing of itself (`flockwork pod heartbeat`, or any other of these) before it
+    /// counts as hung, and is stopped and retried
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    heartbeat_timeout: Option<Duration>,
     /// How long the job may wait for its first attempt
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     queue_timeout: Option<Duration>,
@@ -106,6 +110,7 @@ impl JobOptions {
             slots: self.slots,
             require: self.require.iter().cloned().collect::<BTreeMap<_, _>>(),
             timeout: self.timeout,
+            heartbeat_timeout: self.heartbeat_timeout,
             queue_timeout: self.queue_timeout,
             total_timeout: self.total_timeout,
             retries: self.retries,

@@ -190,6 +190,9 @@ pub(crate) async fn job(session: &Session, args: &OneJob) -> Outcome {
     Ok(exit::SUCCESS)
 }
 
+/// How much of a result a table shows, in characters.
+const RESULT_SHOWN: usize = 200;
+
 fn print_job(session: &Session, job: &Job, raw: &Value) -> Result<(), Failure> {
     let printer = session.printer;
     let time = |at: Option<flockwork::model::time::Timestamp>| at.map(|at| at.to_string()).unwrap_or_default();
@@ -203,6 +206,17 @@ fn print_job(session: &Session, job: &Job, raw: &Value) -> Result<(), Failure> {
         (None, None) => String::new(),
     };
     let replicas = job.replicas.map(|r| format!("{} of {} agree", r.agree, r.of)).unwrap_or_default();
+    let progress = job.progress.as_ref().map(|progress| progress.text()).unwrap_or_default();
+    let checkpoint = job
+        .checkpoint
+        .as_ref()
+        .map(|saved| format!("{} bytes, saved by attempt {} at {}", saved.size, saved.attempt, time(saved.saved_at)));
+    let result = match (&job.result, job.result_bytes) {
+        (Some(Value::String(text)), _) => shortened(text.trim_end(), RESULT_SHOWN),
+        (Some(_), Some(bytes)) => format!("{bytes} bytes; -o json shows them"),
+        (None, Some(bytes)) => format!("{bytes} bytes, on no node that can be reached now"),
+        (_, None) => String::new(),
+    };
     let pairs = [
         ("id", job.id.clone()),
         ("job", printable(&job.title()).into_owned()),
@@ -213,6 +227,9 @@ fn print_job(session: &Session, job: &Job, raw: &Value) -> Result<(), Failure> {
         ("started", time(job.started_at)),
         ("ended", time(job.ended_at)),
         ("ended with", ended),
+        ("progress", printable(&progress).into_owned()),
+        ("checkpoint", checkpoint.unwrap_or_default()),
+        ("result", printable(&result).into_owned()),
         ("replicas", replicas),
     ];
     let mut text = String::new();

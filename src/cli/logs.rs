@@ -138,6 +138,9 @@ struct Missing {
     attempt: u32,
     node_name: String,
     missing: String,
+    /// The last part of it comes nevertheless.
+    #[serde(default)]
+    tail: bool,
 }
 
 impl Piece {
@@ -286,6 +289,14 @@ impl<'a> LogReader<'a> {
         self.announce(piece.attempt);
         if matches!(self.form, OutputForm::Table | OutputForm::Wide) {
             let fresh = &bytes[seen..];
+            if let Some(bar) = &self.spinner {
+                // The bar makes room for a moment. It cannot share a line, so half a line is the end of it.
+                let written = bar.suspend(|| write_now(piece.stream, fresh));
+                if !fresh.ends_with(b"\n") {
+                    self.clear_spinner();
+                }
+                return Ok(written?);
+            }
             match piece.stream {
                 StreamName::Stdout => write_all(tokio::io::stdout(), fresh).await,
                 StreamName::Stderr => write_all(tokio::io::stderr(), fresh).await,
@@ -305,7 +316,13 @@ impl<'a> LogReader<'a> {
     /// Says once what cannot be shown.
     fn tell_missing(&mut self, missing: &Missing) {
         if self.missing.insert((missing.attempt, missing.stream)) {
-            let Missing { stream, attempt, node_name, missing } = missing;
+            let Missing { stream, attempt, node_name, missing, tail } = missing;
+            if *tail {
+                let stream = stream.as_str();
+                return note(&format!(
+                    "of {stream} of attempt {attempt} on {node_name} only the end is left: {missing}"
+                ));
+            }
             let rest = if self.bookmarks.contains_key(&(*attempt, *stream)) { "the rest of " } else { "" };
             let stream = stream.as_str();
             note(&format!("{rest}{stream} of attempt {attempt} on {node_name} cannot be shown: {missing}"));
@@ -314,9 +331,16 @@ impl<'a> LogReader<'a> {
 
     /// Makes room for output, and says where another attempt begins: it may repeat what the last one said.
     fn announce(&mut self, attempt: u32) {
-        self.clear_spinner();
+        // A spinner has done its part when there is something to see; a bar, of a job that says how far it is, stays.
+        if self.spinner.as_ref().is_some_and(|spinner| spinner.length().is_none()) {
+            self.clear_spinner();
+        }
         if self.newest_attempt.is_some_and(|newest| attempt > newest) {
-            note(&format!("attempt {attempt} of {} begins", self.job));
+            let say = || note(&format!("attempt {attempt} of {} begins", self.job));
+            match &self.spinner {
+                Some(bar) => bar.suspend(say),
+                None => say(),
+            }
         }
         self.newest_attempt = self.newest_attempt.max(Some(attempt));
         self.first_attempt = self.first_attempt.or(Some(attempt));
@@ -326,6 +350,18 @@ impl<'a> LogReader<'a> {
         if let Some(spinner) = self.spinner.take() {
             spinner.finish_and_clear();
         }
+    }
+}
+
+/// Writes to a terminal without letting anything else happen meanwhile.
+fn write_now(stream: StreamName, bytes: &[u8]) -> std::io::Result<()> {
+    use std::io::Write;
+    match stream {
+        StreamName::Stdout => {
+            let mut out = std::io::stdout().lock();
+            out.write_all(bytes).and_then(|()| out.flush())
+        }
+        StreamName::Stderr => std::io::stderr().lock().write_all(bytes),
     }
 }
 

@@ -23,6 +23,7 @@ mod local_cluster;
 mod logs;
 mod node;
 mod nodes;
+mod pod;
 mod process;
 mod render;
 mod serve;
@@ -145,6 +146,9 @@ enum ActiveCommand {
 /// What does neither.
 #[derive(Debug, Subcommand)]
 enum PassiveCommand {
+    /// Inside a job: tell its node that it is alive, how far it has come, what it has saved, what it comes to
+    #[command(subcommand, after_help = help::POD)]
+    Pod(pod::PodCommand),
     /// Print the completion script of a shell
     #[command(after_help = help::COMPLETIONS)]
     Completions {
@@ -291,7 +295,8 @@ fn dispatch(cli: Cli, matches: &ArgMatches) -> Outcome {
             let plan = node::NodePlan::settle(&flags, matches, &sources)?;
             show_config::show(&session, &form, &plan, &sources)
         }
-        // These two read no settings, and work where those are broken.
+        // These read no settings, and work where those are broken.
+        Command::Passive(PassiveCommand::Pod(command)) => pod::pod(command),
         Command::Passive(PassiveCommand::Completions { shell }) => completions(shell),
         Command::Passive(PassiveCommand::PodGuard { .. }) => flockwork::io::executor::guard_main(),
     }

@@ -20,13 +20,17 @@ use super::failure::{Failure, Kind, Outcome, exit};
 use super::job_options::{JobOptions, check};
 use super::jobs::{cancel_request, wait_for_all, wait_once};
 use super::logs::LogReader;
-use super::render::{OutputForm, note, short_id};
+use super::render::{OutputForm, note, printable, short_id};
 
 /// How many jobs one request carries. Enough to make the requests' own cost disappear.
 const JOBS_PER_REQUEST: usize = 1_000;
 
 /// How many bytes of specs one request carries, where they are large; far below what a node reads.
 const BYTES_PER_REQUEST: usize = 4 << 20;
+
+/// How often `run` asks how far the job has come, for the bar. Nodes pass it on once a second.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+const PROGRESS_PARTS: u64 = 1_000;
 
 /// How long `run` waits for a second Ctrl-C before it takes the first one at its word.
 const SECOND_THOUGHTS: Duration = Duration::from_secs(1);
@@ -101,7 +105,9 @@ pub(crate) async fn run(session: &Session, args: &RunArgs) -> Outcome {
         spinner.enable_steady_tick(Duration::from_millis(120));
         reader.spinner = Some(spinner);
     }
+    let bar = reader.spinner.clone();
     tokio::select! {
+        never = show_progress(&client, &id, bar.as_ref()) => match never {},
         ended = reader.follow() => match ended {
             Ok(job) => Ok(tell_end(&job)),
             Err(failure) if failure.kind == Kind::OutputClosed => {
@@ -118,6 +124,29 @@ pub(crate) async fn run(session: &Session, args: &RunArgs) -> Outcome {
             Ok(exit::CANCELLED)
         }
     }
+}
+
+/// Lets the bar say how far the job says it has come, for jobs that do. Where that cannot be learned, the bar stays as
+/// it is: it is not what the command is for.
+async fn show_progress(client: &Client, id: &str, bar: Option<&indicatif::ProgressBar>) -> std::convert::Infallible {
+    if let Some(bar) = bar {
+        let mut style = indicatif::ProgressStyle::with_template("{wide_bar} {percent}% {msg}, {elapsed}").ok();
+        loop {
+            tokio::time::sleep(PROGRESS_EVERY).await;
+            let told: Result<Job, Failure> = client.read(&Request::get(format!("/v1/jobs/{id}"))).await;
+            if let Ok(Job { progress: Some(progress), .. }) = told
+                && !bar.is_finished()
+            {
+                if let Some(style) = style.take() {
+                    bar.set_length(PROGRESS_PARTS);
+                    bar.set_style(style);
+                }
+                bar.set_position((progress.fraction * PROGRESS_PARTS as f64) as u64);
+                bar.set_message(printable(&progress.message).into_owned());
+            }
+        }
+    }
+    std::future::pending().await
 }
 
 /// Ends like the job, and says why where the exit code alone would not.

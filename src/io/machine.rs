@@ -124,6 +124,41 @@ impl Machine {
     }
 }
 
+/// Counts the processes that the kernel has killed for want of memory, where they could be pods of this node.
+#[derive(Debug)]
+pub struct MemoryKills {
+    file: PathBuf,
+    /// Where they were killed, for people.
+    pub scope: &'static str,
+}
+
+impl MemoryKills {
+    /// Looks at this process's own control group, which its pods are in as well; else at the whole machine.
+    pub fn around_this_process() -> Self {
+        Self::under(Path::new("/"))
+    }
+
+    fn under(root: &Path) -> Self {
+        let groups = Groups::of_this_process(root);
+        let own = groups.memory.first().into_iter();
+        let files = own.flat_map(|level| ["memory.events", "memory.oom_control"].map(|file| level.join(file)));
+        match files.into_iter().find(|file| kills_in(file).is_some()) {
+            Some(file) => Self { file, scope: "in this node's control group" },
+            None => Self { file: root.join("proc/vmstat"), scope: "on this machine" },
+        }
+    }
+
+    /// How many there were so far. Nothing where the kernel does not say.
+    pub fn count(&self) -> Option<u64> {
+        kills_in(&self.file)
+    }
+}
+
+fn kills_in(file: &Path) -> Option<u64> {
+    let text = fs::read_to_string(file).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+}
+
 impl Groups {
     fn of_this_process(root: &Path) -> Self {
         let read = |path| fs::read_to_string(root.join(path)).unwrap_or_default();
@@ -340,6 +375,23 @@ mod tests {
         let mut machine_of_nonsense = watch(&odd);
         assert!(machine_of_nonsense.capacity().cpus.millis >= 1_000);
         assert_eq!(machine_of_nonsense.sample().memory_available_bytes, 0);
+    }
+
+    #[test]
+    fn kills_for_want_of_memory_are_counted_where_the_pods_are() {
+        let whole = machine(&[("proc/vmstat", "oom_killed_not 9\noom_kill 4\n")]);
+        let kills = MemoryKills::under(whole.path());
+        assert_eq!((kills.count(), kills.scope), (Some(4), "on this machine"));
+
+        let grouped = machine(&[
+            ("proc/self/cgroup", "0::/outer/inner\n"),
+            ("proc/self/mountinfo", "31 23 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw\n"),
+            ("sys/fs/cgroup/outer/inner/memory.events", "low 0\noom 3\noom_kill 2\noom_group_kill 0\n"),
+            ("proc/vmstat", "oom_kill 40\n"),
+        ]);
+        let kills = MemoryKills::under(grouped.path());
+        assert_eq!((kills.count(), kills.scope), (Some(2), "in this node's control group"));
+        assert_eq!(MemoryKills::under(tempfile::tempdir().unwrap().path()).count(), None);
     }
 
     #[test]

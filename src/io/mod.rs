@@ -1,11 +1,13 @@
 //! The shells: they move bytes, keep the clock, and obey. What is interesting is one floor down.
 #![allow(clippy::disallowed_methods, reason = "io owns the clock, the sockets and the tasks")]
 
+pub mod blob_exchange;
 pub mod clock;
 pub mod datagram;
 pub mod executor;
 pub mod gossip;
 pub mod machine;
+pub mod pod_api;
 pub mod store;
 pub mod telemetry;
 mod throttle;

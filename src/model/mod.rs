@@ -1,10 +1,12 @@
 //! The lowest floor: values. Ids, time, settings, specs, records, resources, the ring, what peers say to
 //! each other. Nothing here acts, waits or asks the machine anything.
 
+pub mod blob;
 pub mod config;
 pub mod id;
 pub mod member;
 pub mod record;
+pub mod report;
 pub mod request;
 pub mod resources;
 pub mod ring;

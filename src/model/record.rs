@@ -21,7 +21,9 @@ use std::sync::Arc;
 use crdts::{CmRDT, CvRDT};
 use serde::{Deserialize, Serialize};
 
+use super::blob::{BlobRef, MAX_RESULT_BYTES, MAX_TAIL_BYTES};
 use super::id::{Actor, Clock, Dot, Fence, JobId, NodeId};
+use super::report::{Checkpoint, Progress, Tails};
 use super::spec::{InvalidField, Spec};
 use super::time::Timestamp;
 
@@ -152,12 +154,20 @@ pub struct Claim {
     pub at: Timestamp,
     /// Which writes the owner knew.
     pub seen: Clock,
+    /// The chain of the checkpoint that the owner knew, which this attempt is to go on from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumed_from: Option<u32>,
 }
 
 impl Claim {
     /// Any total order will do: two claims with one dot differ only where somebody broke the rules.
-    fn order(&self) -> (u32, Actor, Timestamp, &BTreeMap<Actor, u64>) {
-        (self.number, self.executor, self.at, &self.seen.dots)
+    fn order(&self) -> (u32, Actor, Timestamp, Option<u32>, &BTreeMap<Actor, u64>) {
+        (self.number, self.executor, self.at, self.resumed_from, &self.seen.dots)
+    }
+
+    /// The chain of the checkpoints that this attempt saves.
+    pub fn chain(&self) -> u32 {
+        self.resumed_from.map_or(0, |chain| chain.saturating_add(1))
     }
 }
 
@@ -171,6 +181,15 @@ pub struct Attempt {
     pub started_at: Option<Timestamp>,
     /// What became of it.
     pub fate: Fate,
+    /// How far it says it has come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+    /// What it came to. Written with its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<BlobRef>,
+    /// The ends of its two outputs. Written with its end.
+    #[serde(default, skip_serializing_if = "Tails::is_empty")]
+    pub tails: Tails,
 }
 
 impl Attempt {
@@ -192,6 +211,16 @@ impl Attempt {
         if other.fate > self.fate {
             self.fate = other.fate.clone();
         }
+        if other.progress > self.progress {
+            self.progress.clone_from(&other.progress);
+        }
+        self.result = self.result.max(other.result);
+        self.tails.merge(&other.tails);
+    }
+
+    /// The blobs that it names.
+    fn blobs(&self) -> impl Iterator<Item = BlobRef> {
+        self.result.into_iter().chain(self.tails.iter().map(|tail| tail.blob))
     }
 
     /// Whether its executor itself said how it ended, in a write that `seen` includes.
@@ -284,6 +313,9 @@ pub struct Record {
     /// Every attempt, by the dot of its claim.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub attempts: BTreeMap<Dot, Attempt>,
+    /// The newest work that was saved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<Checkpoint>,
     /// Nothing can be added any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seal: Option<Seal>,
@@ -299,7 +331,7 @@ impl Record {
     /// The record of a job that nothing has happened to yet.
     pub fn new(id: JobId, submission: Arc<Submission>, dot: Dot) -> Self {
         let clock = Clock::from(crdts::Dot::from(dot));
-        Self { id, submission, clock, stop: None, attempts: BTreeMap::new(), seal: None }
+        Self { id, submission, clock, stop: None, attempts: BTreeMap::new(), checkpoint: None, seal: None }
     }
 
     /// What was asked.
@@ -310,9 +342,10 @@ impl Record {
     /// Joins what `other` knows into this copy. Both must be of one job.
     ///
     /// Commutative, associative, idempotent: the submission and the stop are maxima of total orders (the
-    /// submissions of one id differ only where a key was used on both sides of a partition), the clock joins
-    /// as vector clocks do, attempts are a union by dot whose members join by maxima. Where either is sealed, the
-    /// result is the higher of the two by a total order in which unsealed records come first.
+    /// submissions of one id differ only where a key was used on both sides of a partition), and so is the
+    /// checkpoint; the clock joins as vector clocks do, attempts are a union by dot whose members join by maxima.
+    /// Where either is sealed, the result is the higher of the two by a total order in which unsealed records come
+    /// first.
     pub fn merge(&mut self, other: &Self) {
         debug_assert_eq!(self.id, other.id, "only copies of one job can be merged");
         if self.seal.is_some() || other.seal.is_some() {
@@ -333,6 +366,9 @@ impl Record {
         self.clock.merge(other.clock.clone());
         if other.stop > self.stop {
             self.stop.clone_from(&other.stop);
+        }
+        if other.checkpoint > self.checkpoint {
+            self.checkpoint.clone_from(&other.checkpoint);
         }
         for (dot, attempt) in &other.attempts {
             match self.attempts.get_mut(dot) {
@@ -480,14 +516,21 @@ impl Record {
             return;
         }
         let number = self.attempts.values().map(|attempt| attempt.claim.number).max().unwrap_or(0) + 1;
-        let claim = Claim { number, executor, at, seen: self.clock.clone() };
+        let resumed_from = self.checkpoint.as_ref().map(|checkpoint| checkpoint.chain);
+        let claim = Claim { number, executor, at, seen: self.clock.clone(), resumed_from };
         let fate = Fate { phase: Phase::Claimed, by_executor: false, dot, at, exit: None, reason: String::new() };
-        self.attempts.insert(dot, Attempt { claim, started_at: None, fate });
+        let attempt = Attempt { claim, started_at: None, fate, progress: None, result: None, tails: Tails::default() };
+        self.attempts.insert(dot, attempt);
         self.clock.apply(dot.into());
     }
 
     /// The executor says that the pod of `claim` was started.
     pub fn start(&mut self, dot: Dot, claim: Dot, at: Timestamp) {
+        self.start_remarkably(dot, claim, at, String::new());
+    }
+
+    /// The same, with what people should know of how it started.
+    pub fn start_remarkably(&mut self, dot: Dot, claim: Dot, at: Timestamp, remark: String) {
         if self.is_final() {
             return;
         }
@@ -495,7 +538,7 @@ impl Record {
             attempt.started_at = attempt.started_at.max(Some(at));
             self.clock.apply(dot.into());
         }
-        let running = Fate { phase: Phase::Running, by_executor: true, dot, at, exit: None, reason: String::new() };
+        let running = Fate { phase: Phase::Running, by_executor: true, dot, at, exit: None, reason: remark };
         self.advance(claim, running);
     }
 
@@ -512,6 +555,53 @@ impl Record {
                 self.clock.apply(dot.into());
             }
         }
+    }
+
+    /// The executor passes on how far the attempt says it has come. What is older than what is known is not written.
+    pub fn report_progress(&mut self, dot: Dot, claim: Dot, progress: Progress) {
+        if self.is_final() {
+            return;
+        }
+        if let Some(attempt) = self.attempts.get_mut(&claim)
+            && attempt.progress.as_ref().is_none_or(|known| progress > *known)
+        {
+            attempt.progress = Some(progress);
+            self.clock.apply(dot.into());
+        }
+    }
+
+    /// The executor has saved work of one of its attempts. Returns whether that is the newest there is; what is not
+    /// is not written.
+    pub fn save_checkpoint(&mut self, dot: Dot, checkpoint: Checkpoint) -> bool {
+        let is_newest = !self.is_final()
+            && self.attempts.contains_key(&checkpoint.claim)
+            && self.checkpoint.as_ref().is_none_or(|known| checkpoint > *known);
+        if is_newest {
+            self.checkpoint = Some(checkpoint);
+            self.clock.apply(dot.into());
+        }
+        is_newest
+    }
+
+    /// The executor keeps what the attempt has left behind. Goes with the write that says how it ended.
+    pub fn leave(&mut self, dot: Dot, claim: Dot, result: Option<BlobRef>, tails: Tails) {
+        if self.is_final() {
+            return;
+        }
+        if let Some(attempt) = self.attempts.get_mut(&claim) {
+            let before = (attempt.result, attempt.tails);
+            attempt.result = attempt.result.max(result);
+            attempt.tails.merge(&tails);
+            if (attempt.result, attempt.tails) != before {
+                self.clock.apply(dot.into());
+            }
+        }
+    }
+
+    /// The blobs that whoever holds the record holds as well.
+    pub fn blobs(&self) -> BTreeSet<BlobRef> {
+        let checkpoint = self.checkpoint.as_ref().map(|checkpoint| checkpoint.blob);
+        checkpoint.into_iter().chain(self.attempts.values().flat_map(Attempt::blobs)).collect()
     }
 
     /// Somebody asks that the job end.
@@ -549,6 +639,20 @@ impl Record {
             }
             if attempt.fate.reason.len() > MAX_REASON_BYTES {
                 return Err(InvalidField::new("attempts", format!("the reason of {dot} is too long")));
+            }
+            if let Some(progress) = &attempt.progress {
+                progress.validate()?;
+            }
+            let too_large = attempt.result.is_some_and(|result| result.size > MAX_RESULT_BYTES)
+                || attempt.tails.iter().any(|tail| tail.blob.size > MAX_TAIL_BYTES);
+            if too_large {
+                return Err(InvalidField::new("attempts", format!("{dot} leaves more behind than is kept")));
+            }
+        }
+        if let Some(checkpoint) = &self.checkpoint {
+            checkpoint.validate()?;
+            if !self.attempts.contains_key(&checkpoint.claim) {
+                return Err(InvalidField::new("checkpoint", "it is of none of the job's attempts"));
             }
         }
         if self.stop.as_ref().is_some_and(|stop| !known(&stop.dot) || stop.reason.len() > MAX_REASON_BYTES) {

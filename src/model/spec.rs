@@ -154,6 +154,11 @@ pub struct Spec {
     #[serde(skip_serializing_if = "Option::is_none", with = "duration::option")]
     #[schema(value_type = Option<String>, example = "1m30s")]
     pub timeout: Option<Duration>,
+    /// How long an attempt may say nothing of itself (no heartbeat, progress, checkpoint or result) before it
+    /// counts as hung, is stopped and has failed.
+    #[serde(skip_serializing_if = "Option::is_none", with = "duration::option")]
+    #[schema(value_type = Option<String>, example = "30s")]
+    pub heartbeat_timeout: Option<Duration>,
     /// How long the job may wait for its first attempt.
     #[serde(skip_serializing_if = "Option::is_none", with = "duration::option")]
     #[schema(value_type = Option<String>)]
@@ -211,6 +216,7 @@ impl Default for Spec {
             slots: 1,
             require: BTreeMap::new(),
             timeout: None,
+            heartbeat_timeout: None,
             queue_timeout: None,
             total_timeout: None,
             retries: 0,
@@ -291,15 +297,19 @@ impl Spec {
         if self.retries > 1_000_000 {
             return wrong("retries", "must be at most 1000000");
         }
-        for (field, value) in
-            [("timeout", self.timeout), ("queue_timeout", self.queue_timeout), ("total_timeout", self.total_timeout)]
-        {
+        for (field, value) in [
+            ("timeout", self.timeout),
+            ("heartbeat_timeout", self.heartbeat_timeout),
+            ("queue_timeout", self.queue_timeout),
+            ("total_timeout", self.total_timeout),
+        ] {
             if value.is_some_and(|timeout| timeout.is_zero()) {
                 return wrong(field, "must be longer than zero");
             }
         }
         for (field, value) in [
             ("timeout", self.timeout),
+            ("heartbeat_timeout", self.heartbeat_timeout),
             ("queue_timeout", self.queue_timeout),
             ("total_timeout", self.total_timeout),
             ("delay", self.delay),

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::blob::{Blob, BlobId};
 use super::id::{Dot, Generation, Incarnation, JobId, NodeId, Partition};
 use super::member::Load;
 use super::record::{Record, Version};
@@ -53,6 +54,36 @@ pub enum Frame {
         /// The part, or why there is none.
         response: Result<LogChunk, String>,
     },
+    /// A question for part of a blob.
+    BlobRequest {
+        /// Names the answer.
+        call: u64,
+        /// Which blob.
+        blob: BlobId,
+        /// Which of its parts, counted from 0.
+        part: u32,
+    },
+    /// Its answer.
+    BlobResponse {
+        /// To which question.
+        call: u64,
+        /// The part.
+        part: BlobPart,
+    },
+}
+
+/// The size of every part of a blob but the last, in bytes.
+pub const BLOB_PART_BYTES: usize = 256 << 10;
+
+/// What a node has of a part of a blob.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BlobPart {
+    /// The part.
+    Bytes(bytes::Bytes),
+    /// The node does not have this blob.
+    Absent,
+    /// It may have it, and cannot say now.
+    Busy,
 }
 
 /// Between the Peers of two nodes.
@@ -64,14 +95,22 @@ pub enum Message {
         seq: u64,
         /// The records.
         records: Vec<Arc<Record>>,
+        /// Small blobs that they name and the receiver most likely lacks. It asks for others.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        blobs: Vec<Blob>,
     },
     /// The records of push `seq` are on disk, merged; these are the versions they have now, in the order of the
     /// push.
     Stored {
         /// Which push.
         seq: u64,
-        /// By the push's order; `None` for one that was refused.
+        /// By the push's order; `None` for one that was refused, or whose blobs have not all come.
         versions: Vec<Option<Version>>,
+    },
+    /// The blobs of these records, which were pushed and not acknowledged, have come now.
+    PushAgain {
+        /// Which.
+        jobs: Vec<JobId>,
     },
     /// These are my digests: where do you differ? With `takeover`, the asker is about to decide for these
     /// partitions, and whoever answers stops doing so.

@@ -15,6 +15,7 @@ use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::io::blob_exchange::{BlobExchange, Place};
 use crate::io::clock::Clock;
 use crate::io::datagram::Datagrams;
 use crate::io::executor::Executor;
@@ -22,12 +23,13 @@ use crate::io::gossip::Gossip;
 use crate::io::machine::Machine;
 use crate::io::store::{CommitDone, CommitError, Store};
 use crate::io::transport::{Incoming, LinkEvent, Transport};
+use crate::model::blob::{Blob, BlobId, BlobRef};
 use crate::model::id::{JobIdPrefix, NodeId};
 use crate::model::member::{Facts, MemberState};
 use crate::model::request::{Code, Event, EventKind, Refusal};
 use crate::model::time::Moment;
 use crate::model::wire::{Frame, LogChunk, LogRequest, Probe};
-use crate::protocol::effect::{Effect, PodEvent};
+use crate::protocol::effect::{Effect, Fetched, PodEvent};
 use crate::protocol::gateway::{Ask, AskId, Reply, Told};
 use crate::protocol::peer::Peer;
 use crate::protocol::snapshot::Snapshot;
@@ -47,6 +49,8 @@ const SWEEP_EVERY: Duration = Duration::from_secs(3_600);
 const LEAVE_WITHIN: Duration = Duration::from_secs(15);
 /// Questions for logs that are answered at once, for other nodes.
 const LOG_READERS: usize = 256;
+/// How long a blob may be looked for, for a client.
+const BLOB_WITHIN: Duration = Duration::from_secs(15);
 /// How much longer than it may wait itself an answer about a log may take.
 const LOG_SLACK: Duration = Duration::from_secs(5);
 /// The most of a log that one answer may carry.
@@ -61,6 +65,9 @@ pub(super) struct Shells {
     pub(super) datagrams: Datagrams,
     pub(super) gossip: Gossip,
     pub(super) executor: Executor,
+    pub(super) blobs: BlobExchange,
+    /// Where what comes of fetching a blob is told.
+    pub(super) fetched: mpsc::UnboundedSender<(NodeId, BlobId, Fetched)>,
     pub(super) store: Store,
     pub(super) tracker: TaskTracker,
 }
@@ -72,6 +79,8 @@ pub(super) struct Inputs {
     pub(super) probes: mpsc::Receiver<(SocketAddr, Probe)>,
     pub(super) facts: watch::Receiver<Arc<Vec<Facts>>>,
     pub(super) pods: mpsc::UnboundedReceiver<PodEvent>,
+    pub(super) fetched: mpsc::UnboundedReceiver<(NodeId, BlobId, Fetched)>,
+    pub(super) damaged: mpsc::UnboundedReceiver<BlobId>,
     pub(super) commits_done: mpsc::UnboundedReceiver<CommitDone>,
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) leave: CancellationToken,
@@ -193,6 +202,10 @@ impl Driver {
                 taken = inputs.commits_done.recv_many(&mut done, ROUND) => {
                     if taken == 0 { break Stopped::Failed("the store is gone".to_owned()); }
                 }
+                Some((from, blob, fetched)) = inputs.fetched.recv() => {
+                    self.peer.handle_blob(self.shells.clock.now(), from, blob, fetched);
+                }
+                Some(blob) = inputs.damaged.recv() => self.peer.handle_blob_damaged(blob),
                 // Its senders are handles, and may all be dropped: the node runs on.
                 _ = inputs.commands.recv_many(&mut commands, ROUND), if !inputs.commands.is_closed() || !inputs.commands.is_empty() => {}
                 () = inputs.leave.cancelled(), if self.leaving_until.is_none() => self.begin_to_leave(),
@@ -261,6 +274,14 @@ impl Driver {
                 }
                 Frame::LogRequest { call, request } => self.read_log_for(from, call, request),
                 Frame::LogResponse { call, response } => self.finish_log_call(from, call, response),
+                Frame::BlobRequest { call, blob, part } => {
+                    let Some(addr) = self.addr_of(from) else { return };
+                    match self.peer.unstored_blob(blob) {
+                        Some(blob) => self.shells.blobs.answer_from_memory((from, addr), call, blob, part),
+                        None => self.shells.blobs.handle_request((from, addr), call, blob, part),
+                    }
+                }
+                Frame::BlobResponse { call, part } => self.shells.blobs.handle_response(from, call, part),
             },
             Incoming::Link { node, addr, event } => match event {
                 LinkEvent::Up => {
@@ -294,6 +315,7 @@ impl Driver {
             Command::List(filter, after, limit, answer) => (Asked::List(answer), Ask::List(filter, after, limit)),
             Command::Copies(job, answer) => (Asked::Copies(answer), Ask::Copies(JobIdPrefix::from(job))),
             Command::ReadLog(node, request, answer) => return self.read_log(node, request, answer),
+            Command::ReadBlob(blob, nodes, answer) => return self.read_blob(blob, &nodes, answer),
             Command::Drain(on, answer) => {
                 self.peer.drain(now, on);
                 // Whoever asked may have gone.
@@ -356,6 +378,9 @@ impl Driver {
                     tracing::debug!(job = %key.job, "ending a pod");
                     self.shells.executor.stop_pod(key);
                 }
+                Effect::Silence(key) => self.shells.executor.silence(key),
+                Effect::AnswerPod { answer, result } => self.shells.executor.answer_pod(answer, result),
+                Effect::FetchBlob { from, blob } => self.fetch_blob(from, blob),
                 Effect::Reply(reply) => self.reply(reply),
                 Effect::Tell { node, event } => {
                     // Nobody may be listening.
@@ -418,6 +443,32 @@ impl Driver {
         self.next_log_call += 1;
         self.log_calls.insert(call, LogCall { node, until, answer });
         self.shells.transport.send(node, addr, &Frame::LogRequest { call, request });
+    }
+
+    /// Gets a blob from another node; what comes of it is an input.
+    fn fetch_blob(&self, from: NodeId, blob: BlobRef) {
+        let (exchange, fetched, addr) = (self.shells.blobs.clone(), self.shells.fetched.clone(), self.addr_of(from));
+        self.shells.tracker.spawn(async move {
+            let outcome = match addr {
+                Some(addr) => exchange.fetch((from, addr), blob).await,
+                None => Fetched::Failed,
+            };
+            // The driver may have gone.
+            let _ = fetched.send((from, blob.id, outcome));
+        });
+    }
+
+    /// Reads a blob for a client of this node, here or at one of `nodes`.
+    fn read_blob(&self, blob: BlobRef, nodes: &[NodeId], answer: Answer<Blob>) {
+        let me = self.peer.membership().me().node;
+        let others = nodes.iter().filter(|node| **node != me);
+        let others: Vec<Place> = others.filter_map(|node| Some((*node, self.addr_of(*node)?))).collect();
+        let exchange = self.shells.blobs.clone();
+        self.shells.tracker.spawn(async move {
+            let finding = tokio::time::timeout(BLOB_WITHIN, exchange.find(blob, others)).await;
+            let missing = || Refusal::new(Code::Unavailable, "no node that can be reached has this content now");
+            give(answer, finding.ok().flatten().ok_or_else(missing));
+        });
     }
 
     /// Reads a log for another node.
@@ -645,6 +696,7 @@ fn out_of_reach(node: NodeId) -> Refusal {
 fn log_pod(event: &PodEvent) {
     match event {
         PodEvent::Started { key, .. } => tracing::debug!(job = %key.job, "pod started"),
+        PodEvent::Reported { key, report } => tracing::trace!(job = %key.job, ?report, "pod reports"),
         PodEvent::Ended { key, end, .. } => tracing::debug!(job = %key.job, ?end, "pod ended"),
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
+use crate::model::blob::{Blob, BlobRef};
 use crate::model::id::{JobId, JobIdPrefix, NodeId};
 use crate::model::record::Version;
 use crate::model::request::{Code, Cursor, Draft, Event, Explanation, Filter, JobAnswer, Refusal, Submitted};
@@ -39,6 +40,8 @@ pub enum Command {
     Copies(JobId, Answer<Vec<Copy>>),
     /// Part of a log, from the node that ran the attempt.
     ReadLog(NodeId, LogRequest, Answer<LogChunk>),
+    /// A blob, from this node or one of these.
+    ReadBlob(BlobRef, Vec<NodeId>, Answer<Blob>),
     /// Begin to drain this node (`true`), or stop draining.
     Drain(bool, Answer<()>),
     /// A fresh snapshot.
@@ -128,6 +131,14 @@ impl Handle {
     /// The node cannot be reached, or has no such log.
     pub async fn read_log(&self, node: NodeId, request: LogRequest) -> Result<LogChunk, Refusal> {
         self.ask(|answer| Command::ReadLog(node, request, answer)).await
+    }
+
+    /// What a record only names: a result, the end of a log. From this node, or else from `nodes`, one after the other.
+    ///
+    /// # Errors
+    /// None of them has it, or can be reached.
+    pub async fn read_blob(&self, blob: BlobRef, nodes: Vec<NodeId>) -> Result<Blob, Refusal> {
+        self.ask(|answer| Command::ReadBlob(blob, nodes, answer)).await
     }
 
     /// Begins to drain this node, or stops draining it.

@@ -21,6 +21,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::io::blob_exchange::BlobExchange;
 use crate::io::clock::Clock;
 use crate::io::datagram::Datagrams;
 use crate::io::executor::{Executor, ExecutorConfig, GuardProgram, Handlers};
@@ -145,6 +146,8 @@ impl Node {
         let tracker = TaskTracker::new();
         let stop = CancellationToken::new();
         let (pod_events, pods) = mpsc::unbounded_channel();
+        let (damaged_to, damaged) = mpsc::unbounded_channel();
+        let blob_reader = store.blob_reader(damaged_to);
         let mut config = options.config.clone();
         if handlers.names().next().is_some() {
             config.drivers.insert(PodDriver::Handler);
@@ -154,6 +157,7 @@ impl Node {
                 log_limit_bytes: options.log_limit_bytes,
                 handlers,
                 guard,
+                blobs: Some(blob_reader.clone()),
                 ..ExecutorConfig::new(options.data_dir.join("pods"), name.clone())
             },
             pod_events,
@@ -214,6 +218,7 @@ impl Node {
         let start = Start {
             has_seeds: !options.seeds.is_empty(),
             records: loaded.records,
+            blobs: loaded.blobs,
             members: loaded.members,
             seed: rand::random(),
             config,
@@ -225,6 +230,8 @@ impl Node {
         let (snapshots_to, snapshots) = watch::channel(Arc::new(peer.snapshot(now)));
         let (events, _) = broadcast::channel(EVENTS_KEPT);
         let leave = CancellationToken::new();
+        let blobs = BlobExchange::new(blob_reader, transport.clone(), tracker.clone());
+        let (fetched_to, fetched) = mpsc::unbounded_channel();
         let shells = Shells {
             clock,
             machine: Machine::new(&options.data_dir),
@@ -232,11 +239,22 @@ impl Node {
             datagrams,
             gossip: gossip.clone(),
             executor,
+            blobs,
+            fetched: fetched_to,
             store,
             tracker: tracker.clone(),
         };
-        let inputs =
-            Inputs { incoming, probes, facts: gossip.facts(), pods, commits_done, commands, leave: leave.clone() };
+        let inputs = Inputs {
+            incoming,
+            probes,
+            facts: gossip.facts(),
+            pods,
+            fetched,
+            damaged,
+            commits_done,
+            commands,
+            leave: leave.clone(),
+        };
         let driver = Driver::new(peer, shells, snapshots_to, events.clone(), options.config.retention);
         let (stopped_to, stopped) = watch::channel(None);
         let driving = tokio::spawn(driver.run(inputs));

@@ -22,7 +22,7 @@ use crate::model::record::Version;
 use crate::model::time::Moment;
 use crate::model::wire::Message;
 
-use super::records::Records;
+use super::records::{Held, Records};
 
 /// Partitions in one round, at the most.
 const ROUND_PARTITIONS: usize = 256;
@@ -167,13 +167,14 @@ impl Comparison {
     }
 
     /// The peer listed what it holds where the two differ. Returns what that means, and the next question or
-    /// the finished round.
+    /// the finished round. What this node does not want is not fetched.
     pub fn handle_differ(
         &mut self,
         now: Moment,
         peer: NodeId,
         answer: Answer,
         records: &Records,
+        wants: impl Fn(JobId) -> bool,
     ) -> (Difference, Step) {
         let Answer { round: number, horizon, partitions, unsaved } = answer;
         let mut difference = Difference::default();
@@ -202,12 +203,13 @@ impl Comparison {
                     difference.theirs_lack.push(job);
                 }
             }
-            let mine = |job: &JobId| records.get(*job).map(|held| held.version);
+            let mine = |job: &JobId| records.get(*job).map(Held::compared);
             // Only ids of the partition they are said to be in: others would never be compared again.
             let lacking = theirs
                 .into_iter()
-                .filter(|(job, version)| records.partition_of(*job) == partition && mine(job) != Some(*version));
-            round.lacking.extend(lacking.map(|(job, _)| job));
+                .filter(|(job, version)| records.partition_of(*job) == partition && mine(job) != Some(*version))
+                .map(|(job, _)| job);
+            round.lacking.extend(lacking.filter(|job| wants(*job)));
         }
         round.fetching = true;
         (difference, self.go_on(now, peer))

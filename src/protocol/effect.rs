@@ -8,11 +8,14 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use crate::model::blob::{Blob, BlobId, BlobRef};
 use crate::model::id::{AttemptKey, Fence, JobId, NodeId};
 use crate::model::member::Facts;
 use crate::model::record::{Exit, Record, Submission};
-use crate::model::request::Event;
+use crate::model::report::Progress;
+use crate::model::request::{Event, Receipt};
 use crate::model::time::Timestamp;
 use crate::model::wire::{Message, Probe};
 
@@ -52,6 +55,22 @@ pub enum Effect {
     StartPod(PodStart),
     /// End a pod: politely, then not.
     StopPod(AttemptKey),
+    /// A pod has no say any more: its job was stopped, or goes on elsewhere. Its token is void from now on.
+    Silence(AttemptKey),
+    /// Answer what a pod reported.
+    AnswerPod {
+        /// Which report, by the number that came with it.
+        answer: u64,
+        /// Where it is stored now, or why it is not.
+        result: Result<Receipt, Rejected>,
+    },
+    /// Get a blob from another node, and report what came of it.
+    FetchBlob {
+        /// From whom.
+        from: NodeId,
+        /// Which.
+        blob: BlobRef,
+    },
     /// Answer a client of this node.
     Reply(Reply),
     /// Tell whoever listens: an event of the cluster, and the node that told it.
@@ -68,7 +87,7 @@ pub enum Effect {
 }
 
 /// One transaction of the store.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Commit {
     /// Counts this Peer's commits.
     pub number: u64,
@@ -76,6 +95,10 @@ pub struct Commit {
     pub put: Vec<Arc<Record>>,
     /// Records to delete.
     pub delete: Vec<JobId>,
+    /// Blobs to keep beside the records.
+    pub put_blobs: Vec<Blob>,
+    /// Blobs that no record names any more.
+    pub drop_blobs: Vec<BlobId>,
     /// The members to remember for the next start, if they changed.
     pub members: Option<Vec<Facts>>,
 }
@@ -91,6 +114,8 @@ pub struct PodStart {
     pub fence: Fence,
     /// What to run.
     pub submission: Arc<Submission>,
+    /// The saved work it goes on from. On this node's disk.
+    pub checkpoint: Option<BlobRef>,
 }
 
 /// What an executor reports of a pod. Every started pod is reported ended exactly once.
@@ -103,6 +128,13 @@ pub enum PodEvent {
         /// When.
         at: Timestamp,
     },
+    /// It says something of itself.
+    Reported {
+        /// Which.
+        key: AttemptKey,
+        /// What.
+        report: PodReport,
+    },
     /// It has ended, and nothing of it is left running.
     Ended {
         /// Which.
@@ -111,7 +143,67 @@ pub enum PodEvent {
         at: Timestamp,
         /// How.
         end: PodEnd,
+        /// What it leaves behind.
+        left: Box<Leavings>,
     },
+}
+
+/// What a pod says of itself while it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PodReport {
+    /// How far it has come.
+    Progress(Progress),
+    /// Work to go on from. Answered by an [`Effect::AnswerPod`], always.
+    Checkpoint {
+        /// Names the answer.
+        answer: u64,
+        /// Counts the attempt's reports.
+        serial: u64,
+        /// When it was handed in.
+        at: Timestamp,
+        /// The work.
+        blob: Blob,
+    },
+}
+
+/// Why a pod's report was not stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Rejected {
+    /// The attempt has no say any more.
+    #[error("this attempt was stopped, or another has superseded it")]
+    Stale,
+    /// Work that continues more than this attempt began with is known already.
+    #[error("a later attempt has saved more than this one")]
+    Overtaken,
+    /// The disk takes nothing.
+    #[error("no node could write it to its disk in time")]
+    NotStored,
+}
+
+/// What a pod leaves behind when it ends.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Leavings {
+    /// How far it had come, if that is not reported yet.
+    pub progress: Option<Progress>,
+    /// What it came to.
+    pub result: Option<Blob>,
+    /// The end of its standard output, and where that begins in the whole.
+    pub stdout: Option<(u64, Blob)>,
+    /// The end of its standard error.
+    pub stderr: Option<(u64, Blob)>,
+    /// What people should know about its end.
+    pub remark: String,
+}
+
+/// What came of [`Effect::FetchBlob`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fetched {
+    /// The blob that was asked for.
+    Found(Blob),
+    /// That node does not have it.
+    Absent,
+    /// That node did not answer, or what it sent was something else.
+    Failed,
 }
 
 /// How a pod ended.
@@ -119,6 +211,8 @@ pub enum PodEvent {
 pub enum PodEnd {
     /// By itself, or by its own time limit.
     Exited(Exit),
+    /// It said nothing of itself for this long, its heartbeat timeout, and was ended.
+    Silent(Duration),
     /// It was told to stop, by [`Effect::StopPod`] or because the node shuts down.
     Stopped(Exit),
     /// It never ran, for a reason that lies in the job: what was to run is missing (127), cannot be executed

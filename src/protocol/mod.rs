@@ -3,6 +3,7 @@
 //! Everything here is told the time and given its dice. `handle_*` takes something that happened, `poll_*`
 //! gives something to do, plain nouns read.
 
+pub mod blobs;
 pub mod comparison;
 pub mod effect;
 pub mod failure_detector;

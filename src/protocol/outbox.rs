@@ -8,10 +8,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use crate::model::blob::BlobId;
 use crate::model::id::JobId;
 use crate::model::member::Facts;
 use crate::model::request::Response;
 
+use super::blobs::{Blobs, Storing};
 use super::effect::{Commit, Effect};
 use super::records::Records;
 
@@ -52,18 +54,26 @@ pub struct Outbox {
 struct Load {
     /// Changed or removed records. What they are, and in which revision, is looked up when the commit leaves.
     changed: BTreeMap<JobId, u64>,
+    /// Blobs to store or delete, looked up likewise; and whether the commit under way stores it.
+    blobs: BTreeMap<BlobId, bool>,
     members: Option<Vec<Facts>>,
     waiting: Vec<Outgoing>,
 }
 
 impl Load {
     fn is_empty(&self) -> bool {
-        self.changed.is_empty() && self.members.is_none()
+        self.changed.is_empty() && self.blobs.is_empty() && self.members.is_none()
     }
 }
 
-/// What a commit made durable: each record with the revision that is on disk now.
-pub type Durable = Vec<(JobId, u64)>;
+/// What a commit made durable.
+#[derive(Debug, Default)]
+pub struct Durable {
+    /// Each record, with the revision that is on disk now.
+    pub records: Vec<(JobId, u64)>,
+    /// Blobs.
+    pub blobs: Vec<BlobId>,
+}
 
 impl Outbox {
     /// Queues an effect that promises nothing.
@@ -88,6 +98,11 @@ impl Outbox {
         self.gathering.changed.insert(job, 0);
     }
 
+    /// A blob came, or is named no more: the next commit stores or deletes it.
+    pub fn save_blob(&mut self, id: BlobId) {
+        self.gathering.blobs.insert(id, false);
+    }
+
     /// Remember these members for the next start.
     pub fn save_members(&mut self, members: Vec<Facts>) {
         self.gathering.members = Some(members);
@@ -100,13 +115,12 @@ impl Outbox {
 
     /// The next commit, when the last one is done and there is anything to store. Asked for when nothing else
     /// is left to do, so that it carries as much as possible.
-    pub fn poll_commit(&mut self, records: &Records) -> Option<Commit> {
+    pub fn poll_commit(&mut self, records: &Records, blobs: &Blobs) -> Option<Commit> {
         if self.committing.is_some() || self.gathering.is_empty() || self.held_back {
             return None;
         }
         let mut load = std::mem::take(&mut self.gathering);
-        let mut commit =
-            Commit { number: self.committed + 1, put: Vec::new(), delete: Vec::new(), members: load.members.clone() };
+        let mut commit = Commit { number: self.committed + 1, members: load.members.clone(), ..Commit::default() };
         for (job, revision) in &mut load.changed {
             match records.get(*job) {
                 Some(held) => {
@@ -114,6 +128,16 @@ impl Outbox {
                     commit.put.push(Arc::clone(&held.record));
                 }
                 None => commit.delete.push(*job),
+            }
+        }
+        for (id, stored) in &mut load.blobs {
+            match blobs.storing(*id) {
+                Storing::Put(blob) => {
+                    *stored = true;
+                    commit.put_blobs.push(blob);
+                }
+                Storing::Drop => commit.drop_blobs.push(*id),
+                Storing::Nothing => {}
             }
         }
         self.committing = Some((commit.number, load));
@@ -126,9 +150,12 @@ impl Outbox {
             Some((_, load)) => {
                 self.committed = number;
                 self.ready.extend(load.waiting);
-                load.changed.into_iter().collect()
+                Durable {
+                    records: load.changed.into_iter().collect(),
+                    blobs: load.blobs.into_iter().filter(|(_, stored)| *stored).map(|(id, _)| id).collect(),
+                }
             }
-            None => Vec::new(),
+            None => Durable::default(),
         }
     }
 
@@ -139,6 +166,8 @@ impl Outbox {
             self.committed = number;
             let newer = std::mem::take(&mut self.gathering);
             load.changed.extend(newer.changed);
+            load.blobs.extend(newer.blobs);
+            load.blobs.values_mut().for_each(|stored| *stored = false);
             load.members = newer.members.or(load.members);
             load.waiting.extend(newer.waiting);
             self.gathering = load;

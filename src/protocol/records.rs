@@ -30,6 +30,16 @@ pub struct Held {
     pub known_since: Moment,
     /// When this node saw the job's last attempt end.
     pub idle_since: Moment,
+    /// Whether blobs that the record names are not here.
+    pub lacking: bool,
+}
+
+impl Held {
+    /// The version by which copies are compared. One that lacks blobs counts as another, so that comparing finds
+    /// what is missing; and it is not merely altered by a constant, which two such copies would cancel out.
+    pub fn compared(&self) -> Version {
+        if self.lacking { Version(self.version.0.rotate_left(1)) } else { self.version }
+    }
 }
 
 impl Held {
@@ -105,6 +115,7 @@ impl Records {
         self.next_revision += 1;
         let before = self.held.get(&id);
         let known_since = before.map_or(now, |held| held.known_since);
+        let lacking = before.is_some_and(|held| held.lacking);
         // Whenever an attempt may have ended, the wait for the next one starts over.
         let idle_since = match before {
             Some(held) if held.state == state && held.record.attempts.len() == record.attempts.len() => held.idle_since,
@@ -121,11 +132,25 @@ impl Records {
         } else if state.is_terminal() {
             self.to_seal.insert(id);
         }
+        let held = Held { record, version, state, revision, known_since, idle_since, lacking };
         let digest = self.digest_mut(id);
-        digest.toggle(expires_hour, version);
+        digest.toggle(expires_hour, held.compared());
         digest.count += 1;
-        self.held.insert(id, Held { record, version, state, revision, known_since, idle_since });
+        self.held.insert(id, held);
         revision
+    }
+
+    /// Says whether blobs that the record names are not here.
+    pub fn set_lacking(&mut self, job: JobId, lacking: bool) {
+        let Some(held) = self.held.get_mut(&job).filter(|held| held.lacking != lacking) else {
+            return;
+        };
+        let before = held.compared();
+        held.lacking = lacking;
+        let (after, expires_hour) = (held.compared(), held.record.seal.map(|seal| seal.expires_hour));
+        let digest = self.digest_mut(job);
+        digest.toggle(expires_hour, before);
+        digest.toggle(expires_hour, after);
     }
 
     /// Lets go of a record.
@@ -146,7 +171,7 @@ impl Records {
         let Some(held) = self.held.get(&job) else {
             return;
         };
-        let (version, cursor) = (held.version, cursor_of(&held.record));
+        let (version, cursor) = (held.compared(), cursor_of(&held.record));
         let expires_hour = held.record.seal.map(|seal| seal.expires_hour);
         self.by_age.remove(&cursor);
         self.open.remove(&job);
@@ -180,7 +205,7 @@ impl Records {
     pub fn versions_in(&self, partition: Partition, horizon: u32) -> impl Iterator<Item = (JobId, Version)> + '_ {
         self.in_partition(partition)
             .filter(move |(_, held)| held.counts_at(horizon))
-            .map(|(job, held)| (job, held.version))
+            .map(|(job, held)| (job, held.compared()))
     }
 
     /// How many records of `partition` are held.

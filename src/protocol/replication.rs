@@ -18,6 +18,7 @@ use crate::model::record::{Record, Version};
 use crate::model::time::Moment;
 use crate::model::wire::Message;
 
+use super::blobs::Blobs;
 use super::records::Records;
 
 /// Records in one push, at the most.
@@ -271,7 +272,7 @@ impl<W> Replication<W> {
     }
 
     /// The next push to send, if any node may be sent one.
-    pub fn poll_push(&mut self, now: Moment, records: &Records) -> Option<(NodeId, Message)> {
+    pub fn poll_push(&mut self, now: Moment, records: &Records, blobs: &mut Blobs) -> Option<(NodeId, Message)> {
         let busy = |node: &NodeId, under_way: &BTreeMap<u64, Push>| {
             under_way.values().filter(|push| push.to == *node).count() >= PUSHES_UNDER_WAY
         };
@@ -279,10 +280,14 @@ impl<W> Replication<W> {
         let waiting = self.to_push.get_mut(&to).expect("the node was just found there");
         let mut batch: Vec<Arc<Record>> = Vec::new();
         let mut jobs = Vec::new();
+        let mut riding = Vec::new();
         let mut bytes = 0;
         while let Some(job) = waiting.pop_first() {
             if let Some(held) = records.get(job) {
                 bytes += 512 + held.record.spec().stdin.as_ref().map_or(0, |stdin| stdin.0.len());
+                let with_it = blobs.riding_along(to, &held.record.blobs());
+                bytes += with_it.iter().map(|blob| blob.bytes().len()).sum::<usize>();
+                riding.extend(with_it);
                 batch.push(Arc::clone(&held.record));
                 jobs.push((job, held.revision));
             }
@@ -294,14 +299,14 @@ impl<W> Replication<W> {
             self.to_push.remove(&to);
         }
         if batch.is_empty() {
-            return self.poll_push(now, records);
+            return self.poll_push(now, records, blobs);
         }
         let seq = self.next_seq;
         self.next_seq += 1;
         let resend_at = now + self.resend_after;
         self.resends.insert((resend_at, seq));
         self.under_way.insert(seq, Push { to, jobs, resend_at });
-        Some((to, Message::Push { seq, records: batch }))
+        Some((to, Message::Push { seq, records: batch, blobs: riding }))
     }
 }
 

@@ -7,11 +7,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use flockwork::api::{ApiConfig, serve};
+use flockwork::model::blob::{Blob, BlobId, MAX_TAIL_BYTES};
 use flockwork::model::id::{Actor, Dot, Generation, Incarnation, JobId, JobIdPrefix, NodeId};
 use flockwork::model::member::{
     ClusterSettings, Facts, Fingerprint, Load, Member, MemberState, PartitionSet, Status, View, WIRE_VERSION,
 };
 use flockwork::model::record::{Exit, Fate, Phase, Record, Stop, StopKind, Submission};
+use flockwork::model::report::{Checkpoint, Progress, Tail, Tails};
 use flockwork::model::request::{Code, Cursor, Draft, Event, Explanation, JobAnswer, Receipt, Refusal, Submitted};
 use flockwork::model::resources::{Cpus, Memory, Resources};
 use flockwork::model::ring::Placement;
@@ -37,6 +39,7 @@ struct State {
     records: BTreeMap<JobId, Record>,
     keys: BTreeMap<String, JobId>,
     logs: BTreeMap<(Dot, Stream), (Vec<u8>, bool)>,
+    blobs: BTreeMap<BlobId, Blob>,
     /// Copies that differ from the record, by node.
     copies: BTreeMap<(JobId, NodeId), Record>,
     unreachable: Vec<NodeId>,
@@ -107,17 +110,41 @@ impl World {
         claim
     }
 
-    /// The attempt ends, and so do its logs.
+    /// The attempt ends, and so do its logs, of which the last part stays with the record.
     pub fn finish(&self, job: JobId, claim: Dot, phase: Phase, exit: Option<Exit>) {
-        self.change(|state| {
-            for stream in [Stream::Stdout, Stream::Stderr] {
-                state.logs.entry((claim, stream)).or_default().1 = true;
-            }
-        });
+        let tail = |stream| {
+            self.change(|state| {
+                let (bytes, ended) = state.logs.entry((claim, stream)).or_default();
+                *ended = true;
+                let offset = bytes.len().saturating_sub(MAX_TAIL_BYTES as usize);
+                let blob = Blob::new(bytes[offset..].to_vec());
+                state.blobs.insert(blob.id(), blob.clone());
+                (blob.size() > 0).then(|| Tail { offset: offset as u64, blob: blob.reference() })
+            })
+        };
+        let tails = Tails { stdout: tail(Stream::Stdout), stderr: tail(Stream::Stderr) };
         let by_executor = phase != Phase::Lost;
         let executor = self.state.lock().unwrap().records[&job].attempts[&claim].claim.executor.node;
         self.write(job, if by_executor { executor } else { A }, |record, dot, at| {
+            if by_executor {
+                record.leave(dot, claim, None, tails);
+            }
             record.advance(claim, Fate { phase, by_executor, dot, at, exit, reason: String::new() });
+        });
+    }
+
+    /// The attempt says how far it has come, and saves some work; `result` is what it will have come to.
+    pub fn report(&self, job: JobId, claim: Dot, progress: Progress, saved: &[u8], result: &[u8]) {
+        let (saved, result) = (Blob::new(saved.to_vec()), Blob::new(result.to_vec()));
+        self.change(|state| {
+            state.blobs.extend([(saved.id(), saved.clone()), (result.id(), result.clone())]);
+        });
+        self.write(job, claim.actor.node, |record, dot, at| {
+            let (number, node, serial) = (1, claim.actor.node, progress.serial);
+            let blob = saved.reference();
+            record.report_progress(dot, claim, progress);
+            record.save_checkpoint(dot, Checkpoint { chain: 0, number, node, serial, claim, blob, saved_at: at });
+            record.leave(dot, claim, Some(result.reference()), Tails::default());
         });
     }
 
@@ -341,6 +368,13 @@ async fn drive(mut asked: mpsc::Receiver<Command>, state: Arc<Mutex<State>>, cha
                     });
                     let told = told.await.unwrap_or_else(|_| read());
                     let _ = answer.send(told);
+                }
+                Command::ReadBlob(blob, nodes, answer) => {
+                    let state = lock();
+                    let reachable = nodes.iter().any(|node| !state.unreachable.contains(node));
+                    let found = state.blobs.get(&blob.id).filter(|_| reachable).cloned();
+                    let missing = || Refusal::new(Code::Unavailable, "no node that can be reached has this content");
+                    let _ = answer.send(found.ok_or_else(missing));
                 }
                 Command::Drain(on, answer) => {
                     lock().draining = on;

@@ -1,6 +1,7 @@
 //! A job's life as a client sees it.
 
 use flockwork::model::record::{Exit, Phase};
+use flockwork::model::report::Progress;
 use flockwork::model::request::{Code, Refusal};
 use serde_json::{Value, json};
 
@@ -220,4 +221,34 @@ async fn a_busy_node_says_when_to_come_back() {
         world.refuse_everything(Some(Refusal::new(code, "no")));
         assert_eq!(world.submit(json!({"command": ["true"]})).await.0, status);
     }
+}
+
+#[tokio::test]
+async fn what_a_job_says_of_itself_is_shown() {
+    let world = world().await;
+    let id = world.submitted(json!({"command": ["true"]})).await;
+    let (_, job) = world.get(&format!("/v1/jobs/{id}")).await;
+    assert_eq!((&job["progress"], &job["checkpoint"], &job["result"]), (&json!(null), &json!(null), &json!(null)));
+    let claim = world.start(id, B);
+    let progress = Progress { serial: 1, permille: 425, message: "second pass".into() };
+    world.report(id, claim, progress, b"seven bytes", "done: ✓".as_bytes());
+    let (_, job) = world.get(&format!("/v1/jobs/{id}")).await;
+    assert_eq!(job["progress"], json!({"fraction": 0.425, "message": "second pass"}));
+    assert_eq!((&job["checkpoint"]["size"], &job["checkpoint"]["attempt"]), (&json!(11), &json!(1)));
+    assert_eq!((&job["result"], &job["result_bytes"]), (&json!("done: ✓"), &json!(9)));
+
+    let (_, list) = world.get("/v1/jobs").await;
+    let listed = &list["jobs"][0];
+    assert_eq!((&listed["result"], &listed["progress"]["fraction"]), (&json!(null), &json!(0.425)), "{listed}");
+
+    let id = world.submitted(json!({"command": ["true"]})).await;
+    let claim = world.start(id, B);
+    let progress = Progress { serial: 1, permille: 1_000, message: String::new() };
+    world.report(id, claim, progress, b"", &[0xff]);
+    let (_, job) = world.get(&format!("/v1/jobs/{id}")).await;
+    assert_eq!((&job["result"], &job["progress"]["fraction"]), (&json!({"base64": "/w=="}), &json!(1.0)));
+    world.cut_off(A);
+    world.cut_off(B);
+    let (_, job) = world.get(&format!("/v1/jobs/{id}")).await;
+    assert_eq!((&job["result"], &job["result_bytes"]), (&json!(null), &json!(1)), "nobody can be asked for it");
 }

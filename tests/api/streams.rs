@@ -68,8 +68,31 @@ async fn a_finished_log_comes_as_it_was_written() {
     assert_eq!(text("").await, [long.as_slice(), b"<script>"].concat());
     assert_eq!(text("?follow=true&attempt=1&stream=stderr").await, b"<script>");
 
+    // Of what is on a node that is gone, the end is kept with the record.
     world.cut_off(B);
-    assert_eq!(world.get(&path).await.0, 503);
+    let tail = &long[200_000 - (16 << 10)..];
+    let response = world.client.get(world.url(&format!("{path}?stream=stdout"))).send().await.unwrap();
+    assert!(response.headers().contains_key("x-flockwork-tail"), "{response:?}");
+    assert_eq!(response.bytes().await.unwrap(), tail);
+    let mut lines = Pieces::of(&world, &path, "application/x-ndjson", "\n").await;
+    let line = lines.line().await;
+    assert_eq!((&line["stream"], &line["tail"]), (&json!("stdout"), &json!(true)), "{line}");
+    assert!(line["missing"].as_str().is_some_and(|why| why.contains("reached")), "{line}");
+    assert_eq!(lines.line().await["offset"], 200_000 - (16 << 10));
+    // Nothing is missing of what was short.
+    assert_eq!(lines.line().await, json!({"stream": "stderr", "attempt": 1, "offset": 0, "text": "<script>"}));
+    assert_eq!(lines.line().await, json!({"end": true, "state": "failed"}));
+}
+
+#[tokio::test]
+async fn a_log_without_even_an_end_is_said_to_be_missing() {
+    let world = world().await;
+    let id = world.submitted(json!({"command": ["true"]})).await;
+    let claim = world.start(id, B);
+    world.log(claim, Stream::Stdout, b"cut short");
+    world.finish(id, claim, Phase::Lost, None);
+    world.cut_off(B);
+    assert_eq!(world.get(&format!("/v1/jobs/{id}/logs")).await.0, 503);
 }
 
 #[tokio::test]

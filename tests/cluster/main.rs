@@ -23,6 +23,7 @@ mod processes;
 mod program;
 
 mod bad_input;
+mod checkpoints;
 mod clients;
 mod deaths;
 mod local_clusters;

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use flockwork::model::blob::BlobId;
 use flockwork::model::id::{Dot, JobId};
 use flockwork::model::member::{MemberState, Status, View};
 use flockwork::model::record::{Attempt, JobState, Phase, Record};
@@ -100,6 +101,7 @@ impl World {
         self.check_asks();
         self.judge_views();
         self.judge_replicas();
+        self.judge_blobs();
         let jobs: BTreeSet<JobId> = self
             .up()
             .into_iter()
@@ -214,6 +216,31 @@ impl World {
         }
         for (checker, fault) in faults {
             self.find(checker, fault);
+        }
+    }
+
+    /// Whoever has a record has what it names, and nobody has what nothing names.
+    fn judge_blobs(&mut self) {
+        let anywhere: BTreeSet<BlobId> = self.nodes.iter().flat_map(|node| node.disk.blobs.keys().copied()).collect();
+        let (mut faults, mut losses) = (Vec::new(), Vec::new());
+        for node in self.up() {
+            let disk = &self.nodes[node].disk;
+            let named: BTreeMap<BlobId, JobId> =
+                disk.records.values().flat_map(|r| r.blobs().into_iter().map(|blob| (blob.id, r.id))).collect();
+            for (blob, job) in named.iter().filter(|(blob, _)| !disk.blobs.contains_key(blob)) {
+                let text = format!("n{node} lacks {blob:?} of {}", short(job.0));
+                if anywhere.contains(blob) { faults.push(text) } else { losses.push(text) }
+            }
+            let unnamed = disk.blobs.keys().filter(|blob| !named.contains_key(blob)).count();
+            if unnamed > 0 {
+                faults.push(format!("n{node} keeps {unnamed} that no record names"));
+            }
+        }
+        for fault in faults {
+            self.find("blobs go with their records", fault);
+        }
+        for loss in losses {
+            if self.disturbances.any { self.except(loss) } else { self.find("nothing saved is lost", loss) }
         }
     }
 

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use flockwork::model::blob::{Blob, BlobId};
 use flockwork::model::id::JobId;
 use flockwork::model::member::Facts;
 use flockwork::model::record::Record;
@@ -15,6 +16,7 @@ use flockwork::protocol::effect::Commit;
 #[derive(Debug, Default)]
 pub struct Disk {
     pub records: BTreeMap<JobId, Arc<Record>>,
+    pub blobs: BTreeMap<BlobId, Blob>,
     pub members: Vec<Facts>,
     /// That of the last start.
     pub generation: u64,
@@ -58,6 +60,10 @@ impl Disk {
         }
         for job in commit.delete {
             self.records.remove(&job);
+        }
+        self.blobs.extend(commit.put_blobs.into_iter().map(|blob| (blob.id(), blob)));
+        for blob in commit.drop_blobs {
+            self.blobs.remove(&blob);
         }
         if let Some(members) = commit.members {
             self.members = members;

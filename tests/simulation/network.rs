@@ -377,7 +377,7 @@ pub fn describe(packet: &Packet) -> String {
         return String::new();
     };
     match &**message {
-        Message::Push { seq, records } => {
+        Message::Push { seq, records, .. } => {
             let records: Vec<String> = records
                 .iter()
                 .take(4)
@@ -386,6 +386,7 @@ pub fn describe(packet: &Packet) -> String {
             format!("push {seq}: {}", records.join(", "))
         }
         Message::Stored { seq, versions } => format!("stored {seq}: {} records", versions.len()),
+        Message::PushAgain { jobs } => format!("push again: {} records", jobs.len()),
         Message::Compare { round, takeover, horizon: _, digests } => {
             format!("compare {round}: {} partitions{}", digests.len(), if *takeover { ", to take over" } else { "" })
         }

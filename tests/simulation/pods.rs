@@ -1,16 +1,21 @@
 //! The executors' pods, and the ledger: what really ran, written down outside the system under test.
 //!
 //! A job's command is its plan: `work <milliseconds> <failures>` runs that long, and its first so many attempts
-//! end with exit code 1. A pod dies with its node's process; a paused process does not stop its pods.
+//! end with exit code 1. On the way it saves its work: what a checkpoint holds is how many attempts it goes back on,
+//! so that a pod which starts says whether any of that was lost. A pod dies with its node's process; a paused process
+//! does not stop its pods.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use flockwork::model::blob::{Blob, BlobId};
 use flockwork::model::id::{AttemptKey, Dot, JobId};
 use flockwork::model::record::Exit;
+use flockwork::model::report::Progress;
+use flockwork::model::request::Receipt;
 use flockwork::model::spec::Spec;
 use flockwork::model::time::Timestamp;
-use flockwork::protocol::effect::{PodEnd, PodEvent, PodStart};
+use flockwork::protocol::effect::{Leavings, PodEnd, PodEvent, PodReport, PodStart, Rejected};
 
 use crate::network::short;
 use crate::world::{Happening, World};
@@ -27,6 +32,9 @@ pub struct Run {
     pub started: Option<Duration>,
     /// When nothing of it ran any longer.
     pub ended: Option<Duration>,
+    /// How many checkpoints, one upon the other, it goes back on.
+    pub depth: u64,
+    serial: u64,
     plan: Plan,
 }
 
@@ -44,6 +52,12 @@ pub struct Ledger {
     live: BTreeMap<AttemptKey, usize>,
     /// Pairs of runs of one job that ran at the same time.
     pub overlaps: Vec<(usize, usize)>,
+    /// By the content of every checkpoint: the depth that it stands for.
+    saved: BTreeMap<BlobId, u64>,
+    /// Reports that were not answered yet: of which run, and of what depth.
+    reports: BTreeMap<u64, (usize, u64)>,
+    /// The depth that each job was told is safe.
+    pub safe: BTreeMap<JobId, u64>,
 }
 
 impl Ledger {
@@ -84,7 +98,7 @@ fn plan_of(spec: &Spec, number: u32) -> Plan {
 
 impl World {
     pub fn start_pod(&mut self, node: usize, start: PodStart) {
-        let PodStart { key, number, submission, .. } = start;
+        let PodStart { key, number, submission, checkpoint, .. } = start;
         let Some(process) = self.process(node).map(|process| process.number) else {
             return;
         };
@@ -96,7 +110,22 @@ impl World {
         }
         let plan = plan_of(spec, number);
         let slots = spec.slots;
-        self.ledger.runs.push(Run { job, claim, number, node, slots, started: None, ended: None, plan });
+        let depth = match checkpoint {
+            Some(blob) => {
+                if !self.nodes[node].disk.blobs.contains_key(&blob.id) {
+                    self.find("checkpoints are there when they are needed", format!("n{node} starts {}", short(job.0)));
+                }
+                self.ledger.saved.get(&blob.id).copied().unwrap_or(0)
+            }
+            None => 0,
+        };
+        let safe = self.ledger.safe.get(&job).copied().unwrap_or(0);
+        if depth < safe {
+            let what = format!("{} attempt {number} on n{node} begins with {depth} of {safe}", short(job.0));
+            if self.disturbances.any { self.except(what) } else { self.find("saved work is not lost", what) }
+        }
+        let run_of = Run { job, claim, number, node, slots, started: None, ended: None, depth, serial: 0, plan };
+        self.ledger.runs.push(run_of);
         self.ledger.live.insert(key, run);
         let (taken, has) = (self.ledger.slots_taken(node), self.nodes[node].slots);
         if taken > has {
@@ -147,6 +176,9 @@ impl World {
         }
         let takes = self.ledger.runs[run].plan.takes;
         self.schedule(takes, Happening::PodEnds { node, process, run, told: false });
+        for part in 1..=2 {
+            self.schedule(takes * part / 4, Happening::PodReports { node, process, run });
+        }
         let event = PodEvent::Started { key, at: self.local_wall(node) };
         self.tell_of_pod(node, process, event);
     }
@@ -162,8 +194,52 @@ impl World {
         let key = AttemptKey { job, claim };
         self.ledger.live.remove(&key);
         let end = if told { PodEnd::Stopped(exit) } else { PodEnd::Exited(exit) };
-        let event = PodEvent::Ended { key, at: self.local_wall(node), end };
+        let output = Blob::new(format!("{claim} says goodbye"));
+        let result = (end == PodEnd::Exited(Exit::Code(0))).then(|| Blob::new(format!("{claim} is done")));
+        let left = Leavings { result, stdout: Some((0, output)), ..Leavings::default() };
+        let event = PodEvent::Ended { key, at: self.local_wall(node), end, left: Box::new(left) };
         self.tell_of_pod(node, process, event);
+    }
+
+    /// A pod that still runs says how far it has come, and saves its work.
+    pub fn pod_reports(&mut self, node: usize, process: u64, run: usize) {
+        let live = self.process(node).is_some_and(|up| up.number == process) && self.ledger.runs[run].ended.is_none();
+        if !live {
+            return;
+        }
+        self.ledger.runs[run].serial += 2;
+        self.ledger.runs[run].depth += 1;
+        let Run { job, claim, serial, depth, .. } = self.ledger.runs[run];
+        let key = AttemptKey { job, claim };
+        let progress = Progress { serial: serial - 1, permille: 500, message: String::new() };
+        self.tell_of_pod(node, process, PodEvent::Reported { key, report: PodReport::Progress(progress) });
+        // Some ride along with their records, and some are too large for that.
+        let size = if depth % 2 == 0 { 100 } else { 80 << 10 };
+        let mut content = format!("{job} {claim} {depth} ").into_bytes();
+        content.resize(size, b'.');
+        let blob = Blob::new(content);
+        self.ledger.saved.insert(blob.id(), depth);
+        let answer = self.ledger.reports.last_key_value().map_or(1, |(last, _)| last + 1);
+        self.ledger.reports.insert(answer, (run, depth));
+        let at = self.local_wall(node);
+        let report = PodReport::Checkpoint { answer, serial, at, blob };
+        self.tell_of_pod(node, process, PodEvent::Reported { key, report });
+    }
+
+    /// A pod hears what became of its work.
+    pub fn pod_is_answered(&mut self, node: usize, answer: u64, result: Result<Receipt, Rejected>) {
+        let Some((run, depth)) =
+            self.ledger.reports.insert(answer, (usize::MAX, 0)).filter(|(run, _)| *run != usize::MAX)
+        else {
+            return self.find("every report is answered once", format!("n{node} answers {answer} again"));
+        };
+        let job = self.ledger.runs[run].job;
+        if let Ok(receipt) = result
+            && receipt.stored >= receipt.wanted
+        {
+            let safe = self.ledger.safe.entry(job).or_default();
+            *safe = depth.max(*safe);
+        }
     }
 
     fn tell_of_pod(&mut self, node: usize, process: u64, event: PodEvent) {

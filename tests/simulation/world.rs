@@ -14,12 +14,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flockwork::model::blob::{BlobId, BlobRef};
 use flockwork::model::config::{Config, Profile};
 use flockwork::model::id::{Generation, Incarnation, JobId, NodeId};
 use flockwork::model::member::{ClusterSettings, Facts, Fingerprint, Load, PartitionSet, Status, WIRE_VERSION};
 use flockwork::model::resources::Resources;
 use flockwork::model::time::{Moment, Now, Timestamp};
-use flockwork::protocol::effect::{Effect, PodEvent};
+use flockwork::protocol::effect::{Effect, Fetched, PodEvent};
 use flockwork::protocol::gateway::{Ask, AskId};
 use flockwork::protocol::peer::{Peer, Start};
 use rand::rngs::StdRng;
@@ -194,6 +195,27 @@ pub enum Happening {
         node: usize,
         process: u64,
         event: PodEvent,
+    },
+    /// A pod says something of itself, if it still runs.
+    PodReports {
+        node: usize,
+        process: u64,
+        run: usize,
+    },
+    /// Another node is asked for a blob.
+    BlobAsked {
+        node: usize,
+        process: u64,
+        from: usize,
+        blob: BlobId,
+    },
+    /// The Peer learns what came of it.
+    BlobFetched {
+        node: usize,
+        process: u64,
+        from: usize,
+        blob: BlobId,
+        fetched: Fetched,
     },
     /// A node that said goodbye exits.
     Exit {
@@ -388,7 +410,12 @@ impl World {
             Happening::Timer { node, process }
             | Happening::GossipTick { node, process }
             | Happening::Committed { node, process, .. }
-            | Happening::Pod { node, process, .. } => (*node, Some(*process)),
+            | Happening::Pod { node, process, .. }
+            | Happening::BlobFetched { node, process, .. } => (*node, Some(*process)),
+            Happening::PodReports { node, process, run } => return self.pod_reports(*node, *process, *run),
+            Happening::BlobAsked { node, process, from, blob } => {
+                return self.answer_for_blob(*node, *process, *from, *blob);
+            }
             Happening::DiskDone { node, process } => return self.finish_write(*node, *process),
             Happening::PodStarts { node, process, run } => return self.pod_starts(*node, *process, *run),
             Happening::PodEnds { node, process, run, told } => return self.pod_ends(*node, *process, *run, *told),
@@ -457,7 +484,13 @@ impl World {
                 );
             }
             Happening::Pod { event, .. } => self.call(node, |p| p.handle_pod(now, event)),
+            Happening::BlobFetched { from, blob, fetched, .. } => {
+                let from = self.nodes[from].id;
+                self.call(node, |p| p.handle_blob(now, from, blob, fetched));
+            }
             Happening::DiskDone { .. }
+            | Happening::PodReports { .. }
+            | Happening::BlobAsked { .. }
             | Happening::PodStarts { .. }
             | Happening::PodEnds { .. }
             | Happening::Exit { .. }
@@ -513,6 +546,9 @@ impl World {
             Effect::Gossip { facts, urgent } => self.gossip_own(node, *facts, urgent),
             Effect::StartPod(start) => self.start_pod(node, start),
             Effect::StopPod(key) => self.stop_pod(node, key),
+            Effect::Silence(_) => {}
+            Effect::AnswerPod { answer, result } => self.pod_is_answered(node, answer, result),
+            Effect::FetchBlob { from, blob } => self.fetch_blob(node, from, blob),
             Effect::Reply(reply) => self.take_reply(node, reply),
             Effect::Tell { .. } | Effect::Note(_) | Effect::Sweep(_) => {}
         }
@@ -588,6 +624,7 @@ impl World {
             suspicions: BTreeMap::new(),
         };
         let records: Vec<_> = place.disk.records.values().map(|record| (**record).clone()).collect();
+        let blobs = place.disk.blobs.values().map(flockwork::model::blob::Blob::reference).collect();
         let members = place.disk.members.clone();
         let mut contacts: Vec<NodeId> = members.iter().map(|member| member.node).collect();
         let has_seeds = place.has_seeds;
@@ -596,7 +633,7 @@ impl World {
         contacts.sort_unstable();
         contacts.dedup();
         let held = records.len();
-        let start = Start { config, facts, has_seeds, records, members, seed };
+        let start = Start { config, facts, has_seeds, records, blobs, members, seed };
         let peer = Peer::new(self.local_now(node), start);
         self.nodes[node].process = Some(Process {
             number,
@@ -732,6 +769,43 @@ impl World {
         };
         self.note(node, || format!("disk: commit {number} {}", if ok { "synced" } else { "failed, it is full" }));
         self.happen(Happening::Committed { node, process, number, ok });
+    }
+
+    // ---- Blobs -------------------------------------------------------------------------------------------------
+
+    fn fetch_blob(&mut self, node: usize, from: NodeId, blob: BlobRef) {
+        let Some(process) = self.process(node).map(|process| process.number) else {
+            return;
+        };
+        let takes = self.dice.ms(0.2, 2.0);
+        match self.place_of(from) {
+            Some(from) => self.schedule(takes, Happening::BlobAsked { node, process, from, blob: blob.id }),
+            None => panic!("n{node} asks somebody for a blob who never was"),
+        }
+    }
+
+    /// The question has arrived at `from`, or never will.
+    fn answer_for_blob(&mut self, node: usize, process: u64, from: usize, blob: BlobId) {
+        let answers = self.process(from).is_some_and(|process| !process.paused);
+        let through = self.network.lets_through(node, from, true);
+        let (takes, fetched) = if answers && through {
+            let unstored = self.peer(from).and_then(|peer| peer.unstored_blob(blob));
+            let found = unstored.or_else(|| self.nodes[from].disk.blobs.get(&blob)).cloned();
+            (self.dice.ms(0.2, 50.0), found.map_or(Fetched::Absent, Fetched::Found))
+        } else {
+            (Duration::from_secs(3), Fetched::Failed)
+        };
+        self.note(node, || {
+            format!(
+                "blob {blob:?} from n{from}: {}",
+                match &fetched {
+                    Fetched::Found(_) => "found",
+                    Fetched::Absent => "absent",
+                    Fetched::Failed => "failed",
+                }
+            )
+        });
+        self.schedule(takes, Happening::BlobFetched { node, process, from, blob, fetched });
     }
 
     // ---- Records, wherever they are ------------------------------------------------------------------------------

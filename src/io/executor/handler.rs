@@ -15,13 +15,16 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::log::StreamLog;
-use super::{Cause, Core, Pod, until};
+use super::{Cause, Core, Pod, Silence, process, until};
+use crate::io::pod_api::{ReportError, Voice};
 use crate::model::id::{Fence, JobId};
 use crate::model::record::Exit;
+use crate::model::request::Receipt;
 use crate::protocol::effect::{PodEnd, PodStart};
 
 /// Why a handler failed. Any error will do, and so will a text.
@@ -84,6 +87,10 @@ pub struct HandlerContext {
     pub payload: Option<serde_json::Value>,
     /// The job's `env`.
     pub env: BTreeMap<String, String>,
+    /// The work that an earlier attempt has saved, to go on from.
+    pub checkpoint: Option<Bytes>,
+    /// What the handler says of itself.
+    pub report: Reporter,
     /// Cancelled when the handler should return: it is to be stopped, or its time is over. What it then returns
     /// no longer counts.
     pub cancelled: CancellationToken,
@@ -91,6 +98,45 @@ pub struct HandlerContext {
     pub stdout: LogWriter,
     /// The attempt's standard error.
     pub stderr: LogWriter,
+}
+
+/// What a handler can say of itself. See [`ReportError`] for what can be wrong with it.
+#[derive(Debug, Clone)]
+pub struct Reporter(Arc<Voice>);
+
+impl Reporter {
+    /// It is alive: for jobs with a `heartbeat_timeout`.
+    ///
+    /// # Errors
+    /// The attempt has no say any more.
+    pub fn heartbeat(&self) -> Result<(), ReportError> {
+        self.0.heartbeat()
+    }
+
+    /// It has come this far, from 0 to 1. Said as often as one likes, it is written down once a second.
+    ///
+    /// # Errors
+    /// The attempt has no say any more, or this cannot be.
+    pub fn progress(&self, fraction: f64, message: impl Into<String>) -> Result<(), ReportError> {
+        self.0.progress(fraction, message.into())
+    }
+
+    /// Saves work that the next attempt is to go on from, wherever it runs. Returns once it is stored on as many nodes
+    /// as make it safe, or as many as could be had in time: the receipt says.
+    ///
+    /// # Errors
+    /// It is not saved.
+    pub async fn checkpoint(&self, bytes: impl Into<Bytes>) -> Result<Receipt, ReportError> {
+        self.0.checkpoint(bytes.into()).await
+    }
+
+    /// What the job comes to. The last one counts; it is kept when the attempt ends.
+    ///
+    /// # Errors
+    /// The attempt has no say any more, or there is too much of it.
+    pub fn result(&self, bytes: impl Into<Bytes>) -> Result<(), ReportError> {
+        self.0.result(bytes.into())
+    }
 }
 
 /// Writes to one of the attempt's two logs.
@@ -123,6 +169,10 @@ pub(super) async fn run(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart) -> P
     if let Ok(Err(error)) = tokio::task::spawn_blocking(move || std::fs::create_dir_all(dir)).await {
         return PodEnd::Unable { reason: format!("the attempt's directory cannot be made: {error}") };
     }
+    let checkpoint = match process::read_checkpoint(core, start).await {
+        Ok(saved) => saved.map(|blob| blob.bytes().clone()),
+        Err(end) => return end,
+    };
     let name = spec.handler.as_deref().unwrap_or_default();
     let Some(handler) = core.config.handlers.by_name.get(name).cloned() else {
         return PodEnd::CouldNotStart { code: 127, reason: format!("this node has no handler `{name}`") };
@@ -134,6 +184,8 @@ pub(super) async fn run(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart) -> P
         fence: start.fence,
         node: core.config.node_name.clone(),
         payload: spec.payload.clone(),
+        checkpoint,
+        report: Reporter(Arc::clone(&pod.voice)),
         env: spec.env.clone(),
         cancelled: CancellationToken::new(),
         stdout: LogWriter(Arc::clone(&pod.stdout)),
@@ -142,16 +194,21 @@ pub(super) async fn run(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart) -> P
     let cancelled = context.cancelled.clone();
     // Called inside the task, so that a panic before its first await is caught like any other.
     let mut task = core.tracker.spawn(async move { handler(context).await });
+    pod.voice.begin();
     core.report_started(start.key);
 
     let mut cause = None;
     let mut deadline = spec.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    let mut silence = Silence::watch(spec.heartbeat_timeout, pod);
     let outcome = loop {
         tokio::select! {
             biased;
             outcome = &mut task => break outcome,
             () = pod.stop.cancelled(), if cause.is_none() => {
                 cause = Some(Cause::Stopped);
+            }
+            limit = silence.lasts_too_long(pod), if cause.is_none() => {
+                cause = Some(Cause::Silent(limit));
             }
             () = until(deadline) => match cause {
                 None => cause = Some(Cause::TimedOut),

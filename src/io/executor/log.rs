@@ -175,6 +175,30 @@ impl StreamLog {
         }
     }
 
+    /// The newest bytes, at most `limit` of them and without a gap, and where they begin; nothing if nothing is there.
+    /// Blocks. For a log that is closed.
+    ///
+    /// # Errors
+    /// The files cannot be read.
+    pub(super) fn tail(&self, limit: u64) -> io::Result<Option<(u64, Vec<u8>)>> {
+        let newest: Vec<Segment> = {
+            let index = self.index();
+            let from = index.end.saturating_sub(limit);
+            index.segments.iter().filter(|segment| segment.end() > from).copied().collect()
+        };
+        let from = newest.last().map_or(0, |last| last.end().saturating_sub(limit));
+        let mut tail: Option<(u64, Vec<u8>)> = None;
+        for segment in newest {
+            let begin = segment.start.max(from);
+            let bytes = self.read_segment(segment, begin, usize::try_from(limit).unwrap_or(usize::MAX))?;
+            match &mut tail {
+                Some((offset, all)) if *offset + all.len() as u64 == begin => all.extend(bytes),
+                Some(_) | None => tail = Some((begin, bytes)),
+            }
+        }
+        Ok(tail.filter(|(_, bytes)| !bytes.is_empty()))
+    }
+
     /// What there is from `offset` on, `limit` bytes at the most; where there is nothing yet, waits for it until
     /// `deadline`, and then answers with nothing.
     ///
@@ -346,6 +370,25 @@ mod tests {
         assert_eq!(read_all(&Arc::new(found)).await, (begin, kept));
         let other = StreamLog::open_ended(dir.path().to_owned(), Stream::Stderr).unwrap();
         assert_eq!(read_all(&Arc::new(other)).await, (0, Vec::new()));
+    }
+
+    #[test]
+    fn the_tail_reaches_over_files_and_not_over_gaps() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = StreamLog::new(dir.path().to_owned(), Stream::Stdout, 20);
+        assert_eq!(log.tail(16).unwrap(), None);
+        log.append(b"0123456789abcdefghijklm").unwrap();
+        log.close();
+        assert_eq!(log.tail(8).unwrap(), Some((15, b"fghijklm".to_vec())));
+        assert_eq!(log.tail(100).unwrap(), Some((10, b"abcdefghijklm".to_vec())));
+
+        let parent = tempfile::tempdir().unwrap();
+        let log = StreamLog::new(parent.path().join("later"), Stream::Stdout, 100);
+        assert!(log.append(b"lost").is_err());
+        fs::create_dir(parent.path().join("later")).unwrap();
+        log.append(b"kept").unwrap();
+        log.close();
+        assert_eq!(log.tail(100).unwrap(), Some((4, b"kept".to_vec())));
     }
 
     #[tokio::test]

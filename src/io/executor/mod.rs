@@ -19,7 +19,7 @@
 //!
 //! On disk, below the configured directory: `id`, a number that says whose marks are this node's;
 //! `<job>/<claim>/`, the logs of an attempt; `tmp/<job>.<claim>/`, the directory that an attempt has for itself
-//! while it runs.
+//! while it runs; `tmp/<job>.<claim>.pod/`, where it finds its checkpoint and leaves its result.
 //!
 //! It does not know why a pod is started or stopped, what its exit means for the job, or that there are other
 //! nodes.
@@ -28,18 +28,21 @@ mod guard;
 mod handler;
 mod log;
 mod marker;
+mod memory;
 mod process;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, mpsc};
@@ -47,18 +50,24 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use super::pod_api::ReportError;
 pub use guard::{GUARD_ARGUMENT, GuardProgram, guard_main};
-pub use handler::{HandlerContext, HandlerError, Handlers, LogWriter};
+pub use handler::{HandlerContext, HandlerError, Handlers, LogWriter, Reporter};
 
+use crate::io::pod_api::{PodApi, Voice};
+use crate::io::store::BlobReader;
+use crate::model::blob::{Blob, MAX_RESULT_BYTES, MAX_TAIL_BYTES};
 use crate::model::id::{AttemptKey, JobId};
 use crate::model::record::Exit;
+use crate::model::request::Receipt;
 use crate::model::spec::Driver;
 use crate::model::time::Timestamp;
 use crate::model::wire::{LogChunk, LogRequest, Stream};
-use crate::protocol::effect::{PodEnd, PodEvent, PodStart};
+use crate::protocol::effect::{Leavings, PodEnd, PodEvent, PodStart, Rejected};
 use guard::Guard;
 use log::StreamLog;
 use marker::{Mark, Origin};
+use memory::MemoryWatch;
 
 /// How many processes are being spawned at one time. More than the machine has processors helps only where
 /// spawning waits for a slow file system.
@@ -99,6 +108,8 @@ pub struct ExecutorConfig {
     pub handlers: Handlers,
     /// What ends the pods when this process is killed.
     pub guard: GuardProgram,
+    /// Where checkpoints are read from. Without it, pods that have one to go on from cannot be started.
+    pub blobs: Option<BlobReader>,
 }
 
 impl ExecutorConfig {
@@ -112,6 +123,7 @@ impl ExecutorConfig {
             stop_grace: Duration::from_secs(5),
             handlers: Handlers::new(),
             guard: GuardProgram::default(),
+            blobs: None,
         }
     }
 }
@@ -134,6 +146,8 @@ struct Core {
     events: mpsc::UnboundedSender<PodEvent>,
     tracker: TaskTracker,
     runtime: Handle,
+    pod_api: PodApi,
+    memory: MemoryWatch,
     guard: Option<Arc<Guard>>,
     spawning: Semaphore,
     sweeping: Semaphore,
@@ -155,6 +169,11 @@ struct Registry {
 #[derive(Debug)]
 struct Pod {
     stop: CancellationToken,
+    voice: Arc<Voice>,
+    /// By which it proves that it is itself.
+    token: String,
+    /// How many processes the kernel had killed for want of memory when it started.
+    memory_kills: OnceLock<u64>,
     stdout: Arc<StreamLog>,
     stderr: Arc<StreamLog>,
     /// Its job was swept while it ran: sweep again when it has ended.
@@ -166,6 +185,8 @@ struct Pod {
 enum Cause {
     Stopped,
     TimedOut,
+    /// It said nothing of itself for this long.
+    Silent(Duration),
 }
 
 impl Cause {
@@ -175,12 +196,38 @@ impl Cause {
             None => PodEnd::Exited(exit),
             Some(Self::Stopped) => PodEnd::Stopped(exit),
             Some(Self::TimedOut) => PodEnd::Exited(Exit::TimedOut),
+            Some(Self::Silent(limit)) => PodEnd::Silent(limit),
         }
     }
 
     /// What to report of a pod that was ended before there was anything to end.
     fn before_start(self) -> PodEnd {
         Self::end(Some(self), Exit::Signal(Signal::TERM.as_raw()))
+    }
+}
+
+/// How long a pod may say nothing of itself, where its job has a limit for that.
+#[derive(Debug)]
+struct Silence {
+    limit: Option<Duration>,
+    too_long_at: Option<Instant>,
+}
+
+impl Silence {
+    fn watch(limit: Option<Duration>, pod: &Pod) -> Self {
+        Self { limit, too_long_at: limit.and_then(|limit| pod.voice.heard_at().checked_add(limit)) }
+    }
+
+    /// Returns the limit when it has passed, and never where there is none.
+    async fn lasts_too_long(&mut self, pod: &Pod) -> Duration {
+        loop {
+            until(self.too_long_at).await;
+            let limit = self.limit.unwrap_or_default();
+            self.too_long_at = pod.voice.heard_at().checked_add(limit);
+            if self.too_long_at.is_some_and(|at| at <= Instant::now()) {
+                return limit;
+            }
+        }
     }
 }
 
@@ -208,10 +255,24 @@ impl Layout {
     fn tmp(&self, key: AttemptKey) -> PathBuf {
         self.all_tmp().join(format!("{}.{}", key.job, marker::claim_name(key.claim)))
     }
+
+    /// Where an attempt finds its checkpoint, and leaves its result.
+    fn exchange(&self, key: AttemptKey) -> PathBuf {
+        self.all_tmp().join(format!("{}.{}.pod", key.job, marker::claim_name(key.claim)))
+    }
+
+    fn checkpoint_file(&self, key: AttemptKey) -> PathBuf {
+        self.exchange(key).join("checkpoint")
+    }
+
+    fn result_file(&self, key: AttemptKey) -> PathBuf {
+        self.exchange(key).join("result")
+    }
 }
 
 impl Executor {
-    /// Starts an executor, and its guard. Reports go to `events`; there are at most two for each pod, so the
+    /// Starts an executor, its guard, and the address that pods report to. Reports go to `events`; there are at most
+    /// two for each pod, one a second of its progress, and as many checkpoints as memory is set aside for, so the
     /// queue needs no bound of its own. Must be called within a Tokio runtime; its tasks are spawned there, and
     /// counted by `tracker`.
     ///
@@ -237,6 +298,8 @@ impl Executor {
             Err(error) => return Err(error),
         };
         let (guard, guard_process) = guard.unzip();
+        let closing = CancellationToken::new();
+        let pod_api = PodApi::start(events.clone(), tracker.clone(), closing.clone())?;
         let core = Arc::new(Core {
             passed_on: process::passed_on(),
             config,
@@ -246,12 +309,14 @@ impl Executor {
             events,
             tracker,
             runtime,
+            pod_api,
+            memory: MemoryWatch::new(),
             guard,
             spawning: Semaphore::new(SPAWNS_AT_ONCE),
             sweeping: Semaphore::new(1),
             strays: Notify::new(),
             idle: Notify::new(),
-            closing: CancellationToken::new(),
+            closing,
         });
         if let (Some(guard), Some(process)) = (&core.guard, guard_process) {
             core.tracker.spawn_on(Arc::clone(guard).keep(process, core.closing.clone()), &core.runtime);
@@ -295,11 +360,13 @@ impl Executor {
         {
             let mut registry = core.registry();
             if registry.shutting_down {
+                pod.voice.revoke();
                 let end = PodEnd::Unable { reason: "this node is shutting down".to_owned() };
-                core.report(PodEvent::Ended { key, at: now(), end });
+                core.report(PodEvent::Ended { key, at: now(), end, left: Box::default() });
                 return;
             }
             if registry.pods.contains_key(&key) {
+                pod.voice.revoke();
                 tracing::error!(?key, "a pod was to be started twice; the first goes on, and will be reported");
                 return;
             }
@@ -313,6 +380,18 @@ impl Executor {
         if let Some(pod) = self.core.registry().pods.get(&key) {
             pod.stop.cancel();
         }
+    }
+
+    /// A pod has no say any more, whether or not it still runs: its token is void.
+    pub fn silence(&self, key: AttemptKey) {
+        if let Some(pod) = self.core.registry().pods.get(&key) {
+            pod.voice.revoke();
+        }
+    }
+
+    /// Answers what a pod reported: see [`PodReport`](crate::protocol::effect::PodReport).
+    pub fn answer_pod(&self, answer: u64, result: Result<Receipt, Rejected>) {
+        self.core.pod_api.answer(answer, result);
     }
 
     /// Part of what an attempt wrote, whether it runs or has ended, in this start of the node or an earlier one.
@@ -402,7 +481,11 @@ impl Executor {
 impl Pod {
     fn new(core: &Core, key: AttemptKey) -> Self {
         let log = |stream| Arc::new(StreamLog::new(core.layout.attempt(key), stream, core.config.log_limit_bytes));
+        let (voice, token) = core.pod_api.enroll(key);
         Self {
+            voice,
+            token,
+            memory_kills: OnceLock::new(),
             stop: CancellationToken::new(),
             stdout: log(Stream::Stdout),
             stderr: log(Stream::Stderr),
@@ -445,10 +528,10 @@ impl Core {
     }
 
     /// Takes a pod off the books and reports it, as one step: whoever sees no pods has all reports.
-    fn retire(&self, key: AttemptKey, end: PodEnd) {
+    fn retire(&self, key: AttemptKey, end: PodEnd, left: Leavings) {
         let mut registry = self.registry();
         registry.pods.remove(&key);
-        self.report(PodEvent::Ended { key, at: now(), end });
+        self.report(PodEvent::Ended { key, at: now(), end, left: Box::new(left) });
         if registry.pods.is_empty() {
             self.idle.notify_waiters();
         }
@@ -500,18 +583,72 @@ async fn run_pod(core: Arc<Core>, pod: Arc<Pod>, start: PodStart) {
     };
     pod.stdout.close();
     pod.stderr.close();
-    if driver == Driver::Process {
-        let tmp = core.layout.tmp(key);
-        let removing = tokio::task::spawn_blocking(move || remove_all(&tmp));
-        if let Ok(Err(error)) = removing.await {
-            tracing::warn!(job = %key.job, %error, "a pod's own directory cannot be removed");
+    let (clearing, ended) = (Arc::clone(&core), Arc::clone(&pod));
+    let by_itself = match end {
+        PodEnd::Exited(exit) => Some(exit),
+        PodEnd::Silent(_) | PodEnd::Stopped(_) | PodEnd::CouldNotStart { .. } | PodEnd::Unable { .. } => None,
+    };
+    let clearing = tokio::task::spawn_blocking(move || {
+        let mut left = clear_up(&clearing, &ended, key, driver);
+        let kills = ended.memory_kills.get().copied();
+        if let Some(remark) = by_itself.and_then(|exit| clearing.memory.remark(exit, kills)) {
+            left.remark = if left.remark.is_empty() { remark } else { format!("{remark}; {}", left.remark) };
         }
+        left
+    });
+    let left = clearing.await.unwrap_or_default();
+    if driver == Driver::Process {
         core.strays.notify_one();
     }
-    core.retire(key, end);
+    core.retire(key, end, left);
     if pod.swept.load(Ordering::Relaxed) {
         core.remove_logs(key.job).await;
     }
+}
+
+/// Gathers what a pod that has ended leaves behind, and removes the rest. Blocks.
+fn clear_up(core: &Core, pod: &Pod, key: AttemptKey, driver: Driver) -> Leavings {
+    let (progress, told) = pod.voice.revoke();
+    let mut left = Leavings { progress, result: told.map(Blob::new), ..Leavings::default() };
+    for (log, tail) in [(&pod.stdout, &mut left.stdout), (&pod.stderr, &mut left.stderr)] {
+        match log.tail(MAX_TAIL_BYTES) {
+            Ok(newest) => *tail = newest.map(|(offset, bytes)| (offset, Blob::new(bytes))),
+            Err(error) => tracing::warn!(job = %key.job, %error, "the end of a pod's log cannot be read"),
+        }
+    }
+    if driver == Driver::Process {
+        match read_result(&core.layout.result_file(key)) {
+            Ok(Some(result)) => left.result = Some(Blob::new(result)),
+            Ok(None) => {}
+            Err(error) => left.remark = format!("its result is lost: {error}"),
+        }
+        for dir in [core.layout.tmp(key), core.layout.exchange(key)] {
+            if let Err(error) = remove_all(&dir) {
+                tracing::warn!(job = %key.job, %error, "a pod's own directory cannot be removed");
+            }
+        }
+    }
+    left
+}
+
+/// What the job left in its result file, if it did. The job made the file, so it may be anything: it is not waited
+/// for, and must be a plain file.
+fn read_result(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(file) => fs::File::from(file),
+        Err(Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("FLOCKWORK_RESULT_FILE is not a plain file"));
+    }
+    let mut result = Vec::new();
+    file.take(MAX_RESULT_BYTES + 1).read_to_end(&mut result)?;
+    if result.len() as u64 > MAX_RESULT_BYTES {
+        return Err(io::Error::other(format!("it has more than {MAX_RESULT_BYTES} bytes")));
+    }
+    Ok(Some(result))
 }
 
 /// Searches the machine after pods have ended: not after each, but for all that ended within a while.

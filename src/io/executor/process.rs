@@ -36,7 +36,8 @@ use tokio::time::Instant;
 
 use super::log::StreamLog;
 use super::marker::{self, Mark};
-use super::{Cause, Core, Pod, until};
+use super::{Cause, Core, Pod, Silence, until};
+use crate::model::blob::Blob;
 use crate::model::record::Exit;
 use crate::protocol::effect::{PodEnd, PodStart};
 
@@ -60,9 +61,17 @@ const LOOKS_AT_A_KILLED_GROUP: u32 = 8;
 const FIRST_READ_BYTES: usize = 4 << 10;
 const LARGEST_READ_BYTES: usize = 64 << 10;
 
-/// What every pod is given of the node's environment.
+/// What every pod is given of the node's environment. Where the node is the `flockwork` program, its `PATH` ends with
+/// the directory of that, so that scripts find `flockwork pod`.
 pub(super) fn passed_on() -> Vec<(&'static str, OsString)> {
-    let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
+    let mut path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
+    let program = std::env::current_exe().ok().filter(|file| file.file_name() == Some(OsStr::new("flockwork")));
+    if let Some(dir) = program.as_deref().and_then(Path::parent)
+        && !std::env::split_paths(&path).any(|known| known == dir)
+        && let Ok(longer) = std::env::join_paths(std::env::split_paths(&path).chain([dir.to_owned()]))
+    {
+        path = longer;
+    }
     let others = PASSED_ON.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
     [("PATH", path)].into_iter().chain(others).collect()
 }
@@ -84,13 +93,18 @@ pub(super) async fn run(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart) -> P
         if pod.stop.is_cancelled() {
             return Cause::Stopped.before_start();
         }
-        let (core, start) = (Arc::clone(core), start.clone());
-        match tokio::task::spawn_blocking(move || spawn(&core, &start)).await {
+        let saved = match read_checkpoint(core, start).await {
+            Ok(saved) => saved,
+            Err(end) => return end,
+        };
+        let (core, pod, start) = (Arc::clone(core), Arc::clone(pod), start.clone());
+        match tokio::task::spawn_blocking(move || spawn(&core, &pod, &start, saved.as_ref())).await {
             Ok(Ok(spawned)) => spawned,
             Ok(Err(end)) => return end,
             Err(_) => return unable("this node is shutting down"),
         }
     };
+    pod.voice.begin();
     core.report_started(start.key);
     supervise(core, pod, start, spawned).await
 }
@@ -108,12 +122,18 @@ async fn supervise(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart, mut spawn
     let (mut drained, mut fed) = (false, false);
     let mut cause = None;
     let mut deadline = spec.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    let mut silence = Silence::watch(spec.heartbeat_timeout, pod);
     loop {
         tokio::select! {
             biased;
             () = &mut exited => break,
             () = pod.stop.cancelled(), if cause.is_none() => {
                 cause = Some(Cause::Stopped);
+                ask_to_end(group);
+                deadline = Instant::now().checked_add(core.config.stop_grace);
+            }
+            limit = silence.lasts_too_long(pod), if cause.is_none() => {
+                cause = Some(Cause::Silent(limit));
                 ask_to_end(group);
                 deadline = Instant::now().checked_add(core.config.stop_grace);
             }
@@ -155,14 +175,27 @@ async fn supervise(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart, mut spawn
     Cause::end(cause, exit)
 }
 
+/// The saved work that the pod is to go on from.
+pub(super) async fn read_checkpoint(core: &Core, start: &PodStart) -> Result<Option<Blob>, PodEnd> {
+    let Some(checkpoint) = start.checkpoint else { return Ok(None) };
+    let Some(blobs) = &core.config.blobs else { return Err(unable("this node keeps no checkpoints")) };
+    let read = blobs.read(checkpoint).await;
+    read.map(Some).map_err(|error| unable(&format!("the checkpoint cannot be read: {error}")))
+}
+
 /// Makes the pod's directories and starts its process. Blocks.
-fn spawn(core: &Core, start: &PodStart) -> Result<Spawned, PodEnd> {
+fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Result<Spawned, PodEnd> {
     let spec = &start.submission.spec;
     let own_dir = core.layout.tmp(start.key);
-    for dir in [&core.layout.attempt(start.key), &own_dir] {
+    for dir in [&core.layout.attempt(start.key), &own_dir, &core.layout.exchange(start.key)] {
         if let Err(error) = fs::create_dir_all(dir) {
             return Err(unable(&format!("the directory {} cannot be made: {error}", dir.display())));
         }
+    }
+    if let Some(saved) = saved
+        && let Err(error) = fs::write(core.layout.checkpoint_file(start.key), saved.bytes())
+    {
+        return Err(unable(&format!("the checkpoint cannot be written: {error}")));
     }
     let cwd = spec.cwd.as_ref().map_or(own_dir.as_path(), Path::new);
     check_directory(cwd)?;
@@ -177,10 +210,14 @@ fn spawn(core: &Core, start: &PodStart) -> Result<Spawned, PodEnd> {
     command.arg0(name).args(arguments).current_dir(cwd).process_group(0);
     command.env_clear();
     command.envs(core.passed_on.iter().map(|(name, value)| (name, value)));
-    command.envs(&spec.env).envs(told_to_job(core, start, own_dir));
+    command.envs(&spec.env).envs(told_to_job(core, pod, start, own_dir));
     let has_input = spec.stdin.as_ref().is_some_and(|stdin| !stdin.0.is_empty());
     command.stdin(if has_input { Stdio::piped() } else { Stdio::null() });
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    if let Some(count) = core.memory.count_at_start() {
+        // It is set nowhere else.
+        let _ = pod.memory_kills.set(count);
+    }
     let mut child = command.spawn().map_err(|error| spawn_failure(&error, name, &program))?;
     let group = Pid::from_child(&child);
     core.guard_adds(group);
@@ -194,7 +231,7 @@ fn spawn(core: &Core, start: &PodStart) -> Result<Spawned, PodEnd> {
 }
 
 /// The variables by which a job knows what it is. They win over the job's own of the same name.
-fn told_to_job(core: &Core, start: &PodStart, own_dir: PathBuf) -> Vec<(&'static str, OsString)> {
+fn told_to_job(core: &Core, pod: &Pod, start: &PodStart, own_dir: PathBuf) -> Vec<(&'static str, OsString)> {
     let (mark_name, mark) = Mark { origin: core.origin.clone(), key: start.key }.variable();
     vec![
         (mark_name, mark.into()),
@@ -203,6 +240,10 @@ fn told_to_job(core: &Core, start: &PodStart, own_dir: PathBuf) -> Vec<(&'static
         ("FLOCKWORK_ATTEMPT", start.number.to_string().into()),
         ("FLOCKWORK_FENCE", start.fence.to_string().into()),
         ("FLOCKWORK_NODE", core.config.node_name.clone().into()),
+        ("FLOCKWORK_POD_URL", core.pod_api.url().into()),
+        ("FLOCKWORK_POD_TOKEN", pod.token.clone().into()),
+        ("FLOCKWORK_CHECKPOINT_FILE", core.layout.checkpoint_file(start.key).into()),
+        ("FLOCKWORK_RESULT_FILE", core.layout.result_file(start.key).into()),
         ("FLOCKWORK_TMPDIR", own_dir.into()),
     ]
 }

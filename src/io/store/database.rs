@@ -10,10 +10,12 @@
 //!   here by hand, because SQLite on its own ignores errors on the way.
 //! - No memory mapping. The database is read once, from start to end, where a mapping is slower than reads; and
 //!   a disk error under a mapping kills the process with a signal instead of failing a call.
+//! - A blob is stored in parts, a row each, in rows that follow one another: a part can be read without the rest,
+//!   and no table is needed to find it.
 //! - The lock is exclusive: no other process reads along while the node runs. In return there is no shared
 //!   memory file, whose growth on a full disk SQLite would report as a broken disk.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -25,14 +27,16 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior, ffi, params};
 use serde::{Deserialize, Serialize};
 
+use crate::model::blob::{BlobId, BlobRef};
 use crate::model::id::{Generation, JobId, NodeId};
 use crate::model::member::Facts;
 use crate::model::record::Record;
 use crate::model::time::Timestamp;
+use crate::model::wire::BLOB_PART_BYTES;
 use crate::protocol::effect::Commit;
 
 use super::envelope::{self, Unreadable};
-use super::{CommitError, Damaged, Identity, Loaded, StoreError};
+use super::{BlobRead, CommitError, Damaged, Identity, Loaded, StoreError};
 
 const DATABASE_FILE: &str = "node.db";
 const LOCK_FILE: &str = "node.lock";
@@ -42,13 +46,18 @@ const APPLICATION_ID: i64 = 0x666c_776b;
 
 /// The road from an empty database to the newest schema. Entry n leads from schema n to schema n + 1; entries
 /// are added at the end and never changed.
-const ROAD: &[&str] = &["
+const ROAD: &[&str] = &[
+    "
     CREATE TABLE record (row INTEGER PRIMARY KEY, id BLOB NOT NULL, value BLOB NOT NULL) STRICT;
     CREATE TABLE node (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID, STRICT;
     CREATE TABLE quarantine (
         row INTEGER PRIMARY KEY, id ANY, value ANY, reason TEXT NOT NULL, set_aside_at_unix_ms INTEGER NOT NULL
     ) STRICT;
-"];
+",
+    "
+    CREATE TABLE blob (row INTEGER PRIMARY KEY, id BLOB NOT NULL, part INTEGER NOT NULL, value BLOB NOT NULL) STRICT;
+",
+];
 
 /// The keys of the table `node`.
 const SELF_KEY: &str = "self";
@@ -79,6 +88,14 @@ struct SetAside {
     damaged: Damaged,
 }
 
+/// Where a blob's parts are: `parts` rows from `first` on.
+#[derive(Clone, Copy)]
+struct BlobRows {
+    first: i64,
+    parts: i64,
+    size: u64,
+}
+
 /// Numbers from here on no store ever counted to; a row that has one is damaged there.
 const FIRST_ABSURD_ROW: i64 = 1 << 60;
 
@@ -90,6 +107,11 @@ pub(super) struct Database {
     /// The row of every record.
     rows: HashMap<JobId, i64>,
     next_row: i64,
+    /// The rows of every blob.
+    blobs: HashMap<BlobId, BlobRows>,
+    next_blob_row: i64,
+    /// Rows that the next commit removes.
+    damaged_blobs: Vec<BlobRows>,
     buffer: Vec<u8>,
     /// The write that failed in a way after which nothing must be believed.
     failed: Option<String>,
@@ -140,6 +162,9 @@ impl Database {
             stored,
             rows: HashMap::new(),
             next_row: 1,
+            blobs: HashMap::new(),
+            next_blob_row: 1,
+            damaged_blobs: Vec::new(),
             buffer: Vec::new(),
             failed: None,
             tidy: true,
@@ -150,7 +175,8 @@ impl Database {
         let members = database.read_members().map_err(explain)?;
         let (records, unreadable) = database.read_records().map_err(explain)?;
         let damaged = database.quarantine(unreadable, now).map_err(explain)?;
-        Ok((database, Loaded { identity, records, members, damaged, was_running }))
+        let blobs = database.find_blobs().map_err(explain)?;
+        Ok((database, Loaded { identity, records, blobs, members, damaged, was_running }))
     }
 
     /// Writes one commit as one transaction and syncs it.
@@ -159,12 +185,18 @@ impl Database {
             return Err(CommitError::Fatal(reason.clone()));
         }
         let mut added = Vec::new();
-        let written = self.write(commit, &mut added);
+        let mut added_blobs = Vec::new();
+        let written = self.write(commit, &mut added, &mut added_blobs);
         match written {
             Ok(()) => {
                 for id in &commit.delete {
                     self.rows.remove(id);
                 }
+                for id in &commit.drop_blobs {
+                    self.blobs.remove(id);
+                }
+                self.blobs.extend(added_blobs);
+                self.damaged_blobs.clear();
                 self.tidy = false;
                 Ok(())
             }
@@ -177,7 +209,12 @@ impl Database {
         }
     }
 
-    fn write(&mut self, commit: &Commit, added: &mut Vec<JobId>) -> rusqlite::Result<()> {
+    fn write(
+        &mut self,
+        commit: &Commit,
+        added: &mut Vec<JobId>,
+        added_blobs: &mut Vec<(BlobId, BlobRows)>,
+    ) -> rusqlite::Result<()> {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         {
             let mut put =
@@ -194,6 +231,30 @@ impl Database {
             let mut delete = transaction.prepare_cached("DELETE FROM record WHERE row = ?1")?;
             for row in commit.delete.iter().filter_map(|id| self.rows.get(id)) {
                 delete.execute([row])?;
+            }
+            let mut drop_blob = transaction.prepare_cached("DELETE FROM blob WHERE row >= ?1 AND row < ?2")?;
+            let dropped = commit.drop_blobs.iter().filter_map(|id| self.blobs.get(id));
+            for rows in dropped.chain(&self.damaged_blobs) {
+                drop_blob.execute([rows.first, rows.first + rows.parts])?;
+            }
+            let mut put_blob =
+                transaction.prepare_cached("INSERT INTO blob (row, id, part, value) VALUES (?1, ?2, ?3, ?4)")?;
+            for blob in &commit.put_blobs {
+                if self.blobs.contains_key(&blob.id()) {
+                    continue;
+                }
+                // An empty one has a part as well: it is there.
+                let parts = i64::try_from(blob.bytes().len().div_ceil(BLOB_PART_BYTES).max(1)).unwrap_or(i64::MAX);
+                let first = self.next_blob_row;
+                self.next_blob_row += parts;
+                let mut rest = &blob.bytes()[..];
+                for part in 0..parts {
+                    let (value, after) = rest.split_at(rest.len().min(BLOB_PART_BYTES));
+                    rest = after;
+                    envelope::pack_bytes(value, &mut self.buffer);
+                    put_blob.execute(params![first + part, blob.id().0, part, self.buffer])?;
+                }
+                added_blobs.push((blob.id(), BlobRows { first, parts, size: blob.size() }));
             }
         }
         if let Some(members) = &commit.members {
@@ -345,6 +406,81 @@ impl Database {
             }
         }
         Ok((records, unreadable))
+    }
+
+    /// Finds the blobs that are stored, without reading them. Parts without the others, which only damage can have
+    /// left, are removed.
+    fn find_blobs(&mut self) -> rusqlite::Result<Vec<BlobRef>> {
+        let mut found: BTreeMap<BlobId, (BlobRows, bool)> = BTreeMap::new();
+        let mut strays = Vec::new();
+        {
+            let mut select = self.connection.prepare("SELECT row, id, part, length(value) FROM blob ORDER BY row")?;
+            let mut rows = select.query([])?;
+            while let Some(row) = rows.next()? {
+                let (number, part, length): (i64, i64, i64) = (row.get(0)?, row.get(2)?, row.get(3)?);
+                if number < FIRST_ABSURD_ROW {
+                    self.next_blob_row = self.next_blob_row.max(number + 1);
+                }
+                let Ok(id) = row.get::<_, [u8; 32]>(1).map(BlobId) else {
+                    strays.push(number);
+                    continue;
+                };
+                let size = u64::try_from(length).unwrap_or(0).saturating_sub(envelope::HEADER_BYTES as u64);
+                match found.get_mut(&id) {
+                    None => {
+                        found.insert(id, (BlobRows { first: number, parts: 1, size }, part == 0));
+                    }
+                    Some((rows, is_whole)) if rows.first + rows.parts == number && part == rows.parts => {
+                        // Only the last part may be short.
+                        *is_whole &= rows.size == rows.parts.unsigned_abs() * BLOB_PART_BYTES as u64;
+                        rows.parts += 1;
+                        rows.size += size;
+                    }
+                    Some(_) => strays.push(number),
+                }
+            }
+        }
+        for row in strays {
+            self.connection.execute("DELETE FROM blob WHERE row = ?1", [row])?;
+        }
+        let mut whole = Vec::with_capacity(found.len());
+        for (id, (rows, is_whole)) in found {
+            if is_whole {
+                whole.push(BlobRef { id, size: rows.size });
+                self.blobs.insert(id, rows);
+            } else {
+                let end = rows.first + rows.parts;
+                self.connection.execute("DELETE FROM blob WHERE row >= ?1 AND row < ?2", [rows.first, end])?;
+            }
+        }
+        Ok(whole)
+    }
+
+    /// Reads one part of a blob. One that is damaged is forgotten as a whole.
+    pub(super) fn read_blob(&mut self, id: BlobId, part: u32) -> BlobRead {
+        let Some(rows) = self.blobs.get(&id).copied() else {
+            return BlobRead::Absent;
+        };
+        let part = i64::from(part);
+        if part >= rows.parts {
+            return BlobRead::Absent;
+        }
+        let read: rusqlite::Result<Option<Vec<u8>>> = self
+            .connection
+            .prepare_cached("SELECT value FROM blob WHERE row = ?1")
+            .and_then(|mut select| select.query_row([rows.first + part], |row| row.get(0)).optional());
+        let reason = match read {
+            Ok(Some(value)) => match envelope::unpack_bytes(&value) {
+                Ok(bytes) => return BlobRead::Part(bytes.to_vec().into()),
+                Err(error) => error.to_string(),
+            },
+            Ok(None) => "a part of it is missing".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        tracing::error!(blob = %id, reason, "a stored blob is damaged, and is fetched anew");
+        self.blobs.remove(&id);
+        self.damaged_blobs.push(rows);
+        BlobRead::Damaged
     }
 
     /// Moves unreadable records to where they hurt nobody and can still be looked at.

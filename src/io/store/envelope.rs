@@ -10,7 +10,8 @@ use serde::de::DeserializeOwned;
 /// The format that is written, and the newest that is read.
 pub(super) const FORMAT: u8 = 1;
 
-const HEADER_BYTES: usize = 5;
+/// What comes before the value.
+pub(super) const HEADER_BYTES: usize = 5;
 
 /// Why stored bytes are not a value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -38,8 +39,21 @@ pub(super) fn pack<T: Serialize>(value: &T, buffer: &mut Vec<u8>) {
     buffer[1..HEADER_BYTES].copy_from_slice(&checksum.to_le_bytes());
 }
 
+/// Packs bytes as they are, in place of what was in `buffer`.
+pub(super) fn pack_bytes(value: &[u8], buffer: &mut Vec<u8>) {
+    buffer.clear();
+    buffer.push(FORMAT);
+    buffer.extend_from_slice(&checksum(FORMAT, value).to_le_bytes());
+    buffer.extend_from_slice(value);
+}
+
 /// Reads what [`pack`] wrote.
 pub(super) fn unpack<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Unreadable> {
+    rmp_serde::from_slice(unpack_bytes(bytes)?).map_err(|error| Unreadable::Undecodable(error.to_string()))
+}
+
+/// Reads what [`pack_bytes`] wrote.
+pub(super) fn unpack_bytes(bytes: &[u8]) -> Result<&[u8], Unreadable> {
     let Some(([format, stored @ ..], value)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
         return Err(Unreadable::Short);
     };
@@ -50,7 +64,7 @@ pub(super) fn unpack<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Unreadable>
     if *format > FORMAT {
         return Err(Unreadable::Newer(*format));
     }
-    rmp_serde::from_slice(value).map_err(|error| Unreadable::Undecodable(error.to_string()))
+    Ok(value)
 }
 
 fn checksum(format: u8, value: &[u8]) -> u32 {

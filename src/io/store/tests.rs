@@ -12,11 +12,13 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 
 use super::*;
+use crate::model::blob::Blob;
 use crate::model::id::{Actor, Dot, Incarnation};
 use crate::model::member::{ClusterSettings, Fingerprint, Load, PartitionSet, Status, WIRE_VERSION};
 use crate::model::record::Submission;
 use crate::model::resources::Resources;
 use crate::model::spec::Spec;
+use crate::model::wire::BLOB_PART_BYTES;
 
 const NOON: Timestamp = Timestamp(1_700_000_000_000);
 const LONG: Duration = Duration::from_secs(30);
@@ -43,7 +45,7 @@ impl Desk {
     fn commit(&mut self, put: Vec<Arc<Record>>, delete: &[u128], members: Option<Vec<Facts>>) -> CommitDone {
         self.number += 1;
         let delete = delete.iter().map(|id| JobId(*id)).collect();
-        self.store.commit(Commit { number: self.number, put, delete, members }).unwrap();
+        self.store.commit(Commit { number: self.number, put, delete, members, ..Commit::default() }).unwrap();
         let done = self.done.recv_timeout(LONG).expect("every commit is reported");
         assert_eq!(done.number, self.number);
         done
@@ -258,7 +260,7 @@ fn a_database_of_a_newer_program_is_refused_and_left_alone() {
     in_a_closed(&dir, |connection| connection.execute_batch("PRAGMA user_version = 99").unwrap());
     let error = Desk::open_at(dir.path(), NOON).err().unwrap();
     assert!(matches!(error, StoreError::Newer { found: 99, .. }), "{error}");
-    in_a_closed(&dir, |connection| connection.execute_batch("PRAGMA user_version = 1").unwrap());
+    in_a_closed(&dir, |connection| connection.execute_batch("PRAGMA user_version = 2").unwrap());
     assert_eq!(Desk::open(dir.path()).1.damaged, []);
 }
 
@@ -309,7 +311,7 @@ fn the_log_stays_short_and_free_space_goes_back() {
     let size = |file: &str| fs::metadata(dir.path().join(file)).unwrap().len();
     let long_name = "n".repeat(7_000);
     let mut commit = |put, delete| {
-        assert_eq!(database.commit(&Commit { number: 0, put, delete, members: None }), Ok(()));
+        assert_eq!(database.commit(&Commit { put, delete, ..Commit::default() }), Ok(()));
         database.after_commit();
     };
     for round in 0..20u128 {
@@ -475,4 +477,83 @@ fn a_full_disk_fails_a_commit_and_not_the_store() {
     while ballast.write_all(&[0; 4_096]).is_ok() {}
     let error = Desk::open_at(dir, NOON).err().expect("there is no room to begin a generation");
     assert!(matches!(error, StoreError::Full { .. }), "{error}");
+}
+
+/// Reads a blob as the rest of the program does.
+fn read_blob(reader: &super::BlobReader, blob: crate::model::blob::BlobRef) -> Result<Blob, super::BlobError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(reader.read(blob))
+}
+
+fn commit_blobs(desk: &mut Desk, put: Vec<Blob>, drop: Vec<Blob>) {
+    desk.number += 1;
+    let drop_blobs = drop.iter().map(Blob::id).collect();
+    let commit = Commit { number: desk.number, put_blobs: put, drop_blobs, ..Commit::default() };
+    desk.store.commit(commit).unwrap();
+    assert_eq!(desk.done.recv().unwrap(), CommitDone { number: desk.number, result: Ok(()) });
+}
+
+#[test]
+fn blobs_are_kept_in_parts_until_they_are_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let sizes = [0, 1, BLOB_PART_BYTES - 1, BLOB_PART_BYTES, BLOB_PART_BYTES + 1, 3 * BLOB_PART_BYTES + 7];
+    let blobs: Vec<Blob> =
+        sizes.iter().map(|size| Blob::new((0..*size).map(|n| n as u8).collect::<Vec<_>>())).collect();
+    let (mut desk, loaded) = Desk::open(dir.path());
+    assert_eq!(loaded.blobs, []);
+    commit_blobs(&mut desk, blobs.clone(), vec![]);
+    // Once more, and beside others.
+    let another = Blob::new("another");
+    commit_blobs(&mut desk, vec![blobs[4].clone(), another.clone()], vec![blobs[3].clone()]);
+    let (damaged, _) = tokio::sync::mpsc::unbounded_channel();
+    let reader = desk.store.blob_reader(damaged.clone());
+    desk.store.close();
+    assert_eq!(read_blob(&reader, another.reference()), Err(super::BlobError::Closed));
+
+    let (desk, mut loaded) = Desk::open(dir.path());
+    let reader = desk.store.blob_reader(damaged);
+    let mut kept: Vec<Blob> =
+        blobs.iter().enumerate().filter(|(at, _)| *at != 3).map(|(_, blob)| blob.clone()).collect();
+    kept.push(another);
+    let mut expected: Vec<_> = kept.iter().map(Blob::reference).collect();
+    expected.sort();
+    loaded.blobs.sort();
+    assert_eq!(loaded.blobs, expected);
+    for blob in &kept {
+        assert_eq!(read_blob(&reader, blob.reference()).as_ref(), Ok(blob));
+    }
+    assert_eq!(read_blob(&reader, blobs[3].reference()), Err(super::BlobError::Absent));
+}
+
+#[test]
+fn a_damaged_blob_is_named_forgotten_and_can_be_stored_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let (good, bad, torn) =
+        (Blob::new("good"), Blob::new(vec![7; BLOB_PART_BYTES + 9]), Blob::new(vec![8; BLOB_PART_BYTES + 9]));
+    let (mut desk, _) = Desk::open(dir.path());
+    commit_blobs(&mut desk, vec![good.clone(), bad.clone(), torn.clone()], vec![]);
+    desk.store.close();
+    in_a_closed(&dir, |connection| {
+        let flipped = "UPDATE blob SET value = CAST(substr(value, 1, 9) || x'00' || substr(value, 11) AS BLOB) WHERE part = 1 AND id = ?1";
+        assert_eq!(connection.execute(flipped, [bad.id().0]).unwrap(), 1);
+        assert_eq!(connection.execute("DELETE FROM blob WHERE part = 0 AND id = ?1", [torn.id().0]).unwrap(), 1);
+    });
+
+    let (mut desk, loaded) = Desk::open(dir.path());
+    assert_eq!(loaded.blobs.len(), 2, "what has lost a part is not there: {:?}", loaded.blobs);
+    let (damaged, mut named) = tokio::sync::mpsc::unbounded_channel();
+    let reader = desk.store.blob_reader(damaged);
+    assert_eq!(read_blob(&reader, bad.reference()), Err(super::BlobError::Damaged));
+    assert_eq!(named.try_recv(), Ok(bad.id()));
+    assert_eq!(read_blob(&reader, bad.reference()), Err(super::BlobError::Absent));
+    assert_eq!(read_blob(&reader, good.reference()).as_ref(), Ok(&good));
+    commit_blobs(&mut desk, vec![bad.clone(), torn.clone()], vec![]);
+    for blob in [&good, &bad, &torn] {
+        assert_eq!(read_blob(&reader, blob.reference()).as_ref(), Ok(blob));
+    }
+    desk.store.close();
+    in_a_closed(&dir, |connection| {
+        let rows: i64 = connection.query_row("SELECT count(*) FROM blob", [], |row| row.get(0)).unwrap();
+        assert_eq!(rows, 5, "what was damaged is gone");
+    });
 }

@@ -12,6 +12,7 @@
 //! How a job comes along is decided in [`lifecycle`](super::lifecycle) and carried out in `reconcile`.
 //! Ownership of partitions is in `ownership`, what peers and clients are answered in `serve`.
 
+mod blobs;
 mod ownership;
 mod reconcile;
 mod sealing;
@@ -25,15 +26,17 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use crate::model::blob::BlobRef;
 use crate::model::config::Config;
 use crate::model::id::{Actor, AttemptKey, Dot, Generation, JobId, NodeId, Partition};
-use crate::model::member::{Facts, Load, Status};
-use crate::model::record::{Exit, Fate, Phase, Record, Version};
+use crate::model::member::{Facts, Load, MemberState, Status};
+use crate::model::record::{Attempt, Exit, Fate, Phase, Record, Version};
 use crate::model::request::{Event, EventKind, SubmitOutcome};
 use crate::model::ring::Placement;
 use crate::model::time::{Moment, Now, Timestamp};
 use crate::model::wire::{Message, Probe};
 
+use super::blobs::Blobs;
 use super::comparison::{Answer, Comparison};
 use super::effect::{Effect, PodEnd, PodEvent};
 use super::gateway::{Ask, AskId, Gateway, Routing};
@@ -72,6 +75,8 @@ pub struct Start {
     pub has_seeds: bool,
     /// The records on its disk.
     pub records: Vec<Record>,
+    /// The blobs on its disk.
+    pub blobs: Vec<BlobRef>,
     /// The members it knew when it last ran.
     pub members: Vec<Facts>,
     /// For its dice.
@@ -94,6 +99,7 @@ pub struct Peer {
     acting_for: Vec<Partition>,
     placed_epoch: Option<u64>,
     records: Records,
+    blobs: Blobs,
     outbox: Outbox,
     replication: Replication<Waiting>,
     comparison: Comparison,
@@ -105,6 +111,10 @@ pub struct Peer {
     sealing: Sealing,
     next_comparison: Moment,
     pods: BTreeMap<Dot, Pod>,
+    /// Claims of this node whose checkpoint is waited for, and until when.
+    starting: BTreeMap<Dot, Starting>,
+    /// Who pushed a record and waits until its blobs have come.
+    pushed_by: BTreeMap<JobId, BTreeSet<NodeId>>,
     confirming: BTreeMap<JobId, Confirming>,
     dirty: BTreeSet<JobId>,
     timers: BTreeSet<(Moment, JobId)>,
@@ -141,6 +151,8 @@ enum Waiting {
     Submit(u64, usize),
     /// A claim that may start once it is safe.
     Claim(Dot),
+    /// A pod's report, which is answered by this number.
+    Pod(u64),
 }
 
 /// A pod of this node.
@@ -150,6 +162,17 @@ struct Pod {
     state: PodState,
     /// Why it was told to end; nothing while it was not.
     ended_because: &'static str,
+    /// The chain of the checkpoint it began with.
+    resumed: Option<u32>,
+    /// The number of the attempt whose checkpoint it should have begun with, and could not.
+    began_without: Option<u32>,
+}
+
+/// A claim of this node that may start, but for its checkpoint.
+#[derive(Debug)]
+struct Starting {
+    job: JobId,
+    until: Moment,
 }
 
 /// A claim on its way to its executor's start.
@@ -190,7 +213,7 @@ struct Counters {
 impl Peer {
     /// A peer that has just started, with what its disk had.
     pub fn new(now: Now, start: Start) -> Self {
-        let Start { config, facts, has_seeds, records: stored, members, seed } = start;
+        let Start { config, facts, has_seeds, records: stored, blobs: stored_blobs, members, seed } = start;
         let moment = now.moment;
         let me = Actor { node: facts.node, generation: facts.generation };
         let mut rng = StdRng::seed_from_u64(seed);
@@ -205,6 +228,18 @@ impl Peer {
             records.backdate(id, moment - now.wall.since(submitted_at));
             dirty.insert(id);
         }
+        let mut blobs = Blobs::new();
+        let mut outbox = Outbox::default();
+        let named = records.iter().flat_map(|(job, held)| held.record.blobs().into_iter().map(move |blob| (job, blob)));
+        for unnamed in blobs.load(&stored_blobs, named) {
+            outbox.save_blob(unnamed);
+        }
+        let lacking = |record: &Record| record.blobs().iter().any(|blob| blobs.lacks(blob.id));
+        let lacking: Vec<JobId> =
+            records.iter().filter(|(_, held)| lacking(&held.record)).map(|(job, _)| job).collect();
+        for job in lacking {
+            records.set_lacking(job, true);
+        }
         let membership = Membership::new(now, &config, facts, members, rng.next_u64());
         let placement = Placement::new(membership.view(), config.cluster.partitions, config.cluster.replicas);
         Self {
@@ -215,7 +250,8 @@ impl Peer {
             placement: Arc::new(placement),
             acting_for: Vec::new(),
             placed_epoch: None,
-            outbox: Outbox::default(),
+            outbox,
+            blobs,
             replication: Replication::new(timing.resend_after),
             comparison: Comparison::new(timing.resend_after * 4),
             scheduler: Scheduler::default(),
@@ -225,6 +261,8 @@ impl Peer {
             sealing: Sealing::default(),
             next_comparison: moment + timing.compare_interval,
             pods: BTreeMap::new(),
+            starting: BTreeMap::new(),
+            pushed_by: BTreeMap::new(),
             confirming: BTreeMap::new(),
             timers: BTreeSet::new(),
             timer_of: BTreeMap::new(),
@@ -314,7 +352,8 @@ impl Peer {
             return;
         }
         match message {
-            Message::Push { seq, records } => self.handle_push(now, from, seq, records),
+            Message::Push { seq, records, blobs } => self.handle_push(now, from, seq, records, blobs),
+            Message::PushAgain { jobs } => self.push_again(from, &jobs),
             Message::Stored { seq, versions } => {
                 for job in self.replication.handle_stored(from, seq, &versions) {
                     self.check_copies(now, job);
@@ -325,7 +364,14 @@ impl Peer {
             }
             Message::Differ { round, horizon, partitions, unsaved } => {
                 let answer = Answer { round, horizon, partitions, unsaved };
-                let (difference, step) = self.comparison.handle_differ(now.moment, from, answer, &self.records);
+                // A node that only holds strays hands them over; if it fetched what is newer, it would never be done.
+                let (me, placement, records) = (self.me, &self.placement, &self.records);
+                let wants = |job: JobId| {
+                    let runs_here = |attempt: &Attempt| attempt.is_live() && attempt.claim.executor == me;
+                    placement.acting(records.partition_of(job)).contains(&me.node)
+                        || records.get(job).is_some_and(|held| held.record.attempts.values().any(runs_here))
+                };
+                let (difference, step) = self.comparison.handle_differ(now.moment, from, answer, records, wants);
                 self.learn_difference(now, from, &difference);
                 self.step_comparison(now, from, step);
             }
@@ -369,16 +415,14 @@ impl Peer {
         match event {
             PodEvent::Started { key, at } => {
                 let dot = self.next_dot();
-                self.change(now, key.job, |record| record.start(dot, key.claim, at));
+                let remark = self.remark_on_start(key);
+                self.change(now, key.job, |record| record.start_remarkably(dot, key.claim, at, remark));
             }
-            PodEvent::Ended { key, at, end } => {
+            PodEvent::Reported { key, report } => self.handle_report(now, key, report),
+            PodEvent::Ended { key, at, end, left } => {
                 let because = self.pods.remove(&key.claim).map_or("", |pod| pod.ended_because);
                 self.must_schedule |= self.room.release(key.claim);
-                let dot = self.next_dot();
-                self.change(now, key.job, |record| {
-                    let fate = fate_of(record, key.claim, dot, at, end, because);
-                    record.advance(key.claim, fate);
-                });
+                self.handle_end(now, key, Ending { at, end, because }, *left);
                 self.dirty.insert(key.job);
             }
         }
@@ -386,7 +430,9 @@ impl Peer {
 
     /// Commit `number` is on disk.
     pub fn handle_committed(&mut self, now: Now, number: u64) {
-        for (job, revision) in self.outbox.handle_committed(number) {
+        let durable = self.outbox.handle_committed(number);
+        self.blobs.handle_stored(&durable.blobs);
+        for (job, revision) in durable.records {
             self.replication.handle_stored_here(job, revision);
             self.check_copies(now, job);
         }
@@ -460,7 +506,7 @@ impl Peer {
                 None => {}
             }
             if !self.settle(now) {
-                return self.outbox.poll_commit(&self.records).map(Effect::Commit);
+                return self.outbox.poll_commit(&self.records, &self.blobs).map(Effect::Commit);
             }
         }
     }
@@ -478,6 +524,8 @@ impl Peer {
             self.ownership.poll_timeout(),
             self.timers.first().map(|(at, _)| *at),
             self.parked_until.first().map(|(at, _)| *at),
+            self.blobs.poll_timeout(),
+            self.starting.values().map(|starting| starting.until).min(),
             self.disk_again_at,
             Some(self.next_comparison),
             gossip,
@@ -511,6 +559,8 @@ impl Peer {
             self.dirty.insert(job);
         }
         self.answer_parked_until(now);
+        self.blobs.handle_timeout(moment);
+        self.start_without_checkpoints(now);
         if self.disk_again_at.is_some_and(|at| at <= moment) {
             self.disk_again_at = None;
             self.outbox.resume();
@@ -543,10 +593,11 @@ impl Peer {
         if std::mem::take(&mut self.must_schedule) {
             progress |= self.schedule(now);
         }
-        while let Some((to, message)) = self.replication.poll_push(now.moment, &self.records) {
+        while let Some((to, message)) = self.replication.poll_push(now.moment, &self.records, &mut self.blobs) {
             progress = true;
             self.send(to, message);
         }
+        progress |= self.fetch_blobs(now);
         while let Some((to, message)) = self.comparison.poll_message(now.moment, now.wall.hour(), &self.records) {
             progress = true;
             self.send(to, message);
@@ -583,6 +634,8 @@ impl Peer {
                         };
                         if !member.is_live() {
                             self.handle_gone(node);
+                        } else if was.is_none_or(|was| matches!(was, MemberState::Down | MemberState::Left)) {
+                            self.blobs.handle_back(node);
                         }
                         self.tell(now, kind);
                     }
@@ -787,12 +840,25 @@ impl Peer {
     }
 }
 
+/// How a pod of this node ended.
+#[derive(Debug)]
+struct Ending {
+    at: Timestamp,
+    end: PodEnd,
+    /// Why it was told to end, if it was.
+    because: &'static str,
+}
+
 /// What becomes of an attempt whose pod ended, by its executor's own word. One that was told to end without the
 /// job being over goes back: it counts against nothing.
-fn fate_of(record: &Record, claim: Dot, dot: Dot, at: Timestamp, end: PodEnd, because: &str) -> Fate {
+fn fate_of(record: &Record, claim: Dot, dot: Dot, ending: Ending, remark: String) -> Fate {
+    let Ending { at, end, because } = ending;
     let (phase, exit, reason) = match end {
-        PodEnd::Exited(Exit::Code(0)) => (Phase::Succeeded, Some(Exit::Code(0)), String::new()),
-        PodEnd::Exited(exit) => (Phase::Failed, Some(exit), String::new()),
+        PodEnd::Exited(Exit::Code(0)) => (Phase::Succeeded, Some(Exit::Code(0)), remark),
+        PodEnd::Exited(exit) => (Phase::Failed, Some(exit), remark),
+        PodEnd::Silent(limit) => {
+            (Phase::Failed, None, format!("no heartbeat for {}", humantime::format_duration(limit)))
+        }
         PodEnd::Stopped(exit) => {
             let over = record.stop.is_some() || record.is_superseded(claim) || record.state().is_terminal();
             (if over { Phase::Stopped } else { Phase::Returned }, Some(exit), because.to_owned())

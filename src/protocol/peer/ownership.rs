@@ -255,7 +255,7 @@ impl Peer {
     /// What a peer's list showed: who has what this node has, and who lacks it.
     pub(super) fn learn_difference(&mut self, now: Now, peer: NodeId, difference: &Difference) {
         for (job, version) in &difference.same {
-            if let Some(held) = self.records.get(*job).filter(|held| held.version == *version) {
+            if let Some(held) = self.records.get(*job).filter(|held| held.compared() == *version) {
                 self.replication.learn(*job, peer, held.revision, *version);
                 self.check_copies(now, *job);
             }

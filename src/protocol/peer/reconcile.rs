@@ -12,6 +12,7 @@ use crate::model::resources::Resources;
 use crate::model::time::{Moment, Now};
 use crate::model::wire::Message;
 
+use super::super::blobs::Blobs;
 use super::super::effect::{Effect, PodStart};
 use super::super::lifecycle::{ExecutorDoes, OwnerDoes, OwnerSees, PodState, executor_decides, owner_decides, unfit};
 use super::super::records::Held;
@@ -53,7 +54,9 @@ impl Peer {
     fn put(&mut self, now: Now, record: Arc<Record>, version: Version) -> u64 {
         let job = record.id;
         let before = self.records.get(job).map(|held| outline(&held.record));
+        self.name_blobs(job, &record);
         let revision = self.records.put(now.moment, record, version);
+        self.note_lacking(job);
         self.outbox.save(job);
         self.dirty.insert(job);
         self.answer_watchers(now, job);
@@ -66,6 +69,9 @@ impl Peer {
     pub(super) fn absorb(&mut self, now: Now, from: NodeId, record: Arc<Record>) -> Option<Version> {
         let theirs = record.version();
         let job = record.id;
+        let names = record.blobs();
+        let hint = |blobs: &mut Blobs| names.iter().for_each(|name| blobs.hint(name.id, from));
+        hint(&mut self.blobs);
         if self.records.get(job).is_some_and(|held| held.version == theirs) {
             return Some(theirs);
         }
@@ -97,6 +103,7 @@ impl Peer {
         let version = merged.version();
         self.counters.merged += 1;
         let revision = self.put(now, merged, version);
+        hint(&mut self.blobs);
         if version != theirs {
             // The other lacks something that this node had.
             self.replication.push_once(job, from);
@@ -106,13 +113,6 @@ impl Peer {
             self.replication.track(now.moment, job, revision, targets);
         }
         Some(version)
-    }
-
-    /// Records were pushed to this node: merge them, and say so once they are stored.
-    pub(super) fn handle_push(&mut self, now: Now, from: NodeId, seq: u64, records: Vec<Arc<Record>>) {
-        let versions = records.into_iter().map(|record| self.absorb(now, from, record)).collect();
-        let message = Message::Stored { seq, versions };
-        self.outbox.send_when_stored(Effect::Send { to: from, message });
     }
 
     /// Looks at one job again, and does what follows.
@@ -152,6 +152,7 @@ impl Peer {
                     if let Some(pod) = self.pods.get_mut(claim) {
                         pod.state = PodState::Ending;
                         pod.ended_because = reason;
+                        self.outbox.send(Effect::Silence(AttemptKey { job, claim: *claim }));
                         self.outbox.send(Effect::StopPod(AttemptKey { job, claim: *claim }));
                     }
                 }
@@ -280,6 +281,7 @@ impl Peer {
         self.replication.forget(job);
         if !keep {
             self.counters.strays_handed_over += 1;
+            self.unname_blobs(job);
             self.records.remove(job);
             self.outbox.save(job);
         }
@@ -289,6 +291,7 @@ impl Peer {
     pub(super) fn drop_record(&mut self, job: JobId) {
         self.replication.forget(job);
         self.stop_deciding(job);
+        self.unname_blobs(job);
         self.records.remove(job);
         self.outbox.save(job);
         self.outbox.send_when_stored(Effect::Sweep(job));
@@ -302,6 +305,7 @@ impl Peer {
                 Waiting::Submit(submit, at) => {
                     self.settle_submit(submit, at, job, waited.replicas, waited.wanted);
                 }
+                Waiting::Pod(answer) => self.answer_pod(answer, waited.replicas, waited.wanted),
                 Waiting::Claim(claim) => {
                     let still_wanted = self.confirming.get(&job).is_some_and(|waiting| waiting.claim == claim);
                     if enough && still_wanted {
@@ -333,9 +337,7 @@ impl Peer {
             return;
         };
         let revision = held.revision;
-        let partition = self.records.partition_of(job);
-        let acting = self.placement.acting(partition).len() as u32;
-        let wanted = majority(self.placement.home(partition).len()).min(acting).max(1);
+        let wanted = self.copies_for_safety(job);
         if !self.replication.is_spreading(job) {
             let targets = self.targets(job);
             self.replication.spread(now.moment, job, revision, targets);
@@ -347,6 +349,13 @@ impl Peer {
             self.replication.handle_stored_here(job, revision);
         }
         self.check_copies(now, job);
+    }
+
+    /// How many copies of the record make it safe: a majority of its home list, or all there can be now.
+    pub(super) fn copies_for_safety(&self, job: JobId) -> u32 {
+        let partition = self.records.partition_of(job);
+        let acting = self.placement.acting(partition).len() as u32;
+        majority(self.placement.home(partition).len()).min(acting).max(1)
     }
 
     fn tell_executor(&mut self, now: Now, job: JobId, claim: Dot) {
@@ -392,13 +401,26 @@ impl Peer {
         if !self.room.take(job, claim, record.spec().need()) {
             return self.say_of_own_attempt(now, job, claim, Phase::Returned, NO_ROOM);
         }
-        self.pods.insert(claim, Pod { job, state: PodState::Running, ended_because: "" });
+        if self.waits_for_checkpoint(now, &record, claim) {
+            return;
+        }
+        let saved = record.checkpoint.as_ref();
+        let checkpoint = saved.filter(|saved| !self.blobs.lacks(saved.blob.id));
+        let pod = Pod {
+            job,
+            state: PodState::Running,
+            ended_because: "",
+            resumed: checkpoint.map(|checkpoint| checkpoint.chain),
+            began_without: saved.filter(|_| checkpoint.is_none()).map(|saved| saved.number),
+        };
+        self.pods.insert(claim, pod);
         self.counters.started += 1;
         self.outbox.send_when_stored(Effect::StartPod(PodStart {
             key: AttemptKey { job, claim },
             number: attempt.claim.number,
             fence: attempt.fence(),
             submission: Arc::clone(&record.submission),
+            checkpoint: checkpoint.map(|checkpoint| checkpoint.blob),
         }));
     }
 

@@ -115,7 +115,8 @@ impl Peer {
         let same = versions
             .iter()
             .map(|(job, version)| {
-                self.records.get(*job).is_some_and(|held| held.version == *version) && self.outbox.is_stored(*job)
+                let is_same = self.records.get(*job).is_some_and(|held| held.version == *version);
+                is_same && self.outbox.is_stored(*job) && !self.expects_blobs(*job)
             })
             .collect();
         self.send(from, Message::Checked { round, same });
