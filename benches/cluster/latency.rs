@@ -1,0 +1,90 @@
+//! How long a client waits that submits to an idle cluster, how long its job, and how long who reads along.
+
+use std::io::{BufRead, Read};
+use std::process::Command;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, ensure};
+use serde_json::json;
+
+use crate::nodes::{Nodes, PATIENCE, expect};
+use crate::table::{Spread, Table, p50_p99_ms};
+
+/// Submits in a round.
+const SUBMITS: usize = 200;
+/// Between two of them, so that each finds the cluster idle.
+const PAUSE: Duration = Duration::from_millis(15);
+
+/// Until the acknowledgement, and until the process says that it runs, on three nodes with three copies.
+pub fn idle(rounds: usize, table: &mut Table) -> anyhow::Result<()> {
+    let (mut acks, mut starts) = (Vec::new(), Vec::new());
+    let nodes = Nodes::start(3, "--replicas 3 --slots 4")?;
+    let pipe = nodes.folder().join("started");
+    ensure!(Command::new("mkfifo").arg(&pipe).status()?.success(), "mkfifo works");
+    // Opened for both, so that reading does not end when a writer does.
+    let reader = std::fs::File::options().read(true).write(true).open(&pipe)?;
+    let (started, starts_seen) = mpsc::channel();
+    thread::spawn(move || {
+        let (mut reader, mut byte) = (reader, [0]);
+        while reader.read_exact(&mut byte).is_ok() && started.send(Instant::now()).is_ok() {}
+    });
+    let job = json!({"command": ["sh", "-c", format!("printf x >{}", pipe.display())]});
+    for at in 0..rounds * SUBMITS {
+        let mut connection = nodes.connect(at % nodes.len())?;
+        let begun = Instant::now();
+        let (status, answer) = connection.submit(&job)?;
+        acks.push(begun.elapsed().as_secs_f64());
+        expect(status, &answer)?;
+        starts.push((starts_seen.recv_timeout(PATIENCE)? - begun).as_secs_f64());
+        thread::sleep(PAUSE);
+    }
+    table.say("submit to acknowledgement, R=3, idle", p50_p99_ms(&acks), "p50 / p99 (submits)");
+    table.say("submit to the process's first act, R=3, idle", p50_p99_ms(&starts), "p50 / p99 (submits)");
+    Ok(())
+}
+
+/// From a job's writing a line to a client's reading it on another node; and how fast one client reads a long log.
+pub fn logs(rounds: usize, table: &mut Table) -> anyhow::Result<()> {
+    const MEGABYTES: usize = 200;
+    let nodes = Nodes::start(2, "--replicas 2 --slots 2 --log-limit 1GiB")?;
+    let (mut delays, mut rates) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let lines = "for i in $(seq 100); do date +%s.%N; sleep 0.02; done";
+        let (id, other) = submitted(&nodes, lines)?;
+        let mut log = nodes.connect(other)?.follow(&format!("/v1/jobs/{id}/logs?follow=true&stream=stdout"))?;
+        let mut line = String::new();
+        while log.read_line(&mut line)? > 0 {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64();
+            delays.push(now - line.trim().parse::<f64>().with_context(|| format!("{line:?} is no time"))?);
+            line.clear();
+        }
+        let bytes = format!("head -c {MEGABYTES}000000 /dev/zero");
+        let (id, other) = submitted(&nodes, &bytes)?;
+        let begun = Instant::now();
+        let mut log = nodes.connect(other)?.follow(&format!("/v1/jobs/{id}/logs?follow=true&stream=stdout"))?;
+        let mut buffer = vec![0; 1 << 16];
+        let mut read = 0;
+        loop {
+            match log.read(&mut buffer)? {
+                0 => break,
+                bytes => read += bytes,
+            }
+        }
+        ensure!(read >= MEGABYTES * 1_000_000, "all of it was read: {read}");
+        rates.push(read as f64 / 1e6 / begun.elapsed().as_secs_f64());
+    }
+    table.say("a line of a log, to a reader on another node", p50_p99_ms(&delays), "p50 / p99 (lines)");
+    table.say("a log, to one reader on another node", format!("{} MB/s", Spread::of(&rates, 0)), "to reach: 50");
+    Ok(())
+}
+
+/// Submits a script, and waits until it runs: its id, and a node that does not run it.
+fn submitted(nodes: &Nodes, script: &str) -> anyhow::Result<(String, usize)> {
+    let (status, answer) = nodes.connect(0)?.submit(&json!({"command": ["sh", "-c", script]}))?;
+    expect(status, &answer)?;
+    let id = answer["id"].as_str().context("an id")?.to_owned();
+    let executor = nodes.executor_of(&id, 0)?;
+    Ok((id, (executor + 1) % nodes.len()))
+}

@@ -1,0 +1,70 @@
+//! Jobs that are processes that do nothing, from being submitted to their ends.
+
+use std::time::Instant;
+
+use serde_json::json;
+
+use crate::charts::{Chart, Line};
+use crate::limits;
+use crate::nodes::{Nodes, expect};
+use crate::table::Table;
+
+/// Enough for some seconds.
+const JOBS: usize = 4_000;
+/// In one request; a client that has so many to submit does so.
+const REQUEST: usize = 1_000;
+
+/// On one node, and on three that replicate everything three times.
+pub fn processes(rounds: usize, table: &mut Table) -> anyhow::Result<()> {
+    let single = Nodes::start(1, "--replicas 1 --slots 4")?;
+    let three = Nodes::start(3, "--replicas 3 --slots 2")?;
+    run(&single, JOBS / 4)?;
+    run(&three, JOBS / 4)?;
+    let (mut limit, mut of_one, mut of_three, mut of_xargs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        limit.push(limits::spawns(JOBS));
+        of_one.push(run(&single, JOBS)?);
+        of_three.push(run(&three, JOBS)?);
+        of_xargs.extend(limits::xargs(JOBS));
+    }
+    table.rates("no-op processes, 1 durable node", &of_one, "the spawn limit", &limit);
+    table.rates("no-op processes, 3 nodes, R=3", &of_three, "the spawn limit", &limit);
+    if of_xargs.len() == limit.len() {
+        table.rates("no-op processes, xargs -P2", &of_xargs, "the spawn limit", &limit);
+    }
+    Ok(())
+}
+
+/// Submits so many no-op processes, in equal parts to all nodes, and waits for all ends. Jobs a second.
+fn run(nodes: &Nodes, count: usize) -> anyhow::Result<f64> {
+    let request = json!(vec![json!({"command": ["/bin/true"]}); REQUEST.min(count)]);
+    let begun = Instant::now();
+    for at in 0..count.div_ceil(REQUEST) {
+        let (status, answer) = nodes.connect(at % nodes.len())?.submit(&request)?;
+        expect(status, &answer)?;
+    }
+    for place in 0..nodes.len() {
+        nodes.all_ended(place)?;
+    }
+    Ok(count as f64 / begun.elapsed().as_secs_f64())
+}
+
+/// How the rate changes with the number of nodes, which share this machine.
+pub fn by_nodes() -> anyhow::Result<Chart> {
+    let mut chart = Chart::new("No-op processes, by nodes on one machine", "nodes (R = 3, or all)", "jobs/s");
+    let (mut rates, mut limit) = (Line::new("flockwork"), Line::new("spawn limit"));
+    for count in [1, 3, 5, 10] {
+        let nodes = Nodes::start(count, &format!("--replicas {} --slots 2", count.min(3)))?;
+        run(&nodes, JOBS / 4)?;
+        let mut of_rounds: Vec<(f64, f64)> = Vec::new();
+        for _ in 0..3 {
+            of_rounds.push((run(&nodes, JOBS)?, limits::spawns(JOBS)));
+        }
+        of_rounds.sort_by(|a, b| (a.0 / a.1).total_cmp(&(b.0 / b.1)));
+        let (rate, spawns) = of_rounds[1];
+        rates.add(count as f64, rate);
+        limit.add(count as f64, spawns);
+    }
+    chart.lines = vec![rates, limit];
+    Ok(chart)
+}
