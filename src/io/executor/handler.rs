@@ -165,10 +165,6 @@ impl LogWriter {
 /// Runs the pod to its end.
 pub(super) async fn run(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart) -> PodEnd {
     let spec = &start.submission.spec;
-    let dir = core.layout.attempt(start.key);
-    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || std::fs::create_dir_all(dir)).await {
-        return PodEnd::Unable { reason: format!("the attempt's directory cannot be made: {error}") };
-    }
     let checkpoint = match process::read_checkpoint(core, start).await {
         Ok(saved) => saved.map(|blob| blob.bytes().clone()),
         Err(end) => return end,

@@ -160,7 +160,15 @@ impl StreamLog {
                 tracing::warn!(dir = %self.dir.display(), %error, "an old part of a pod's log could not be removed");
             }
         }
-        let file = File::create(segment_path(&self.dir, self.stream, start))?;
+        let path = segment_path(&self.dir, self.stream, start);
+        // Many attempts write nothing, and need no directory either.
+        let file = match File::create(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                fs::create_dir_all(&self.dir)?;
+                File::create(&path)?
+            }
+            outcome => outcome?,
+        };
         self.index().segments.push_back(Segment { start, len: 0 });
         Ok(SegmentWriter { file, room_bytes })
     }
@@ -383,9 +391,11 @@ mod tests {
         assert_eq!(log.tail(100).unwrap(), Some((10, b"abcdefghijklm".to_vec())));
 
         let parent = tempfile::tempdir().unwrap();
-        let log = StreamLog::new(parent.path().join("later"), Stream::Stdout, 100);
+        let in_the_way = parent.path().join("later");
+        fs::write(&in_the_way, "").unwrap();
+        let log = StreamLog::new(in_the_way.clone(), Stream::Stdout, 100);
         assert!(log.append(b"lost").is_err());
-        fs::create_dir(parent.path().join("later")).unwrap();
+        fs::remove_file(in_the_way).unwrap();
         log.append(b"kept").unwrap();
         log.close();
         assert_eq!(log.tail(100).unwrap(), Some((4, b"kept".to_vec())));
@@ -394,10 +404,11 @@ mod tests {
     #[tokio::test]
     async fn a_disk_that_takes_nothing_leaves_a_gap() {
         let parent = tempfile::tempdir().unwrap();
-        let dir = parent.path().join("later");
-        let log = Arc::new(StreamLog::new(dir.clone(), Stream::Stderr, 100));
+        let in_the_way = parent.path().join("later");
+        fs::write(&in_the_way, "").unwrap();
+        let log = Arc::new(StreamLog::new(in_the_way.clone(), Stream::Stderr, 100));
         assert!(log.append(b"lost").is_err());
-        fs::create_dir(&dir).unwrap();
+        fs::remove_file(in_the_way).unwrap();
         log.append(b"kept").unwrap();
         log.close();
         log.append(b"late").unwrap();

@@ -24,6 +24,7 @@
 //! It does not know why a pod is started or stopped, what its exit means for the job, or that there are other
 //! nodes.
 
+mod cells;
 mod guard;
 mod handler;
 mod log;
@@ -64,6 +65,7 @@ use crate::model::spec::Driver;
 use crate::model::time::Timestamp;
 use crate::model::wire::{LogChunk, LogRequest, Stream};
 use crate::protocol::effect::{Leavings, PodEnd, PodEvent, PodStart, Rejected};
+use cells::{Cell, Cells};
 use guard::Guard;
 use log::StreamLog;
 use marker::{Mark, Origin};
@@ -139,6 +141,7 @@ pub struct Executor {
 struct Core {
     config: ExecutorConfig,
     layout: Layout,
+    cells: Cells,
     origin: Origin,
     /// What pods are given of the node's environment.
     passed_on: Vec<(&'static str, OsString)>,
@@ -178,6 +181,8 @@ struct Pod {
     stderr: Arc<StreamLog>,
     /// Its job was swept while it ran: sweep again when it has ended.
     swept: AtomicBool,
+    /// Its own directories, while it runs.
+    cell: Mutex<Option<Cell>>,
 }
 
 /// Why a pod is being ended. The first reason counts.
@@ -246,28 +251,6 @@ impl Layout {
     fn attempt(&self, key: AttemptKey) -> PathBuf {
         self.job(key.job).join(marker::claim_name(key.claim))
     }
-
-    fn all_tmp(&self) -> PathBuf {
-        self.dir.join("tmp")
-    }
-
-    /// What an attempt has for itself while it runs.
-    fn tmp(&self, key: AttemptKey) -> PathBuf {
-        self.all_tmp().join(format!("{}.{}", key.job, marker::claim_name(key.claim)))
-    }
-
-    /// Where an attempt finds its checkpoint, and leaves its result.
-    fn exchange(&self, key: AttemptKey) -> PathBuf {
-        self.all_tmp().join(format!("{}.{}.pod", key.job, marker::claim_name(key.claim)))
-    }
-
-    fn checkpoint_file(&self, key: AttemptKey) -> PathBuf {
-        self.exchange(key).join("checkpoint")
-    }
-
-    fn result_file(&self, key: AttemptKey) -> PathBuf {
-        self.exchange(key).join("result")
-    }
 }
 
 impl Executor {
@@ -303,6 +286,7 @@ impl Executor {
         let core = Arc::new(Core {
             passed_on: process::passed_on(),
             config,
+            cells: Cells::new(layout.dir.join("tmp")),
             layout,
             origin,
             registry: Mutex::default(),
@@ -328,7 +312,7 @@ impl Executor {
     /// Ends what an earlier start of this node has left running, removes its pods' own directories, and says whose
     /// processes were found. To be called once, before the first pod is started.
     pub async fn reap_leftovers(&self) -> Vec<AttemptKey> {
-        let (origin, tmp) = (self.core.origin.clone(), self.core.layout.all_tmp());
+        let (origin, tmp) = (self.core.origin.clone(), self.core.cells.dir().to_owned());
         let reaping = tokio::task::spawn_blocking(move || {
             let mut keys = Vec::new();
             for _ in 0..LOOKS_FOR_LEFTOVERS {
@@ -469,6 +453,9 @@ impl Executor {
             tracing::error!(?pods, "these pods cannot be ended, and end with this program");
         }
         core.kill_strays().await;
+        let clearing = Arc::clone(core);
+        // Nothing is lost where this fails: the next start removes what it finds.
+        let _ = tokio::task::spawn_blocking(move || clearing.cells.remove_spare()).await;
         core.closing.cancel();
     }
 
@@ -490,6 +477,7 @@ impl Pod {
             stdout: log(Stream::Stdout),
             stderr: log(Stream::Stderr),
             swept: AtomicBool::new(false),
+            cell: Mutex::default(),
         }
     }
 
@@ -589,7 +577,7 @@ async fn run_pod(core: Arc<Core>, pod: Arc<Pod>, start: PodStart) {
         PodEnd::Silent(_) | PodEnd::Stopped(_) | PodEnd::CouldNotStart { .. } | PodEnd::Unable { .. } => None,
     };
     let clearing = tokio::task::spawn_blocking(move || {
-        let mut left = clear_up(&clearing, &ended, key, driver);
+        let mut left = clear_up(&clearing, &ended, key);
         let kills = ended.memory_kills.get().copied();
         if let Some(remark) = by_itself.and_then(|exit| clearing.memory.remark(exit, kills)) {
             left.remark = if left.remark.is_empty() { remark } else { format!("{remark}; {}", left.remark) };
@@ -607,7 +595,7 @@ async fn run_pod(core: Arc<Core>, pod: Arc<Pod>, start: PodStart) {
 }
 
 /// Gathers what a pod that has ended leaves behind, and removes the rest. Blocks.
-fn clear_up(core: &Core, pod: &Pod, key: AttemptKey, driver: Driver) -> Leavings {
+fn clear_up(core: &Core, pod: &Pod, key: AttemptKey) -> Leavings {
     let (progress, told) = pod.voice.revoke();
     let mut left = Leavings { progress, result: told.map(Blob::new), ..Leavings::default() };
     for (log, tail) in [(&pod.stdout, &mut left.stdout), (&pod.stderr, &mut left.stderr)] {
@@ -616,16 +604,15 @@ fn clear_up(core: &Core, pod: &Pod, key: AttemptKey, driver: Driver) -> Leavings
             Err(error) => tracing::warn!(job = %key.job, %error, "the end of a pod's log cannot be read"),
         }
     }
-    if driver == Driver::Process {
-        match read_result(&core.layout.result_file(key)) {
+    let cell = pod.cell.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(cell) = cell {
+        match read_result(&cell.result_file()) {
             Ok(Some(result)) => left.result = Some(Blob::new(result)),
             Ok(None) => {}
             Err(error) => left.remark = format!("its result is lost: {error}"),
         }
-        for dir in [core.layout.tmp(key), core.layout.exchange(key)] {
-            if let Err(error) = remove_all(&dir) {
-                tracing::warn!(job = %key.job, %error, "a pod's own directory cannot be removed");
-            }
+        if let Err(error) = core.cells.give_back(cell) {
+            tracing::warn!(job = %key.job, %error, "a pod's own directory cannot be removed");
         }
     }
     left

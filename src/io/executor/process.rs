@@ -23,7 +23,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -34,6 +34,7 @@ use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::cells::Cell;
 use super::log::StreamLog;
 use super::marker::{self, Mark};
 use super::{Cause, Core, Pod, Silence, until};
@@ -183,17 +184,18 @@ pub(super) async fn read_checkpoint(core: &Core, start: &PodStart) -> Result<Opt
     read.map(Some).map_err(|error| unable(&format!("the checkpoint cannot be read: {error}")))
 }
 
-/// Makes the pod's directories and starts its process. Blocks.
+/// Gives the pod its directories and starts its process. Blocks.
 fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Result<Spawned, PodEnd> {
     let spec = &start.submission.spec;
-    let own_dir = core.layout.tmp(start.key);
-    for dir in [&core.layout.attempt(start.key), &own_dir, &core.layout.exchange(start.key)] {
-        if let Err(error) = fs::create_dir_all(dir) {
-            return Err(unable(&format!("the directory {} cannot be made: {error}", dir.display())));
-        }
-    }
+    let cell = core.cells.take().map_err(|error| {
+        unable(&format!("a directory for the job cannot be made in {}: {error}", core.cells.dir().display()))
+    })?;
+    let (own_dir, told) = (cell.own(), told_to_job(core, pod, start, &cell));
+    let checkpoint_file = cell.checkpoint_file();
+    // Whatever comes of it now, the cell is taken back when the attempt is over.
+    *pod.cell.lock().unwrap_or_else(PoisonError::into_inner) = Some(cell);
     if let Some(saved) = saved
-        && let Err(error) = fs::write(core.layout.checkpoint_file(start.key), saved.bytes())
+        && let Err(error) = fs::write(checkpoint_file, saved.bytes())
     {
         return Err(unable(&format!("the checkpoint cannot be written: {error}")));
     }
@@ -210,7 +212,7 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
     command.arg0(name).args(arguments).current_dir(cwd).process_group(0);
     command.env_clear();
     command.envs(core.passed_on.iter().map(|(name, value)| (name, value)));
-    command.envs(&spec.env).envs(told_to_job(core, pod, start, own_dir));
+    command.envs(&spec.env).envs(told);
     let has_input = spec.stdin.as_ref().is_some_and(|stdin| !stdin.0.is_empty());
     command.stdin(if has_input { Stdio::piped() } else { Stdio::null() });
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -231,7 +233,7 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
 }
 
 /// The variables by which a job knows what it is. They win over the job's own of the same name.
-fn told_to_job(core: &Core, pod: &Pod, start: &PodStart, own_dir: PathBuf) -> Vec<(&'static str, OsString)> {
+fn told_to_job(core: &Core, pod: &Pod, start: &PodStart, cell: &Cell) -> Vec<(&'static str, OsString)> {
     let (mark_name, mark) = Mark { origin: core.origin.clone(), key: start.key }.variable();
     vec![
         (mark_name, mark.into()),
@@ -242,9 +244,9 @@ fn told_to_job(core: &Core, pod: &Pod, start: &PodStart, own_dir: PathBuf) -> Ve
         ("FLOCKWORK_NODE", core.config.node_name.clone().into()),
         ("FLOCKWORK_POD_URL", core.pod_api.url().into()),
         ("FLOCKWORK_POD_TOKEN", pod.token.clone().into()),
-        ("FLOCKWORK_CHECKPOINT_FILE", core.layout.checkpoint_file(start.key).into()),
-        ("FLOCKWORK_RESULT_FILE", core.layout.result_file(start.key).into()),
-        ("FLOCKWORK_TMPDIR", own_dir.into()),
+        ("FLOCKWORK_CHECKPOINT_FILE", cell.checkpoint_file().into()),
+        ("FLOCKWORK_RESULT_FILE", cell.result_file().into()),
+        ("FLOCKWORK_TMPDIR", cell.own().into()),
     ]
 }
 

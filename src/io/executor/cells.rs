@@ -1,0 +1,187 @@
+//! The directories that attempts have for themselves while they run.
+//!
+//! A cell has two rooms: one is the job's own (its `FLOCKWORK_TMPDIR`, and its working directory unless it asks for
+//! another), the other is where it finds its checkpoint and leaves its result. When the attempt has ended, the cell is
+//! cleared, checked and given to the next one; the next attempt finds it as if newly made. Making and removing
+//! directories for each attempt would be simpler, and cost a third of a processor where jobs are short: a file
+//! system that journals takes its time over every inode it gives out and takes back.
+//!
+//! A job can do to its cell what it likes. What does not look as it was made is removed instead of being used again.
+
+use std::fs::{self, DirBuilder};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// What a cell's directories look like: nobody else may look into them.
+const MODE: u32 = 0o700;
+
+/// All cells of a node, in one directory.
+#[derive(Debug)]
+pub(super) struct Cells {
+    dir: PathBuf,
+    spare: Mutex<Vec<Cell>>,
+    made: AtomicU64,
+}
+
+/// One attempt's directories.
+#[derive(Debug)]
+pub(super) struct Cell(PathBuf);
+
+impl Cell {
+    /// What the job has for itself.
+    pub(super) fn own(&self) -> PathBuf {
+        self.0.join("own")
+    }
+
+    /// Where the job finds its checkpoint, and leaves its result.
+    fn exchange(&self) -> PathBuf {
+        self.0.join("exchange")
+    }
+
+    pub(super) fn checkpoint_file(&self) -> PathBuf {
+        self.exchange().join("checkpoint")
+    }
+
+    pub(super) fn result_file(&self) -> PathBuf {
+        self.exchange().join("result")
+    }
+
+    fn make(&self) -> io::Result<()> {
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(MODE);
+        builder.create(self.own())?;
+        builder.create(self.exchange())
+    }
+
+    /// Removes what is in it; whether it is then as it was made.
+    fn clear(&self) -> io::Result<bool> {
+        let as_made = is_as_made(&self.0)? && is_as_made(&self.own())? && is_as_made(&self.exchange())?;
+        if !as_made {
+            return Ok(false);
+        }
+        for room in [self.own(), self.exchange()] {
+            for entry in fs::read_dir(room)? {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    fs::remove_dir_all(entry.path())?;
+                } else {
+                    fs::remove_file(entry.path())?;
+                }
+            }
+        }
+        Ok(fs::read_dir(&self.0)?.count() == 2)
+    }
+}
+
+impl Cells {
+    /// None yet, in a directory that is made when there is one.
+    pub(super) fn new(dir: PathBuf) -> Self {
+        Self { dir, spare: Mutex::default(), made: AtomicU64::new(0) }
+    }
+
+    /// The directory of all of them.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// An empty cell. Blocks.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub(super) fn take(&self) -> io::Result<Cell> {
+        if let Some(cell) = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop() {
+            return Ok(cell);
+        }
+        let cell = Cell(self.dir.join(self.made.fetch_add(1, Ordering::Relaxed).to_string()));
+        cell.make()?;
+        Ok(cell)
+    }
+
+    /// Takes a cell back whose attempt has ended. Blocks.
+    ///
+    /// # Errors
+    /// It can neither be cleared nor removed.
+    pub(super) fn give_back(&self, cell: Cell) -> io::Result<()> {
+        if matches!(cell.clear(), Ok(true)) {
+            self.spare.lock().unwrap_or_else(PoisonError::into_inner).push(cell);
+            return Ok(());
+        }
+        match fs::remove_dir_all(&cell.0) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    /// Removes the cells that nobody has. Blocks.
+    pub(super) fn remove_spare(&self) {
+        let spare = std::mem::take(&mut *self.spare.lock().unwrap_or_else(PoisonError::into_inner));
+        for cell in spare {
+            if let Err(error) = fs::remove_dir_all(&cell.0) {
+                tracing::warn!(dir = %cell.0.display(), %error, "a directory of a pod cannot be removed");
+            }
+        }
+    }
+}
+
+fn is_as_made(dir: &Path) -> io::Result<bool> {
+    let metadata = fs::symlink_metadata(dir)?;
+    Ok(metadata.is_dir()
+        && metadata.mode() & 0o7777 == MODE
+        && metadata.uid() == rustix::process::geteuid().as_raw()
+        && metadata.gid() == rustix::process::getegid().as_raw())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn the_next_attempt_finds_nothing_of_the_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let cells = Cells::new(dir.path().join("cells"));
+        let first = cells.take().unwrap();
+        let path = first.own();
+        fs::create_dir_all(path.join("deep/er")).unwrap();
+        fs::write(path.join("deep/er/file"), "x").unwrap();
+        symlink("/", path.join("away")).unwrap();
+        fs::write(first.result_file(), "x").unwrap();
+        cells.give_back(first).unwrap();
+
+        let second = cells.take().unwrap();
+        assert_eq!(second.own(), path);
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
+        assert!(!second.result_file().exists());
+        assert_ne!(cells.take().unwrap().own(), path);
+    }
+
+    #[test]
+    fn what_a_job_has_tampered_with_is_not_used_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let victim = dir.path().join("victim");
+        fs::write(&victim, "x").unwrap();
+        let cells = Cells::new(dir.path().join("cells"));
+        let tamperings: [fn(&Cell, &Path); 4] = [
+            |cell, _| fs::set_permissions(cell.own(), fs::Permissions::from_mode(0o777)).unwrap(),
+            |cell, _| fs::write(cell.0.join("besides"), "x").unwrap(),
+            |cell, _| fs::remove_dir(cell.own()).unwrap(),
+            |cell, outside| {
+                fs::remove_dir(cell.exchange()).unwrap();
+                symlink(outside, cell.exchange()).unwrap();
+            },
+        ];
+        for tamper in tamperings {
+            let cell = cells.take().unwrap();
+            let path = cell.own();
+            tamper(&cell, dir.path());
+            cells.give_back(cell).unwrap();
+            assert_ne!(cells.take().unwrap().own(), path);
+            assert!(!path.exists());
+        }
+        assert!(victim.exists());
+    }
+}
