@@ -514,7 +514,7 @@ impl World {
             Effect::StartPod(start) => self.start_pod(node, start),
             Effect::StopPod(key) => self.stop_pod(node, key),
             Effect::Reply(reply) => self.take_reply(node, reply),
-            Effect::Tell { .. } | Effect::Note(_) | Effect::Sweep(_) => {}
+            Effect::Tell { .. } | Effect::Note(_) | Effect::Sweep(_) | Effect::Call { .. } => {}
         }
     }
 
