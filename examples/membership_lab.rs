@@ -4,13 +4,15 @@
 //! cargo run --release --features simulation --example membership_lab -- lifeguard
 //! cargo run --release --features simulation --example membership_lab -- thousand
 //! cargo run --release --features simulation --example membership_lab -- soak --seeds 20000
+//! cargo run --release --features simulation --example membership_lab -- planted
 //! ```
 //!
-//! `lifeguard` is the experiment of Lifeguard's paper (arXiv 1707.00788, section V): of 128 members some freeze again
-//! and again. It counts what is believed of members that are well, and how fast a freeze is noticed, with Lifeguard's
-//! rules and without them. `thousand` measures detection, spreading and traffic among 1,000 members, then cuts them in
-//! two halves and heals the cut. `soak` lets faults of every kind befall ten members and looks whether every view
-//! tells the truth afterwards, for as many seeds as are asked for.
+//! `lifeguard` is the experiment of Lifeguard's paper (arXiv 1707.00788, section V): of 128 members some stall or freeze
+//! again and again. It counts what is believed of members that are well, and how fast the others are noticed, with
+//! Lifeguard's rules and without them. `thousand` measures detection, spreading and traffic among 1,000 members, then cuts them in
+//! two halves and heals the cut. `soak` lets faults of every kind befall some members and looks whether every view tells
+//! the truth afterwards, for as many seeds as are asked for; `planted` breaks a rule, and counts how many seeds the soak
+//! needs to notice.
 #![allow(clippy::disallowed_methods, reason = "a laboratory has a clock, to say how long it took")]
 
 use std::process::ExitCode;
@@ -19,7 +21,8 @@ use std::time::{Duration, Instant};
 use clap::{Parser, Subcommand};
 use flockwork::model::member::MemberState;
 use flockwork::protocol::membership::Rules;
-use flockwork::protocol::membership::simulation::{HostId, Process, World, soak};
+use flockwork::protocol::membership::simulation::{HostId, Network, Process, World};
+use flockwork::protocol::membership::soak::soak;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -31,7 +34,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Experiment {
-    /// Members that freeze again and again, with Lifeguard's rules and without
+    /// Members that stall or freeze again and again, with Lifeguard's rules and without
     Lifeguard {
         /// How many members
         #[arg(long, default_value_t = 128)]
@@ -58,122 +61,166 @@ enum Experiment {
         #[arg(long, default_value_t = 0)]
         from: u64,
     },
+    /// Faults in the rules: how many seeds the soak needs to catch each
+    Planted {
+        /// How often each is looked for, with other seeds every time
+        #[arg(long, default_value_t = 21)]
+        times: u64,
+    },
 }
 
 fn main() -> ExitCode {
     let began = Instant::now();
     let good = match Arguments::parse().experiment {
         Experiment::Lifeguard { members, seconds, seeds } => {
-            lifeguard(members, Duration::from_secs(seconds), seeds);
-            true
+            lifeguard(members, Duration::from_secs(seconds), seeds)
         }
         Experiment::Thousand { members } => thousand(members),
         Experiment::Soak { seeds, from } => soak_all(from..from + seeds),
+        Experiment::Planted { times } => planted(times),
     };
     println!("({:.0} s)", began.elapsed().as_secs_f64());
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// What came of members freezing.
+/// The ways in which a member can fail to take part for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Anomaly {
+    /// Nothing gets in or out, while the timers go on: the experiment of Lifeguard's paper, whose members stop before
+    /// they send and after they receive. A process that is starved of everything but its timers.
+    Stall,
+    /// Nothing goes on at all, as by SIGSTOP.
+    Freeze,
+}
+
+/// What came of it.
 #[derive(Debug, Default)]
-struct Freezing {
+struct Outcome {
     /// Healthy members that were believed down, by anybody.
     false_downs: usize,
     /// Of these, by healthy members.
     at_healthy: usize,
-    /// How long after a freeze began the first, and the last, healthy member believed it.
+    /// How long after an anomaly began the first, and the last, healthy member believed it.
     first: Vec<Duration>,
     last: Vec<Duration>,
 }
 
-fn lifeguard(members: usize, span: Duration, seeds: u64) {
-    let swim = Rules { lifeguard: false, own_probe: false, ..Rules::default() };
-    let off = Rules { lifeguard: false, ..Rules::default() };
-    let kinds = [("SWIM alone", swim), ("and own probe", off), ("and Lifeguard", Rules::default())];
-    println!(
-        "{members} members, {} s, {seeds} runs each; every frozen one freezes for 0.25 to 10 s, runs for 0.01 to 2 s, \
-         and freezes again\n",
-        span.as_secs()
-    );
-    println!(
-        "| freezing | rules | healthy members believed down | of these, by healthy ones | first knows, median | last knows, median (freezes) |"
-    );
-    println!("|---|---|---|---|---|---|");
-    let mut totals = [(0, 0, Vec::new()), (0, 0, Vec::new()), (0, 0, Vec::new())];
-    for freezing in [1, 4, 8, 16, 24, 32] {
-        for (kind, (name, rules)) in kinds.iter().enumerate() {
-            let mut sum = Freezing::default();
-            for seed in 0..seeds {
-                freeze_some(seed, members, freezing, span, *rules, &mut sum);
-            }
-            let samples = sum.last.len();
-            let total = &mut totals[kind];
-            total.0 += sum.false_downs;
-            total.1 += sum.at_healthy;
-            total.2.extend(sum.last.iter().copied());
-            println!(
-                "| {freezing} | {name} | {} | {} | {} | {} ({samples}) |",
-                sum.false_downs,
-                sum.at_healthy,
-                seconds(median(sum.first)),
-                seconds(median(sum.last)),
-            );
-        }
-    }
-    for ((name, _), (downs, at_healthy, last)) in kinds.iter().zip(totals) {
-        let median = seconds(median(last));
-        println!("| all | {name} | {downs} | {at_healthy} | | {median} |");
+impl Outcome {
+    fn add(&mut self, other: Self) {
+        self.false_downs += other.false_downs;
+        self.at_healthy += other.at_healthy;
+        self.first.extend(other.first);
+        self.last.extend(other.last);
     }
 }
 
-/// One run. Host 0 is everybody's seed, and never freezes.
-fn freeze_some(seed: u64, members: usize, freezing: usize, span: Duration, rules: Rules, sum: &mut Freezing) {
+/// Says whether the goals are reached: false positives at least 50 times fewer, and detection no slower than 1.1 times.
+fn lifeguard(members: usize, span: Duration, seeds: u64) -> bool {
+    let off = Rules { lifeguard: false, ..Rules::default() };
+    let kinds = [("off", off), ("on", Rules::default())];
+    println!(
+        "{members} members, {} s, {seeds} runs each; whoever is afflicted is so for 0.25 to 20 s, is well for 0.01 to \
+         2 s, and is afflicted again\n",
+        span.as_secs()
+    );
+    println!(
+        "| anomaly | members | Lifeguard | healthy ones believed down | of these, by healthy ones | first knows, median | last knows, median (times) |"
+    );
+    println!("|---|---|---|---|---|---|---|");
+    let mut good = true;
+    for anomaly in [Anomaly::Stall, Anomaly::Freeze] {
+        let mut totals = [Outcome::default(), Outcome::default()];
+        for afflicted in [1, 4, 8, 16, 24, 32] {
+            for (kind, (name, rules)) in kinds.iter().enumerate() {
+                let mut sum = Outcome::default();
+                let runs =
+                    side_by_side(0..seeds, |seed| afflict(seed, members, afflicted, span, *rules, anomaly));
+                runs.into_iter().for_each(|run| sum.add(run));
+                println!("| {anomaly:?} | {afflicted} | {name} | {}", drawn(&sum));
+                totals[kind].add(sum);
+            }
+        }
+        let [off, on] = totals;
+        println!("| {anomaly:?} | all | off | {}", drawn(&off));
+        println!("| {anomaly:?} | all | on | {}", drawn(&on));
+        let detects = |outcome: &Outcome| median(outcome.last.clone()).unwrap_or_default().as_secs_f64();
+        good &= on.false_downs * 50 <= off.false_downs && detects(&on) <= detects(&off) * 1.1;
+    }
+    good
+}
+
+fn drawn(outcome: &Outcome) -> String {
+    format!(
+        "{} | {} | {} | {} ({}) |",
+        outcome.false_downs,
+        outcome.at_healthy,
+        seconds(median(outcome.first.clone())),
+        seconds(median(outcome.last.clone())),
+        outcome.last.len(),
+    )
+}
+
+/// One run. Host 0 is everybody's seed, and always well.
+fn afflict(seed: u64, members: usize, afflicted: usize, span: Duration, rules: Rules, anomaly: Anomaly) -> Outcome {
     let mut world = World::running_by(seed, members, rules);
     let mut dice = StdRng::seed_from_u64(seed ^ 0x0006_11fe);
     let begins_at = world.now;
-    let is_healthy = |host: HostId| host == 0 || host > freezing;
+    let is_healthy = |host: HostId| host == 0 || host > afflicted;
     let mut next: Vec<Duration> =
-        (0..freezing).map(|_| begins_at + Duration::from_secs_f64(dice.random_range(0.0..2.0))).collect();
-    // Who is frozen since when, and who of the healthy has noticed when.
-    let mut freezes: Vec<(HostId, Duration, Duration)> = Vec::new();
+        (0..afflicted).map(|_| begins_at + Duration::from_secs_f64(dice.random_range(0.0..2.0))).collect();
+    // Who was afflicted, from when until when.
+    let mut spells: Vec<(HostId, Duration, Duration)> = Vec::new();
     while world.now < begins_at + span {
-        let (at, which) = next.iter().copied().zip(1..).min().expect("somebody freezes");
+        let (at, which) = next.iter().copied().zip(1..).min().expect("somebody is afflicted");
         world.run(at.saturating_sub(world.now));
-        let is_frozen = matches!(world.hosts[which].process, Process::Frozen(..));
-        let pause = if is_frozen {
-            world.thaw(which);
-            dice.random_range(0.01..2.0)
-        } else {
-            world.freeze(which);
-            dice.random_range(0.25..10.0)
-        };
-        let pause = Duration::from_secs_f64(pause);
-        if !is_frozen {
-            freezes.push((which, world.now, world.now + pause));
+        let is_over = world.is_stalled(which) || matches!(world.hosts[which].process, Process::Frozen(..));
+        match (anomaly, is_over) {
+            (Anomaly::Stall, false) => world.stall(which),
+            (Anomaly::Stall, true) => world.resume(which),
+            (Anomaly::Freeze, false) => world.freeze(which),
+            (Anomaly::Freeze, true) => world.thaw(which),
         }
-        next[which - 1] = world.now + pause;
+        let lasts = Duration::from_secs_f64(dice.random_range(if is_over { 0.01..2.0 } else { 0.25..20.0 }));
+        if !is_over {
+            spells.push((which, world.now, world.now + lasts));
+        }
+        next[which - 1] = world.now + lasts;
     }
-    let host_of = |world: &World, node| world.hosts.iter().position(|host| host.id == node).expect("a host");
+    let host_of = |node| world.hosts.iter().position(|host| host.id == node).expect("a host");
+    let mut outcome = Outcome::default();
     for down in &world.downs {
-        let about = host_of(&world, down.about);
-        if is_healthy(about) {
-            sum.false_downs += 1;
-            sum.at_healthy += usize::from(is_healthy(down.by));
+        if is_healthy(host_of(down.about)) {
+            outcome.false_downs += 1;
+            outcome.at_healthy += usize::from(is_healthy(down.by));
         }
     }
-    for (which, from, until) in freezes {
+    for (which, from, until) in spells {
         let id = world.hosts[which].id;
-        let noticed = world
-            .downs
-            .iter()
-            .filter(|down| down.about == id && is_healthy(down.by) && (from..until).contains(&down.at));
-        let times: Vec<Duration> = noticed.map(|down| down.at - from).collect();
-        // Only a freeze that all the healthy noticed before it ended tells how long the last one takes.
-        if times.len() == members - freezing {
-            sum.first.extend(times.iter().min());
-            sum.last.extend(times.iter().max());
+        let by_healthy = world.downs.iter().filter(|down| down.about == id && is_healthy(down.by));
+        let times: Vec<Duration> =
+            by_healthy.filter(|down| (from..until).contains(&down.at)).map(|down| down.at - from).collect();
+        // Only one that all the healthy noticed before it was over tells how long the last one takes.
+        if times.len() == members - afflicted {
+            outcome.first.extend(times.iter().min());
+            outcome.last.extend(times.iter().max());
         }
     }
+    outcome
+}
+
+/// Runs `experiment` with every seed, on all processors.
+fn side_by_side<T: Send>(seeds: std::ops::Range<u64>, experiment: impl Fn(u64) -> T + Sync) -> Vec<T> {
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let experiment = &experiment;
+    std::thread::scope(|scope| {
+        let running: Vec<_> = (0..threads)
+            .map(|first| {
+                let seeds = seeds.clone().skip(first).step_by(threads);
+                scope.spawn(move || seeds.map(experiment).collect::<Vec<T>>())
+            })
+            .collect();
+        running.into_iter().flat_map(|thread| thread.join().expect("a run does not panic")).collect()
+    })
 }
 
 fn thousand(members: usize) -> bool {
@@ -241,27 +288,44 @@ fn thousand(members: usize) -> bool {
 }
 
 fn soak_all(seeds: std::ops::Range<u64>) -> bool {
-    let threads = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
-    let failures: Vec<String> = std::thread::scope(|scope| {
-        let run = |first: u64| {
-            let seeds = seeds.clone().skip(first as usize).step_by(threads as usize);
-            scope.spawn(move || {
-                let tell = |seed, wrong| {
-                    format!("seed {seed}: {wrong}\n  replay: membership_lab soak --seeds 1 --from {seed}")
-                };
-                seeds
-                    .filter_map(|seed| Some(tell(seed, soak(seed, Rules::default(), |_| {}).err()?)))
-                    .collect::<Vec<_>>()
-            })
-        };
-        let running: Vec<_> = (0..threads).map(run).collect();
-        running.into_iter().flat_map(|thread| thread.join().expect("a run does not panic")).collect()
-    });
-    for failure in &failures {
-        println!("{failure}");
+    let outcomes = side_by_side(seeds, |seed| (seed, soak(seed, Rules::default(), |_| {})));
+    let count = outcomes.len();
+    let failures: Vec<(u64, String)> =
+        outcomes.into_iter().filter_map(|(seed, outcome)| Some((seed, outcome.err()?))).collect();
+    for (seed, wrong) in &failures {
+        println!("seed {seed}: {wrong}\n  replay: membership_lab soak --seeds 1 --from {seed}");
     }
-    println!("{} seeds, {} failures", seeds.count(), failures.len());
+    println!("{count} seeds, {} failures", failures.len());
     failures.is_empty()
+}
+
+/// A seed in so many is enough to call a planted fault caught.
+const MOST_SEEDS: u64 = 500;
+
+fn planted(times: u64) -> bool {
+    let whole = Rules::default();
+    let faults: [(&str, Rules, fn(&mut Network)); 3] = [
+        ("nobody refutes", Rules { refutation: false, ..whole }, |_| {}),
+        ("nothing is compared", whole, |network| network.without_comparison = true),
+        ("no local health", Rules { lifeguard: false, ..whole }, |_| {}),
+    ];
+    println!("| planted fault | seeds until it is caught: median, most |\n|---|---|");
+    let mut good = true;
+    for (name, rules, plant) in faults {
+        let needed = side_by_side(0..times, |time| {
+            let first = 1_000_000 + time * MOST_SEEDS;
+            (first..first + MOST_SEEDS).position(|seed| soak(seed, rules, plant).is_err()).map(|at| at + 1)
+        });
+        let mut caught: Vec<usize> = needed.iter().flatten().copied().collect();
+        caught.sort_unstable();
+        let missed = needed.len() - caught.len();
+        good &= missed == 0;
+        match (missed, caught.get(caught.len() / 2), caught.last()) {
+            (0, Some(median), Some(most)) => println!("| {name} | {median}, {most} |"),
+            _ => println!("| {name} | not caught {missed} times of {times} |"),
+        }
+    }
+    good
 }
 
 fn median(mut times: Vec<Duration>) -> Option<Duration> {

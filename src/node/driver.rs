@@ -370,6 +370,7 @@ impl Driver {
                     self.urgent += u64::from(urgent);
                     self.publisher.send_replace(Some((*facts, self.urgent)));
                 }
+                Effect::Call { addr } => self.shells.gossip.contact([addr]),
                 Effect::StartPod(start) => {
                     tracing::debug!(job = %start.key.job, attempt = start.number, "starting a pod");
                     self.shells.executor.start_pod(start);

@@ -51,6 +51,11 @@ pub enum Effect {
         /// Do not wait for the next tick.
         urgent: bool,
     },
+    /// Exchange gossip with whoever listens there, now.
+    Call {
+        /// Where.
+        addr: SocketAddr,
+    },
     /// Start a pod.
     StartPod(PodStart),
     /// End a pod: politely, then not.

@@ -37,6 +37,8 @@ use self::round_trip::RoundTrip;
 
 /// How many others are asked to probe a member that did not answer (SWIM's k).
 const HELPERS: usize = 3;
+/// How many others a node that hears nobody asks at once.
+const EARS: usize = 2;
 /// Bounds the probes under way; more are put off until some have ended.
 const MOST_RUNS: usize = 64;
 /// Bounds the pings under way for others; more requests are ignored, which a requester takes as our deafness.
@@ -140,6 +142,9 @@ struct Watched {
     /// written before still comes out of its socket buffers.
     saved_by_hearing: bool,
     last_probed: Option<Moment>,
+    /// Who last passed on an answer of it. Asked again before others: where only few reach a member, one of them
+    /// must be among the helpers, and chance alone seldom sees to that.
+    heard_through: Option<NodeId>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -259,6 +264,7 @@ impl FailureDetector {
             heard: None,
             saved_by_hearing: false,
             last_probed: None,
+            heard_through: None,
         };
         self.watched.insert(node, fresh);
         // A newcomer's first probe comes at a random place of the round (SWIM, section 4.3).
@@ -296,6 +302,19 @@ impl FailureDetector {
         wanted.due = wanted.due.min(due);
         wanted.by_link |= by_link;
         self.begin_wanted(now);
+    }
+
+    /// Probes some trusted members out of turn, to hear whether this node hears anything.
+    pub(super) fn ask_trusted(&mut self, now: Moment) {
+        let trusted = self.watched.iter().filter(|(_, watched)| watched.target.standing == Standing::Trusted);
+        let some = trusted.map(|(node, _)| *node).sample(&mut self.rng, EARS);
+        for node in some {
+            self.look(now, node, self.timing.probe_interval, false);
+        }
+    }
+
+    pub(super) fn trusts_anybody(&self) -> bool {
+        self.watched.values().any(|watched| watched.target.standing == Standing::Trusted)
     }
 
     /// Anything came from `node` over its connection. Cheap.
@@ -342,6 +361,9 @@ impl FailureDetector {
             ProbeBody::IndirectAck { seq, target, generation, incarnation } => {
                 let named = |asked: &Asked| asked.node == target && asked.way == Way::Others;
                 if self.asked.get(&seq).is_some_and(named) {
+                    if let Some(watched) = self.watched.get_mut(&target) {
+                        watched.heard_through = Some(probe.from);
+                    }
                     self.answered(now, seq, generation, incarnation);
                 }
             }
@@ -459,7 +481,11 @@ impl FailureDetector {
             |(node, watched): (&NodeId, &Watched)| (watched.target.standing == Standing::Lost).then_some(*node);
         let after = |last: &NodeId| (std::ops::Bound::Excluded(*last), std::ops::Bound::Unbounded);
         let next = self.last_retried.as_ref().and_then(|last| self.watched.range(after(last)).find_map(is_lost));
-        let next = next.or_else(|| self.watched.iter().find_map(is_lost));
+        // The first one is left to chance: many that have lost the same members should not all try the same one.
+        let next = next.or_else(|| match self.last_retried {
+            None => self.watched.iter().filter_map(is_lost).choose(&mut self.rng),
+            Some(_) => self.watched.iter().find_map(is_lost),
+        });
         self.last_retried = next;
         if let Some(node) = next {
             self.look(now, node, Duration::ZERO, false);
@@ -546,10 +572,7 @@ impl FailureDetector {
         let helpers: Vec<(NodeId, SocketAddr)> = if is_lost {
             Vec::new()
         } else {
-            let trusted = |(_, watched): &(&NodeId, &Watched)| watched.target.standing == Standing::Trusted;
-            let others = self.watched.iter().filter(|(other, _)| **other != node).filter(trusted);
-            let places = others.map(|(other, watched)| (*other, watched.target.addr));
-            places.sample(&mut self.rng, HELPERS)
+            self.choose_helpers(node)
         };
         let until = now + self.patience_with_others(node) * self.health.multiplier();
         let seq = self.take_seq();
@@ -567,6 +590,22 @@ impl FailureDetector {
             self.outputs.push_back(DetectorOutput::Send { to: helper, addr, probe, by_link: false });
         }
         self.tell_refusal(node);
+    }
+
+    /// Some of the trusted, by chance but for the one that last heard `node`.
+    fn choose_helpers(&mut self, node: NodeId) -> Vec<(NodeId, SocketAddr)> {
+        let trusted = |(other, watched): (&NodeId, &Watched)| {
+            let is_trusted = *other != node && watched.target.standing == Standing::Trusted;
+            is_trusted.then_some((*other, watched.target.addr))
+        };
+        let mut helpers = self.watched.iter().filter_map(trusted).sample(&mut self.rng, HELPERS);
+        let heard_through = self.watched.get(&node).and_then(|watched| watched.heard_through);
+        let proven = heard_through.and_then(|other| trusted((&other, self.watched.get(&other)?)));
+        if let Some(proven) = proven.filter(|proven| !helpers.contains(proven)) {
+            helpers.pop();
+            helpers.push(proven);
+        }
+        helpers
     }
 
     /// A refusal says something once the ping has had its usual time: whoever refuses connections and

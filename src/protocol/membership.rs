@@ -31,10 +31,12 @@ mod votes;
 
 #[cfg(any(test, feature = "simulation"))]
 pub mod simulation;
+#[cfg(any(test, feature = "simulation"))]
+pub mod soak;
 #[cfg(test)]
 mod stories;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -49,12 +51,16 @@ use super::failure_detector::FailureDetector;
 use self::admission::{Outsider, Twin, gives_way, what_differs};
 pub use self::report::{MemberReport, MembershipReport, SuspicionReport, Verdict};
 use self::suspicion::{Cause, Suspicion};
-use self::votes::Votes;
+use self::votes::{Ballot, Votes};
 
 /// A tick that comes later than this is late, however short the probe timeout. Together with the interval
 /// between ticks it is shorter than any grace period, so a pause long enough for the others to condemn this
 /// node is always noticed by this node.
 const SHORTEST_LATENESS: Duration = Duration::from_millis(200);
+/// A node that has heard nothing of anybody for so many probe intervals suspects its own ears.
+const DEAF_AFTER: u32 = 3;
+/// How many members must fall silent together to be more likely well than dead.
+const MANY: usize = 4;
 /// A later start elsewhere that nobody has spoken of for so long is gone.
 const RIVAL_FADES: Duration = Duration::from_secs(60);
 /// Bounds the changes kept for people.
@@ -96,6 +102,12 @@ pub enum MembershipOutput {
         /// Its name.
         name: String,
     },
+    /// Exchange gossip with whoever listens there: a member has told this node something newer about itself than
+    /// gossip has brought, so perhaps few others can reach it.
+    Call {
+        /// Where.
+        addr: SocketAddr,
+    },
     /// This process was paused or starved: whatever it believed about the others' silence is void.
     LateTick {
         /// By how much.
@@ -132,6 +144,8 @@ pub struct Membership {
     known: BTreeMap<NodeId, Acquaintance>,
     detector: FailureDetector,
     votes: Votes,
+    /// This node's own votes; what it gossips of them may be fewer.
+    ballot: Ballot,
     rules: Rules,
     forgotten: BTreeMap<NodeId, Tombstone>,
     outsiders: BTreeMap<NodeId, Outsider>,
@@ -143,6 +157,12 @@ pub struct Membership {
     next_tick: Moment,
     /// No verdicts before.
     calm_at: Moment,
+    /// When anything was last heard of anybody.
+    heard_at: Moment,
+    /// Nobody is heard any longer, although not all others are in doubt: what is silent is this node's ears.
+    is_deaf: bool,
+    /// The members in doubt.
+    doubted: BTreeSet<NodeId>,
     /// Own facts have changed; urgently?
     own_changed: Option<bool>,
     outputs: VecDeque<MembershipOutput>,
@@ -156,6 +176,8 @@ struct Acquaintance {
     opinion: Opinion,
     /// It has answered this start of this node, in its present generation.
     answered: bool,
+    /// Since when answers have told of a later incarnation than gossip has.
+    ahead_of_gossip: Option<Moment>,
     rival: Option<Rival>,
 }
 
@@ -225,6 +247,7 @@ impl Membership {
             known: BTreeMap::new(),
             detector,
             votes: Votes::default(),
+            ballot: Ballot::new(),
             rules: Rules::default(),
             forgotten: BTreeMap::new(),
             outsiders: BTreeMap::new(),
@@ -232,6 +255,9 @@ impl Membership {
             newer_self: None,
             next_tick: now.moment + timing.probe_interval,
             calm_at: now.moment,
+            heard_at: now.moment,
+            is_deaf: false,
+            doubted: BTreeSet::new(),
             own_changed: None,
             outputs: VecDeque::new(),
             history: VecDeque::new(),
@@ -264,6 +290,7 @@ impl Membership {
     /// generations of a node included. Which of them counts is decided here.
     pub fn handle_facts(&mut self, now: Now, facts: Vec<Facts>) {
         self.notice_pause(now);
+        self.hear(now);
         for facts in facts {
             if facts.node == self.me {
                 self.handle_own_id(now, facts);
@@ -287,6 +314,7 @@ impl Membership {
             self.handle_probe_of_twin(now, from_addr, &probe, by_link);
             return;
         }
+        self.hear(now);
         if let ProbeBody::Ping { seq, suspected } = &probe.body {
             if let Some(accused) = suspected {
                 self.refute(*accused);
@@ -302,6 +330,7 @@ impl Membership {
     /// The machine of `node` refused a connection: nothing listens there.
     pub fn handle_refused(&mut self, now: Now, node: NodeId) {
         self.notice_pause(now);
+        self.hear(now);
         self.detector.handle_refused(now.moment, node);
         self.settle(now);
     }
@@ -326,6 +355,7 @@ impl Membership {
     /// not two in a row, and answers no suspicion, for the reason given at [`Membership::handle_link_up`].
     pub fn handle_heard(&mut self, now: Now, node: NodeId) {
         self.notice_pause(now);
+        self.hear(now);
         self.detector.handle_heard(now.moment, node);
         if self.look_at_doubtful(now, node) {
             self.settle(now);
@@ -340,6 +370,8 @@ impl Membership {
             self.next_tick = now.moment + self.timing.probe_interval;
             self.forget(now);
             self.ask_twin(now);
+            self.fetch_refutations(now);
+            self.notice_deafness(now);
         }
         self.settle(now);
     }
@@ -348,7 +380,7 @@ impl Membership {
     /// by it.
     pub fn poll_timeout(&self) -> Option<Moment> {
         let possible = self.possible_confirmations();
-        let verdicts = self.known.values().filter_map(|known| self.verdict_at(known, possible));
+        let verdicts = self.doubted.iter().filter_map(|node| self.verdict_at(*node, possible));
         Some(
             verdicts.map(|at| at.max(self.calm_at)).fold(self.next_tick.min(self.detector.poll_timeout()), Moment::min),
         )
@@ -515,7 +547,7 @@ impl Membership {
         let suspicion = match self.known.get(&node).map(|known| &known.opinion) {
             Some(Opinion::Suspected(doubt)) => Some(SuspicionReport {
                 since: wall_time(now, doubt.since),
-                until: wall_time(now, doubt.until(&self.timing, self.possible_confirmations())),
+                until: wall_time(now, self.grace_ends(doubt, self.possible_confirmations())),
                 voters: doubt.voters.clone(),
                 silent: doubt.silent,
                 refused: doubt.refused_since.is_some(),
@@ -549,17 +581,52 @@ impl Membership {
         self.next_tick = now.moment + self.timing.probe_interval;
         self.detector.handle_pause(late_by);
         self.calm_at = now.moment + self.timing.probe_interval * self.detector.multiplier();
-        let mut doubtful = Vec::new();
-        for (node, known) in &mut self.known {
-            if let Opinion::Suspected(doubt) = &mut known.opinion {
+        self.doubt_anew(now);
+        self.outputs.push_back(MembershipOutput::LateTick { by: late_by });
+    }
+
+    /// All graces begin again, and all who are in doubt are asked again.
+    fn doubt_anew(&mut self, now: Now) {
+        for node in self.doubted.clone() {
+            if let Some(Opinion::Suspected(doubt)) = self.known.get_mut(&node).map(|known| &mut known.opinion) {
                 doubt.restart(now.moment);
-                doubtful.push(*node);
             }
-        }
-        for node in doubtful {
             self.detector.look(now.moment, node, Duration::ZERO, false);
         }
-        self.outputs.push_back(MembershipOutput::LateTick { by: late_by });
+    }
+
+    /// That so many fell silent together is less likely than that this node is deaf. (Those who never answered this
+    /// start of it may have been gone for long.)
+    fn has_lost_many(&self) -> bool {
+        let fell_silent = |node: &&NodeId| {
+            let opinion = self.known.get(node).map(|known| &known.opinion);
+            matches!(opinion, Some(Opinion::Suspected(doubt)) if doubt.cause == Cause::Votes)
+        };
+        self.doubted.iter().filter(fell_silent).count() >= MANY
+    }
+
+    /// Something came from somebody. After deafness it is as after a pause: what was not heard meanwhile, such as a
+    /// refutation, is no evidence.
+    fn hear(&mut self, now: Now) {
+        self.heard_at = now.moment;
+        if std::mem::take(&mut self.is_deaf) {
+            self.calm_at = now.moment + self.timing.probe_interval;
+            self.doubt_anew(now);
+        }
+    }
+
+    /// A node in doubt of others that hears nothing of anybody asks some that it trusts, who would answer at once. If
+    /// they do not, it is deaf, and the time of its deafness does not count against those in doubt.
+    fn notice_deafness(&mut self, now: Now) {
+        let silence = now.moment.since(self.heard_at);
+        if self.doubted.is_empty() || silence < self.timing.probe_interval || !self.rules.lifeguard {
+            return;
+        }
+        let may_be_deaf = silence >= self.timing.probe_interval * DEAF_AFTER;
+        if !may_be_deaf {
+            self.detector.ask_trusted(now.moment);
+        }
+        self.is_deaf = may_be_deaf && (self.detector.trusts_anybody() || self.has_lost_many());
     }
 
     fn forget(&mut self, now: Now) {
@@ -574,6 +641,7 @@ impl Membership {
             let Some(member) = self.view.remove(&node) else { continue };
             self.votes.change(node, &member.facts.suspicions, &BTreeMap::new());
             self.known.remove(&node);
+            self.doubted.remove(&node);
             self.detector.remove_target(node);
             self.withdraw_vote(node);
             let known = (member.facts.generation, member.facts.incarnation);

@@ -550,7 +550,7 @@ impl World {
             Effect::AnswerPod { answer, result } => self.pod_is_answered(node, answer, result),
             Effect::FetchBlob { from, blob } => self.fetch_blob(node, from, blob),
             Effect::Reply(reply) => self.take_reply(node, reply),
-            Effect::Tell { .. } | Effect::Note(_) | Effect::Sweep(_) => {}
+            Effect::Tell { .. } | Effect::Note(_) | Effect::Sweep(_) | Effect::Call { .. } => {}
         }
     }
 

@@ -84,7 +84,7 @@ impl Membership {
         self.votes.change(node, &BTreeMap::new(), &facts.suspicions);
         self.votes.touch(node);
         self.view.insert(node, Member { facts, state: opinion.state(), since: now.moment });
-        self.known.insert(node, Acquaintance { opinion, answered: false, rival: None });
+        self.known.insert(node, Acquaintance { opinion, answered: false, ahead_of_gossip: None, rival: None });
         self.epoch += 1;
         self.retarget(node);
         self.tell_change(now, node, None, reason);
@@ -96,6 +96,11 @@ impl Membership {
         let Some(member) = self.view.get_mut(&node) else { return };
         // An answer may have told of a later incarnation than this gossip.
         let raised = facts.incarnation > member.facts.incarnation;
+        if facts.incarnation >= member.facts.incarnation
+            && let Some(known) = self.known.get_mut(&node)
+        {
+            known.ahead_of_gossip = None;
+        }
         facts.incarnation = facts.incarnation.max(member.facts.incarnation);
         if member.state == MemberState::Left || member.facts == facts {
             return;
@@ -120,6 +125,8 @@ impl Membership {
             self.tell_change(now, node, Some(was), &format!("says that it is {}", status_name(after)));
         }
         self.retarget(node);
+        // Gossip about itself is a sign of life, if not a proof: it may have been on its way for long.
+        self.look_at_doubtful(now, node);
     }
 
     /// Facts of a later start, which replaces the one that is known.
@@ -135,6 +142,7 @@ impl Membership {
         self.votes.touch(node);
         known.opinion = if facts.status == Status::Left { Opinion::Departed } else { Opinion::Trusted };
         known.answered = false;
+        known.ahead_of_gossip = None;
         known.rival = None;
         *member = Member { facts, state: known.opinion.state(), since: now.moment };
         self.epoch += 1;
@@ -153,6 +161,20 @@ impl Membership {
             Some(Opinion::Suspected(_)) => self.set_opinion(now, node, Opinion::Trusted, reason),
             Some(Opinion::Trusted) => self.retarget(node),
             Some(Opinion::Departed) | None => {}
+        }
+    }
+
+    /// What members have said about themselves to this node, and gossip has not brought for a while, is fetched:
+    /// perhaps hardly anybody else can reach them, and votes against them stand until it is known.
+    pub(super) fn fetch_refutations(&mut self, now: Now) {
+        let patience = self.timing.probe_interval / 4;
+        for (node, known) in &mut self.known {
+            if known.ahead_of_gossip.is_some_and(|since| now.moment >= since + patience)
+                && let Some(member) = self.view.get(node)
+            {
+                known.ahead_of_gossip = Some(now.moment);
+                self.outputs.push_back(MembershipOutput::Call { addr: member.facts.cluster_addr });
+            }
         }
     }
 

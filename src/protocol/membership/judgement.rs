@@ -3,7 +3,7 @@
 //! Judging is level-triggered. Whenever anything has changed, every opinion in question is brought in line with
 //! the votes as they stand now, so it does not matter in which order, or how often, news came.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::model::id::{Generation, Incarnation, NodeId};
@@ -11,8 +11,14 @@ use crate::model::member::Member;
 use crate::model::time::{Moment, Now};
 
 use super::super::failure_detector::{DetectorOutput, Finding, Standing, Target};
-use super::suspicion::{Cause, Suspicion};
-use super::{Acquaintance, Membership, MembershipOutput, Opinion, Rival};
+use super::suspicion::{CONFIRMATIONS, Cause, Suspicion};
+use super::votes::Ballot;
+use super::{Membership, MembershipOutput, Opinion, Rival};
+
+/// How many votes a node gossips at once: what one value of the gossip holds.
+const MOST_VOTES_TOLD: usize = 128;
+/// A node that hears nobody waits for so many of the longest grace periods.
+const GRACES_IF_DEAF: u32 = 8;
 
 impl Membership {
     /// Carries out what the detector wants, takes in what it found and judges, until nothing is left to do.
@@ -108,6 +114,7 @@ impl Membership {
         known.answered = true;
         if incarnation > member.facts.incarnation {
             member.facts.incarnation = incarnation;
+            known.ahead_of_gossip = Some(now.moment);
             self.revive(now, node, "answered and refuted");
             return;
         }
@@ -154,8 +161,8 @@ impl Membership {
         let possible = self.possible_confirmations();
         let mut nodes = self.votes.take_unsettled();
         if now.moment >= self.calm_at {
-            let is_due = |known: &Acquaintance| self.verdict_at(known, possible).is_some_and(|at| at <= now.moment);
-            nodes.extend(self.known.iter().filter(|(_, known)| is_due(known)).map(|(node, _)| *node));
+            let is_due = |node: &NodeId| self.verdict_at(*node, possible).is_some_and(|at| at <= now.moment);
+            nodes.extend(self.doubted.iter().copied().filter(is_due));
         }
         let mut changed = false;
         for node in nodes {
@@ -166,11 +173,17 @@ impl Membership {
     }
 
     /// When the grace period of a suspect runs out that this node has found silent too.
-    pub(super) fn verdict_at(&self, known: &Acquaintance, possible: usize) -> Option<Moment> {
-        match &known.opinion {
-            Opinion::Suspected(doubt) if self.has_evidence(doubt) => Some(doubt.until(&self.timing, possible)),
+    pub(super) fn verdict_at(&self, node: NodeId, possible: usize) -> Option<Moment> {
+        match &self.known.get(&node)?.opinion {
+            Opinion::Suspected(doubt) if self.has_evidence(doubt) => Some(self.grace_ends(doubt, possible)),
             Opinion::Suspected(_) | Opinion::Trusted | Opinion::Condemned | Opinion::Departed => None,
         }
+    }
+
+    /// A node that hears nobody waits longer; not forever, since it may be the last one.
+    pub(super) fn grace_ends(&self, doubt: &Suspicion, possible: usize) -> Moment {
+        let until = doubt.until(&self.timing, possible);
+        if self.is_deaf { until.max(doubt.since + self.timing.suspicion_max * GRACES_IF_DEAF) } else { until }
     }
 
     fn has_evidence(&self, doubt: &Suspicion) -> bool {
@@ -180,8 +193,7 @@ impl Membership {
     /// One opinion. This is where a suspicion is adopted, dropped or confirmed.
     fn judge(&mut self, now: Now, node: NodeId, voters: BTreeSet<NodeId>, possible: usize) -> bool {
         let is_calm = now.moment >= self.calm_at;
-        let Some(known) = self.known.get(&node) else { return false };
-        let is_due = is_calm && self.verdict_at(known, possible).is_some_and(|at| at <= now.moment);
+        let is_due = is_calm && self.verdict_at(node, possible).is_some_and(|at| at <= now.moment);
         let Some(known) = self.known.get_mut(&node) else { return false };
         match &mut known.opinion {
             Opinion::Trusted if voters.is_empty() => false,
@@ -216,14 +228,14 @@ impl Membership {
         }
     }
 
-    /// How many could confirm a vote against a suspect: the live members, but for the first voter and the
+    /// How many could confirm a vote against a suspect, as far as it matters: the live members, but for the first voter and the
     /// suspect, which is still counted as live itself.
     pub(super) fn possible_confirmations(&self) -> usize {
         if !self.rules.lifeguard {
             // SWIM's suspicion lasts as long as it lasts, however many share it.
             return 0;
         }
-        self.view.values().filter(|member| member.is_live()).count().saturating_sub(2)
+        self.view.values().filter(|member| member.is_live()).take(CONFIRMATIONS + 2).count().saturating_sub(2)
     }
 
     fn suspect(&mut self, now: Now, node: NodeId, doubt: Suspicion, reason: &str) {
@@ -246,31 +258,39 @@ impl Membership {
     fn cast_vote(&mut self, node: NodeId) {
         let Some(member) = self.view.get(&node) else { return };
         let accused = (member.facts.generation, member.facts.incarnation);
-        if self.me().suspicions.get(&node) != Some(&accused) {
-            self.vote(|ballot| {
-                ballot.insert(node, accused);
-            });
+        if self.ballot.get(&node) != Some(&accused) {
+            let before: Ballot = self.ballot.insert(node, accused).map(|before| (node, before)).into_iter().collect();
+            self.votes.change(self.me, &before, &Ballot::from([(node, accused)]));
             self.counters.votes += 1;
-            self.gossip_own(true);
+            self.tell_votes(true);
             self.retarget(node);
         }
     }
 
     pub(super) fn withdraw_vote(&mut self, node: NodeId) {
-        if self.me().suspicions.contains_key(&node) {
-            self.vote(|ballot| {
-                ballot.remove(&node);
-            });
-            self.gossip_own(false);
+        if let Some(before) = self.ballot.remove(&node) {
+            self.votes.change(self.me, &Ballot::from([(node, before)]), &Ballot::new());
+            self.tell_votes(false);
         }
     }
 
-    fn vote(&mut self, change: impl FnOnce(&mut BTreeMap<NodeId, (Generation, Incarnation)>)) {
-        let mut after = self.me().suspicions.clone();
-        change(&mut after);
-        let before = std::mem::replace(&mut self.own_mut().suspicions, after);
-        let after = &self.view.get(&self.me).expect("a node is always in its own view").facts.suspicions;
-        self.votes.change(self.me, &before, after);
+    /// Gossips this node's votes; of very many, only those that can do most. Everybody leaves out the same ones, the
+    /// higher ids, so that the votes that are told still add up. A verdict that has fallen needs its vote less than one
+    /// that has not, so the others' turn comes as verdicts fall.
+    fn tell_votes(&mut self, urgent: bool) {
+        let is_open = |node: &NodeId| {
+            self.known.get(node).is_some_and(|known| matches!(known.opinion, Opinion::Trusted | Opinion::Suspected(_)))
+        };
+        let told: Ballot = if self.ballot.len() <= MOST_VOTES_TOLD {
+            self.ballot.clone()
+        } else {
+            let (open, closed): (Vec<_>, Vec<_>) = self.ballot.iter().partition(|(node, _)| is_open(node));
+            open.into_iter().chain(closed).take(MOST_VOTES_TOLD).map(|(node, accused)| (*node, *accused)).collect()
+        };
+        if self.me().suspicions != told {
+            self.own_mut().suspicions = told;
+            self.gossip_own(urgent);
+        }
     }
 
     pub(super) fn set_opinion(&mut self, now: Now, node: NodeId, opinion: Opinion, reason: &str) {
@@ -285,6 +305,9 @@ impl Membership {
         if was_live != member.is_live() {
             self.votes.touch_all(&member.facts.suspicions);
         }
+        if self.ballot.len() > MOST_VOTES_TOLD {
+            self.tell_votes(true);
+        }
         if !self.view.get(&node).is_some_and(Member::is_live) {
             // The start that was known is gone, so nothing keeps a later one from taking its place.
             if self.accept_rival(now, node) {
@@ -298,11 +321,16 @@ impl Membership {
     /// Tells the detector whom it watches, and what to tell them.
     pub(super) fn retarget(&mut self, node: NodeId) {
         let (Some(member), Some(known)) = (self.view.get(&node), self.known.get(&node)) else { return };
+        if matches!(known.opinion, Opinion::Suspected(_)) {
+            self.doubted.insert(node);
+        } else {
+            self.doubted.remove(&node);
+        }
         let accused = (member.facts.generation, member.facts.incarnation);
         let (standing, suspected) = match &known.opinion {
             Opinion::Trusted => (Standing::Trusted, None),
             Opinion::Suspected(doubt) => {
-                let voted = !doubt.voters.is_empty() || self.me().suspicions.contains_key(&node);
+                let voted = !doubt.voters.is_empty() || self.ballot.contains_key(&node);
                 (Standing::Doubted, (voted && self.rules.lifeguard).then_some(accused))
             }
             Opinion::Condemned => (Standing::Lost, Some(accused)),

@@ -1,6 +1,7 @@
 //! Stories of faults, each told with many seeds. A failing one prints the line that replays it.
 
-use super::simulation::{HostId, World, ms, nobody_was_condemned, secs, soak};
+use super::simulation::{HostId, World, ms, secs};
+use super::soak::{nobody_was_condemned, soak};
 use super::*;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
@@ -206,6 +207,17 @@ fn a_member_that_few_can_reach_lives_by_refuting() {
 }
 
 #[test]
+fn a_member_that_a_single_other_can_reach_lives_through_it() {
+    tell("a_member_that_a_single_other_can_reach_lives_through_it", 20, |seed| {
+        let mut world = World::running(seed, 10);
+        let cut_off: Vec<HostId> = (0..7 + seed as usize % 2).collect();
+        world.cut(&[9], &cut_off, true);
+        world.run(secs(60));
+        nobody_was_condemned(&world)
+    });
+}
+
+#[test]
 fn heavy_loss_condemns_nobody() {
     tell("heavy_loss_condemns_nobody", 15, |seed| {
         let mut world = World::running(seed, 10);
@@ -390,7 +402,7 @@ fn a_node_with_other_settings_is_no_member_and_says_why() {
 
 #[test]
 fn after_any_faults_all_views_tell_the_truth() {
-    tell("after_any_faults_all_views_tell_the_truth", 50, |seed| soak(seed, Rules::default(), |_| {}));
+    tell("after_any_faults_all_views_tell_the_truth", 200, |seed| soak(seed, Rules::default(), |_| {}));
 }
 
 #[test]

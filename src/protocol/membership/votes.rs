@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::model::id::{Generation, Incarnation, NodeId};
 
 /// Votes as one node gossips them: whom it suspects, in which start and incarnation.
-type Ballot = BTreeMap<NodeId, (Generation, Incarnation)>;
+pub(super) type Ballot = BTreeMap<NodeId, (Generation, Incarnation)>;
 
 /// Everybody's votes, whether they stand or not: that depends on the voter being live, and on what the suspect has
 /// said since.

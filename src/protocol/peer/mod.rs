@@ -641,6 +641,7 @@ impl Peer {
                     }
                     self.remember_members();
                 }
+                MembershipOutput::Call { addr } => self.outbox.send(Effect::Call { addr }),
                 MembershipOutput::Forgotten { node, name } => {
                     self.handle_gone(node);
                     self.tell(now, EventKind::Forgotten { node, name });
