@@ -83,7 +83,7 @@ pub enum Packet {
     /// A failure detector's packet; with an addressee if it is sent over the connection.
     Probe { addressee: Option<u64>, from_addr: SocketAddr, probe: Probe },
     /// Facts.
-    Gossip { known: Vec<(NodeId, Known)>, answer: bool, urgent: bool },
+    Gossip { known: Arc<Told>, answer: bool, urgent: bool },
 }
 
 impl Packet {
@@ -123,39 +123,51 @@ impl Gossip {
         Self { contacts, known: BTreeMap::new() }
     }
 
-    fn all(&self, now: Duration) -> Vec<(NodeId, Known)> {
+    fn all(&self, now: Duration) -> Told {
         let fresh = self.known.iter().filter(|(_, (_, heard_at))| now.saturating_sub(*heard_at) < SILENT_AFTER);
         fresh.map(|(node, (known, _))| (*node, known.clone())).collect()
     }
 
     /// Takes in what another knows. Returns the facts that are news, with their nodes, and what is newer here.
-    fn take_in(&mut self, now: Duration, me: NodeId, theirs: Vec<(NodeId, Known)>) -> (Told, Told) {
+    fn take_in(&mut self, now: Duration, me: NodeId, theirs: &[(NodeId, Known)]) -> (Told, Told) {
         let mut news = Vec::new();
-        let mut newer_here: BTreeMap<NodeId, Known> = self.all(now).into_iter().collect();
-        for (node, told) in theirs {
-            let Some((known, heard_at)) = self.known.get_mut(&node) else {
-                news.push((node, told.clone()));
-                self.known.insert(node, (told, now));
+        let mut newer_here = Vec::new();
+        let mut theirs = theirs.iter().peekable();
+        let mut unknown = Vec::new();
+        for (node, (known, heard_at)) in &mut self.known {
+            while let Some(told) = theirs.next_if(|(other, _)| other < node) {
+                unknown.push(told.clone());
+            }
+            let is_fresh = now.saturating_sub(*heard_at) < SILENT_AFTER;
+            let Some((_, told)) = theirs.next_if(|(other, _)| other == node) else {
+                if is_fresh {
+                    newer_here.push((*node, known.clone()));
+                }
                 continue;
             };
             let order = |known: &Known| (known.generation, known.version);
             let beat = |known: &Known| (known.generation, known.heartbeat);
-            if order(&told) >= order(known) && beat(&told) >= beat(known) {
-                newer_here.remove(&node);
+            if is_fresh && (order(told) < order(known) || beat(told) < beat(known)) {
+                newer_here.push((*node, known.clone()));
             }
-            if node == me {
+            if *node == me {
                 continue;
             }
-            if beat(&told) > beat(known) {
+            if beat(told) > beat(known) {
                 *heard_at = now;
                 known.heartbeat = told.heartbeat;
             }
-            if order(&told) > order(known) {
-                news.push((node, told.clone()));
-                *known = Known { heartbeat: told.heartbeat.max(known.heartbeat), ..told };
+            if order(told) > order(known) {
+                news.push((*node, told.clone()));
+                *known = Known { heartbeat: told.heartbeat.max(known.heartbeat), ..told.clone() };
             }
         }
-        (news, newer_here.into_iter().collect())
+        unknown.extend(theirs.cloned());
+        for (node, told) in unknown {
+            news.push((node, told.clone()));
+            self.known.insert(node, (told, now));
+        }
+        (news, newer_here)
     }
 }
 
@@ -295,7 +307,7 @@ impl World {
     }
 
     /// Sends facts to three others.
-    fn spread(&mut self, node: usize, known: Vec<(NodeId, Known)>, answer: bool, urgent: bool) {
+    fn spread(&mut self, node: usize, known: Told, answer: bool, urgent: bool) {
         let me = self.nodes[node].id;
         let Some(process) = self.nodes[node].process.as_ref() else {
             return;
@@ -303,13 +315,15 @@ impl World {
         let mut others: BTreeSet<NodeId> =
             process.gossip.known.keys().chain(&process.gossip.contacts).copied().collect();
         others.remove(&me);
+        let mut others: Vec<NodeId> = others.into_iter().collect();
+        let known = Arc::new(known);
         for _ in 0..GOSSIP_TO {
-            let Some(chosen) = self.dice.pick(&others.iter().copied().collect::<Vec<_>>()) else {
+            let Some(chosen) = self.dice.pick(&others) else {
                 return;
             };
-            others.remove(&chosen);
+            others.retain(|other| *other != chosen);
             if let Some(to) = self.place_of(chosen) {
-                self.transmit(node, to, Packet::Gossip { known: known.clone(), answer, urgent });
+                self.transmit(node, to, Packet::Gossip { known: Arc::clone(&known), answer, urgent });
             }
         }
     }
@@ -348,7 +362,7 @@ impl World {
         now: Now,
         node: usize,
         from: usize,
-        known: Vec<(NodeId, Known)>,
+        known: Arc<Told>,
         answer: bool,
         urgent: bool,
     ) {
@@ -356,14 +370,14 @@ impl World {
         let Some(process) = self.nodes[node].process.as_mut() else {
             return;
         };
-        let (news, newer_here) = process.gossip.take_in(at, me, known);
+        let (news, newer_here) = process.gossip.take_in(at, me, &known);
         let facts: Vec<Facts> =
             news.iter().filter_map(|(_, known)| known.facts.as_ref()).map(|facts| Facts::clone(facts)).collect();
         if !facts.is_empty() {
             process.peer.handle_facts(now, facts);
         }
         if answer && !newer_here.is_empty() {
-            self.transmit(node, from, Packet::Gossip { known: newer_here, answer: false, urgent: false });
+            self.transmit(node, from, Packet::Gossip { known: Arc::new(newer_here), answer: false, urgent: false });
         }
         if urgent && !news.is_empty() {
             self.spread(node, news, false, true);

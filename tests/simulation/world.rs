@@ -8,7 +8,8 @@
 //!
 //! What it deliberately does not know: what a Peer should do. That is for the checkers to judge.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -227,6 +228,36 @@ pub struct Disturbances {
     pub doubt: bool,
 }
 
+/// What is going to happen, by time; at one instant, in the order in which it was planned.
+#[derive(Debug, Default)]
+struct Queue {
+    /// When, the how-manieth plan it is, and where it is kept.
+    order: BinaryHeap<Reverse<(Duration, u64, usize)>>,
+    kept: Vec<Option<Happening>>,
+    free: Vec<usize>,
+    planned: u64,
+}
+
+impl Queue {
+    fn push(&mut self, at: Duration, what: Happening) {
+        self.planned += 1;
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.kept.push(None);
+            self.kept.len() - 1
+        });
+        self.kept[place] = Some(what);
+        self.order.push(Reverse((at, self.planned, place)));
+    }
+
+    /// The next thing, if it happens by `until`.
+    fn pop(&mut self, until: Duration) -> Option<(Duration, Happening)> {
+        self.order.peek().filter(|Reverse((at, ..))| *at <= until)?;
+        let Reverse((at, _, place)) = self.order.pop()?;
+        self.free.push(place);
+        self.kept[place].take().map(|what| (at, what))
+    }
+}
+
 /// The whole cluster.
 #[derive(Debug)]
 pub struct World {
@@ -240,8 +271,7 @@ pub struct World {
     pub findings: Findings,
     pub disturbances: Disturbances,
     pub trace: Trace,
-    queue: BTreeMap<(Duration, u64), Happening>,
-    next_event: u64,
+    queue: Queue,
     next_process: u64,
     next_ask: u64,
     pub steps: u64,
@@ -260,8 +290,7 @@ impl World {
             findings: Findings::default(),
             disturbances: Disturbances::default(),
             trace: Trace::Off,
-            queue: BTreeMap::new(),
-            next_event: 0,
+            queue: Queue::default(),
             next_process: 1,
             next_ask: 1,
             steps: 0,
@@ -337,20 +366,14 @@ impl World {
     }
 
     pub fn schedule_at(&mut self, at: Duration, what: Happening) {
-        self.next_event += 1;
-        self.queue.insert((at, self.next_event), what);
+        self.queue.push(at, what);
     }
 
     /// Lets time pass.
     pub fn run_for(&mut self, duration: Duration) {
         let until = self.now + duration;
-        while let Some(((at, number), _)) = self.queue.first_key_value() {
-            let key = (*at, *number);
-            if key.0 > until {
-                break;
-            }
-            let what = self.queue.remove(&key).expect("it was just there");
-            self.now = key.0;
+        while let Some((at, what)) = self.queue.pop(until) {
+            self.now = at;
             self.steps += 1;
             self.happen(what);
         }

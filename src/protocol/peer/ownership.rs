@@ -84,8 +84,7 @@ impl Peer {
             return false;
         }
         self.placed_epoch = Some(epoch);
-        let cluster = &self.config.cluster;
-        let placement = Placement::new(self.membership.view(), cluster.partitions, cluster.replicas);
+        let placement = self.placement.after(self.membership.view(), self.config.cluster.replicas);
         let before = std::mem::replace(&mut self.placement, Arc::new(placement));
         let me = self.me.node;
         self.acting_for = self.placement.all().filter(|p| self.placement.acting(*p).contains(&me)).collect();
@@ -349,6 +348,7 @@ impl Peer {
         for job in lingering {
             let targets = self.targets(job);
             self.replication.retarget(job, targets);
+            self.replication.push_again(job);
             self.dirty.insert(job);
         }
     }
