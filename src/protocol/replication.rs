@@ -318,7 +318,11 @@ impl<W> Replication<W> {
                     });
                     if still_missing {
                         let lanes = self.lanes.entry(push.to).or_default();
-                        if push.urgent { lanes.urgent.insert(job) } else { lanes.handover.insert(job) };
+                        if push.urgent {
+                            lanes.urgent.insert(job)
+                        } else {
+                            lanes.handover.insert(job)
+                        };
                     }
                 }
             }

@@ -3,9 +3,9 @@
 //! Everything takes a little time. Packets of one connection keep their order unless the network is told to
 //! shuffle; a cut in either direction stops a connection, and a datagram only in its own direction. A machine
 //! that is up but has no process refuses connections, one that is off is silent. Gossip works as the gossip
-//! shell does: each node holds the newest facts of all, sends them to three others every interval and gets
-//! back what is newer there; an urgent fact is handed on at once by everybody who did not know it. What has
-//! shown no heartbeat for long is dropped.
+//! shell does: each node holds the newest facts of all, sends them to three others at every fourth interval and gets
+//! back what is newer there. What changes meanwhile is told to three others by its own node, and an urgent fact is
+//! handed on at once by everybody who did not know it. What has shown no heartbeat for long is dropped.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -19,14 +19,14 @@ use flockwork::model::wire::{Message, Probe};
 
 use crate::world::{Happening, World};
 
-/// How often a node gossips.
-const GOSSIP_EVERY: Duration = Duration::from_millis(200);
+/// How often a node compares everything with some others.
+const GOSSIP_EVERY: Duration = Duration::from_millis(800);
 /// To how many others.
 const GOSSIP_TO: usize = 3;
 /// Facts without a heartbeat for so long are no longer handed on...
-const SILENT_AFTER: Duration = Duration::from_secs(20);
+const SILENT_AFTER: Duration = Duration::from_secs(90);
 /// ...and are dropped after so long.
-const DROPPED_AFTER: Duration = Duration::from_secs(40);
+const DROPPED_AFTER: Duration = Duration::from_secs(180);
 
 /// How the network behaves now.
 #[derive(Debug)]
@@ -174,6 +174,7 @@ impl Gossip {
 impl World {
     /// Cuts `group` off from all others, in both directions.
     pub fn split(&mut self, group: &[usize]) {
+        self.faults.splits += 1;
         (self.disturbances.any, self.disturbances.doubt) = (true, true);
         for one in 0..self.nodes.len() {
             for other in 0..self.nodes.len() {
@@ -187,6 +188,7 @@ impl World {
 
     /// Nothing gets from `from` to `to` any longer.
     pub fn cut(&mut self, from: usize, to: usize) {
+        self.faults.cuts += 1;
         (self.disturbances.any, self.disturbances.doubt) = (true, true);
         self.network.cuts.insert((from, to));
         self.write_line(|| format!("the network is cut from n{from} to n{to}"));
@@ -286,9 +288,7 @@ impl World {
             facts: Some(Arc::new(facts)),
         };
         process.gossip.known.insert(me, (own.clone(), now));
-        if urgent {
-            self.spread(node, vec![(me, own)], false, true);
-        }
+        self.spread(node, vec![(me, own)], false, urgent);
     }
 
     pub fn gossip_tick(&mut self, node: usize) {
@@ -357,15 +357,7 @@ impl World {
         }
     }
 
-    fn receive_gossip(
-        &mut self,
-        now: Now,
-        node: usize,
-        from: usize,
-        known: Arc<Told>,
-        answer: bool,
-        urgent: bool,
-    ) {
+    fn receive_gossip(&mut self, now: Now, node: usize, from: usize, known: Arc<Told>, answer: bool, urgent: bool) {
         let (me, at) = (self.nodes[node].id, self.now);
         let Some(process) = self.nodes[node].process.as_mut() else {
             return;

@@ -228,6 +228,34 @@ pub struct Disturbances {
     pub doubt: bool,
 }
 
+/// How often what was done to the cluster.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Faults {
+    pub crashes: u64,
+    pub splits: u64,
+    pub cuts: u64,
+    pub pauses: u64,
+    pub bad_networks: u64,
+    pub disk_faults: u64,
+    pub joins: u64,
+    pub leaves: u64,
+    pub drains: u64,
+}
+
+impl std::ops::AddAssign for Faults {
+    fn add_assign(&mut self, other: Self) {
+        self.crashes += other.crashes;
+        self.splits += other.splits;
+        self.cuts += other.cuts;
+        self.pauses += other.pauses;
+        self.bad_networks += other.bad_networks;
+        self.disk_faults += other.disk_faults;
+        self.joins += other.joins;
+        self.leaves += other.leaves;
+        self.drains += other.drains;
+    }
+}
+
 /// What is going to happen, by time; at one instant, in the order in which it was planned.
 #[derive(Debug, Default)]
 struct Queue {
@@ -270,6 +298,7 @@ pub struct World {
     pub clients: Clients,
     pub findings: Findings,
     pub disturbances: Disturbances,
+    pub faults: Faults,
     pub trace: Trace,
     queue: Queue,
     next_process: u64,
@@ -289,6 +318,7 @@ impl World {
             clients: Clients::default(),
             findings: Findings::default(),
             disturbances: Disturbances::default(),
+            faults: Faults::default(),
             trace: Trace::Off,
             queue: Queue::default(),
             next_process: 1,
@@ -634,7 +664,7 @@ impl World {
             said_goodbye: false,
         });
         self.note(node, || format!("starts as generation {} with {held} records", generation.0));
-        let tick = self.dice.ms(1.0, 200.0);
+        let tick = self.dice.ms(1.0, 100.0);
         self.schedule(tick, Happening::GossipTick { node, process: number });
         self.pump(node);
     }
@@ -645,6 +675,7 @@ impl World {
             self.disturbances.any = true;
             self.note(node, || "is killed".into());
             self.nodes[node].crashes += 1;
+            self.faults.crashes += 1;
             self.end_process(node);
         }
     }
@@ -680,6 +711,7 @@ impl World {
     pub fn pause(&mut self, node: usize) {
         if let Some(process) = self.nodes[node].process.as_mut().filter(|process| !process.paused) {
             process.paused = true;
+            self.faults.pauses += 1;
             (self.disturbances.any, self.disturbances.doubt) = (true, true);
             let number = process.number;
             self.clients.gateway_paused(number);
@@ -708,6 +740,7 @@ impl World {
         let until = self.now + LEAVE_WITHIN;
         if let Some(process) = self.nodes[node].process.as_mut().filter(|p| !p.paused && p.leave_until.is_none()) {
             process.leave_until = Some(until);
+            self.faults.leaves += 1;
             process.peer.leave(now);
             self.note(node, || "is asked to leave".into());
             self.pump(node);
@@ -718,6 +751,7 @@ impl World {
         let now = self.local_now(node);
         if self.process(node).is_some_and(|process| !process.paused) {
             self.note(node, || format!("is drained: {on}"));
+            self.faults.drains += u64::from(on);
             self.call(node, |peer| peer.drain(now, on));
             self.pump(node);
         }
