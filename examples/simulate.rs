@@ -1,6 +1,11 @@
-//! Replays one seed of the simulation, with a trace of what happened.
+//! Replays one seed of the simulation with a trace of what happened, or explores many.
 //!
-//! `cargo run --example simulate -- --seed 42 [--nodes 5] [--minutes 5] [--quiet]`
+//! ```text
+//! cargo run --release --example simulate -- --seed 42 [--nodes 5] [--minutes 5] [--quiet]
+//! cargo run --release --example simulate -- --seeds 200 [--first 0] [--nodes 10] [--minutes 10]
+//! ```
+//!
+//! What the promises are, and which checker watches which, is in `docs/promises.md`.
 #![allow(dead_code, reason = "the stories of the test use more of the world than a replay does")]
 #![allow(clippy::unwrap_used, reason = "the world is shared with a test")]
 #![allow(unreachable_pub, reason = "the modules are shared with a test")]
@@ -13,6 +18,8 @@ mod clients;
 mod disk;
 #[path = "../tests/simulation/explore.rs"]
 mod explore;
+#[path = "../tests/simulation/fleet.rs"]
+mod fleet;
 #[path = "../tests/simulation/network.rs"]
 mod network;
 #[path = "../tests/simulation/pods.rs"]
@@ -20,19 +27,28 @@ mod pods;
 #[path = "../tests/simulation/world.rs"]
 mod world;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use explore::{Run, explore};
+use fleet::Tally;
 use world::Trace;
 
-/// Replays one seed of the simulation.
+/// Replays one seed of the simulation, or explores many.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Which run.
+    /// Which run to replay, with a trace.
+    #[arg(long, required_unless_present = "seeds", conflicts_with = "seeds")]
+    seed: Option<u64>,
+    /// How many runs to explore, on all processors.
     #[arg(long)]
-    seed: u64,
-    /// How many nodes at first; what the exploration takes for this seed by default.
+    seeds: Option<u64>,
+    /// The first of them.
+    #[arg(long, default_value_t = 0, requires = "seeds")]
+    first: u64,
+    /// How many nodes at first; what the exploration takes for the seed by default.
     #[arg(long)]
     nodes: Option<usize>,
     /// How many simulated minutes of trouble.
@@ -43,11 +59,24 @@ struct Arguments {
     quiet: bool,
 }
 
+impl Arguments {
+    fn run_of(&self, seed: u64) -> Run {
+        let usual = Run::of(seed, self.minutes);
+        Run { nodes: self.nodes.unwrap_or(usual.nodes), ..usual }
+    }
+}
+
 fn main() -> ExitCode {
-    let Arguments { seed, nodes, minutes, quiet } = Arguments::parse();
-    let usual = Run::of(seed, minutes);
-    let run = Run { nodes: nodes.unwrap_or(usual.nodes), ..usual };
-    let world = explore(run, if quiet { Trace::Off } else { Trace::Print });
+    let arguments = Arguments::parse();
+    match (arguments.seed, arguments.seeds) {
+        (Some(seed), _) => replay(&arguments, seed),
+        (None, seeds) => explore_many(&arguments, seeds.unwrap_or(1)),
+    }
+}
+
+fn replay(arguments: &Arguments, seed: u64) -> ExitCode {
+    let trace = if arguments.quiet { Trace::Off } else { Trace::Print };
+    let world = explore(arguments.run_of(seed), trace);
     let findings = &world.findings;
     println!(
         "{:.0} simulated seconds, {} events, {} jobs, {} pods, {} exceptions, {} violations",
@@ -61,5 +90,50 @@ fn main() -> ExitCode {
     for violation in &findings.violations {
         println!("{violation}");
     }
-    if findings.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    verdict(findings.violations.is_empty())
+}
+
+/// How often the state of a long exploration is told where nobody watches: in a log.
+const TELL_EVERY: Duration = Duration::from_secs(30);
+
+fn explore_many(arguments: &Arguments, seeds: u64) -> ExitCode {
+    let begun = Instant::now();
+    let watched = std::io::stderr().is_terminal();
+    let mut told = begun;
+    let mut failed = 0_u64;
+    let tally = fleet::explore_all(
+        arguments.first..arguments.first + seeds,
+        |seed| arguments.run_of(seed),
+        |so_far, outcome| {
+            if let Err(text) = outcome {
+                failed += 1;
+                println!("{text}");
+            }
+            let now = Instant::now();
+            if watched {
+                eprint!("\r{}", progress(so_far, seeds, now - begun));
+            } else if now - told > TELL_EVERY {
+                told = now;
+                eprintln!("{}", progress(so_far, seeds, now - begun));
+            }
+        },
+    );
+    if watched {
+        eprintln!();
+    }
+    println!("{tally}");
+    let took = begun.elapsed().as_secs_f64();
+    println!("{:.0} simulated seconds a second, in {took:.0} s", tally.simulated.as_secs_f64() / took);
+    println!("{failed} of {seeds} seeds failed");
+    verdict(failed == 0)
+}
+
+fn progress(tally: &Tally, of: u64, took: Duration) -> String {
+    let rate = tally.simulated.as_secs_f64() / took.as_secs_f64().max(0.001);
+    let hours = tally.simulated.as_secs_f64() / 3_600.0;
+    format!("{} of {of} seeds, {hours:.1} simulated hours, {rate:.0} simulated seconds a second", tally.seeds)
+}
+
+fn verdict(is_good: bool) -> ExitCode {
+    if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -324,6 +324,9 @@ pub struct Record {
 /// More attempts than this are not a job but a fault.
 const MAX_ATTEMPTS: usize = 100_000;
 
+/// What most records take, written down.
+const USUAL_BYTES: usize = 2_048;
+
 /// The longest reason that is kept, in bytes.
 pub const MAX_REASON_BYTES: usize = 1_024;
 
@@ -382,7 +385,8 @@ impl Record {
 
     /// A digest of the whole record.
     pub fn version(&self) -> Version {
-        let canonical = rmp_serde::to_vec_named(self).expect("a record consists of what MessagePack can write");
+        let mut canonical = Vec::with_capacity(USUAL_BYTES);
+        rmp_serde::encode::write_named(&mut canonical, self).expect("a record consists of what MessagePack can write");
         let hash = blake3::hash(&canonical);
         Version(u128::from_be_bytes(hash.as_bytes()[..16].try_into().expect("16 of 32 bytes")))
     }

@@ -11,6 +11,7 @@
 //! owner. Two nodes with the same view compute the same lists, which their fingerprint shows.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use hashring::HashRing;
 
@@ -29,10 +30,12 @@ struct VirtualNode {
 /// The circle of one set of members, and what follows from it for every partition.
 #[derive(Debug, Clone)]
 pub struct Placement {
+    /// Who is on the circle, and with what weight.
+    weights: BTreeMap<NodeId, u16>,
     /// Virtual nodes in the circle's order.
-    circle: Vec<NodeId>,
+    circle: Arc<Vec<NodeId>>,
     /// Where in the circle each partition's walk begins.
-    starts: Vec<usize>,
+    starts: Arc<Vec<usize>>,
     home: Vec<Vec<NodeId>>,
     acting: Vec<Vec<NodeId>>,
     /// The node after the acting list, which was in it before the last of it came.
@@ -43,6 +46,15 @@ pub struct Placement {
 impl Placement {
     /// The placement that follows from `view`, for `partitions` partitions and `replicas` copies of each.
     pub fn new(view: &View, partitions: u32, replicas: u32) -> Self {
+        Self::following(None, view, partitions, replicas)
+    }
+
+    /// The same after `view` has changed. Most changes leave the circle as it was, which is the costly part.
+    pub fn after(&self, view: &View, replicas: u32) -> Self {
+        Self::following(Some(self), view, self.partitions(), replicas)
+    }
+
+    fn following(before: Option<&Self>, view: &View, partitions: u32, replicas: u32) -> Self {
         let belongs = |member: &&Member| belongs_to_ring(member);
         let mut members: Vec<&Member> = view.values().filter(belongs).collect();
         if members.is_empty() {
@@ -50,7 +62,13 @@ impl Placement {
             members = view.values().filter(|member| member.is_live()).collect();
         }
         let weights: BTreeMap<NodeId, u16> = members.iter().map(|m| (m.facts.node, m.facts.weight.max(1))).collect();
-        let (circle, starts) = lay_out(&weights, partitions);
+        let (circle, starts) = match before.filter(|before| before.weights == weights) {
+            Some(before) => (Arc::clone(&before.circle), Arc::clone(&before.starts)),
+            None => {
+                let (circle, starts) = lay_out(&weights, partitions);
+                (Arc::new(circle), Arc::new(starts))
+            }
+        };
         let replicas = replicas as usize;
         let walk = |start: usize, keep: &dyn Fn(NodeId) -> bool, most| distinct(&circle, start, keep, most);
         let can_act = |node: NodeId| view.get(&node).is_some_and(acts);
@@ -61,7 +79,7 @@ impl Placement {
         let mut acting: Vec<_> = starts.iter().map(|start| walk(*start, keep, replicas + 1)).collect();
         let next = acting.iter_mut().map(|list| list.split_off(list.len().min(replicas)).pop()).collect();
         let fingerprint = fingerprint_of(&weights, &home, &acting);
-        Self { circle, starts, home, acting, next, fingerprint }
+        Self { weights, circle, starts, home, acting, next, fingerprint }
     }
 
     /// Equal for all nodes that compute the same lists.

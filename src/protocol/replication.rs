@@ -5,6 +5,11 @@
 //! earlier one, and what is lost is simply pushed again. Records on their way to one node are gathered into
 //! large pushes, of which a few at a time are under way; the rest waits as mere ids.
 //!
+//! A record that others wrote, and that this node happens to hold, is only **tracked**: who has it is written
+//! down as comparisons find out, and nothing is pushed but what they show to be missing. What moves because the
+//! ring changed travels in a lane of its own, behind what was just written and at a bounded pace, so that work
+//! goes on while a cluster is being rearranged.
+//!
 //! Whoever wants to know that enough copies exist leaves a `Waiter`; it is handed back when they do, or
 //! when its time is over, with the count.
 //!
@@ -12,6 +17,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::model::id::{JobId, NodeId};
 use crate::model::record::{Record, Version};
@@ -27,22 +33,51 @@ const PUSH_RECORDS: usize = 256;
 const PUSH_BYTES: usize = 1 << 20;
 /// Pushes to one node under way, at the most.
 const PUSHES_UNDER_WAY: usize = 4;
+/// How fast records are handed to one node because of a comparison, in bytes a second: a fifth of a gigabit link.
+const HANDOVER_PACE: u64 = 24 << 20;
 
 /// The push sequence and everything that is being spread.
 #[derive(Debug)]
 pub struct Replication<W> {
-    resend_after: std::time::Duration,
+    resend_after: Duration,
     next_seq: u64,
     spreads: BTreeMap<JobId, Spread<W>>,
-    to_push: BTreeMap<NodeId, BTreeSet<JobId>>,
+    lanes: BTreeMap<NodeId, Lanes>,
     under_way: BTreeMap<u64, Push>,
     resends: BTreeSet<(Moment, u64)>,
     deadlines: BTreeSet<(Moment, JobId)>,
 }
 
+/// What waits to be pushed to one node.
+#[derive(Debug, Default)]
+struct Lanes {
+    /// Records that this node wrote: others wait for them.
+    urgent: BTreeSet<JobId>,
+    /// Records that a comparison showed to be missing there.
+    handover: BTreeSet<JobId>,
+    /// Pushes that the node has not answered yet.
+    under_way: usize,
+    /// No further handover before.
+    handover_at: Moment,
+}
+
+impl Lanes {
+    fn is_idle(&self, now: Moment) -> bool {
+        self.urgent.is_empty() && self.handover.is_empty() && self.under_way == 0 && self.handover_at <= now
+    }
+
+    /// Whether anything may be pushed now.
+    fn is_ready(&self, now: Moment) -> bool {
+        self.under_way < PUSHES_UNDER_WAY
+            && (!self.urgent.is_empty() || (!self.handover.is_empty() && self.handover_at <= now))
+    }
+}
+
 /// A record that is being spread.
 #[derive(Debug)]
 struct Spread<W> {
+    /// This node wrote it, and pushes it until all have it; else it only keeps account.
+    insists: bool,
     /// The first revision that all targets must reach.
     revision: u64,
     /// The revision on this node's own disk.
@@ -63,6 +98,7 @@ struct StoredCopy {
 #[derive(Debug)]
 struct Push {
     to: NodeId,
+    urgent: bool,
     jobs: Vec<(JobId, u64)>,
     resend_at: Moment,
 }
@@ -91,12 +127,12 @@ pub struct Waited<W> {
 
 impl<W> Replication<W> {
     /// Nothing under way; unanswered pushes are repeated after `resend_after`.
-    pub fn new(resend_after: std::time::Duration) -> Self {
+    pub fn new(resend_after: Duration) -> Self {
         Self {
             resend_after,
             next_seq: 1,
             spreads: BTreeMap::new(),
-            to_push: BTreeMap::new(),
+            lanes: BTreeMap::new(),
             under_way: BTreeMap::new(),
             resends: BTreeSet::new(),
             deadlines: BTreeSet::new(),
@@ -106,10 +142,11 @@ impl<W> Replication<W> {
     /// This node changed the record: every one of `targets` must get revision `revision`.
     pub fn spread(&mut self, now: Moment, job: JobId, revision: u64, targets: BTreeSet<NodeId>) {
         let spread = self.spreads.entry(job).or_insert_with(|| Spread::new(now, revision));
+        spread.insists = true;
         spread.revision = revision;
         spread.targets = targets;
         for node in spread.missing() {
-            self.to_push.entry(node).or_default().insert(job);
+            self.lanes.entry(node).or_default().urgent.insert(job);
         }
     }
 
@@ -119,19 +156,38 @@ impl<W> Replication<W> {
         spread.targets = targets;
     }
 
-    /// The targets of a record that is being spread changed.
+    /// The targets of a record that is being spread changed. Those that were targets before are being served.
     pub fn retarget(&mut self, job: JobId, targets: BTreeSet<NodeId>) {
         if let Some(spread) = self.spreads.get_mut(&job) {
-            spread.targets = targets;
+            let before = std::mem::replace(&mut spread.targets, targets);
+            if spread.insists {
+                for node in spread.missing().filter(|node| !before.contains(node)) {
+                    self.lanes.entry(node).or_default().urgent.insert(job);
+                }
+            }
+        }
+    }
+
+    /// Pushes a record that is being spread again to every target that is not known to have it.
+    pub fn push_again(&mut self, job: JobId) {
+        if let Some(spread) = self.spreads.get(&job) {
             for node in spread.missing() {
-                self.to_push.entry(node).or_default().insert(job);
+                self.lanes.entry(node).or_default().handover.insert(job);
             }
         }
     }
 
     /// Pushes the record once to a node that was seen to lack something, without insisting.
     pub fn push_once(&mut self, job: JobId, to: NodeId) {
-        self.to_push.entry(to).or_default().insert(job);
+        let lanes = self.lanes.entry(to).or_default();
+        if !lanes.urgent.contains(&job) {
+            lanes.handover.insert(job);
+        }
+    }
+
+    /// How many records wait to be handed over to other nodes, counted once for each.
+    pub fn handovers_waiting(&self) -> u64 {
+        self.lanes.values().map(|lanes| lanes.handover.len() as u64).sum()
     }
 
     /// Wants to know when `wanted` nodes have revision `revision` of a record that is being spread, or what
@@ -157,6 +213,7 @@ impl<W> Replication<W> {
         };
         self.resends.remove(&(push.resend_at, seq));
         let push = self.under_way.remove(&seq).expect("it was just there");
+        self.one_less_under_way(from);
         for ((job, revision), version) in push.jobs.iter().zip(versions) {
             if let (Some(spread), Some(version)) = (self.spreads.get_mut(job), version) {
                 let copy = spread.copies.entry(from).or_insert(StoredCopy { revision: 0, version: *version });
@@ -201,7 +258,7 @@ impl<W> Replication<W> {
 
     /// Whether every target has the record, and nobody waits: there is nothing left to do about it.
     pub fn is_complete(&self, job: JobId) -> bool {
-        self.spreads.get(&job).is_none_or(|spread| spread.waiters.is_empty() && spread.missing().is_empty())
+        self.spreads.get(&job).is_none_or(|spread| spread.waiters.is_empty() && spread.missing().next().is_none())
     }
 
     /// Stops spreading a record.
@@ -231,7 +288,7 @@ impl<W> Replication<W> {
 
     /// `node` is gone: what was under way to it is not awaited, and nothing more is sent there.
     pub fn handle_gone(&mut self, node: NodeId) {
-        self.to_push.remove(&node);
+        self.lanes.remove(&node);
         let lost: Vec<u64> = self.under_way.iter().filter(|(_, push)| push.to == node).map(|(seq, _)| *seq).collect();
         for seq in lost {
             if let Some(push) = self.under_way.remove(&seq) {
@@ -244,7 +301,9 @@ impl<W> Replication<W> {
     pub fn poll_timeout(&self) -> Option<Moment> {
         let resend = self.resends.first().map(|(at, _)| *at);
         let deadline = self.deadlines.first().map(|(at, _)| *at);
-        [resend, deadline].into_iter().flatten().min()
+        let waits = |lanes: &&Lanes| !lanes.handover.is_empty() && lanes.under_way < PUSHES_UNDER_WAY;
+        let handover = self.lanes.values().filter(waits).map(|lanes| lanes.handover_at).min();
+        [resend, deadline, handover].into_iter().flatten().min()
     }
 
     /// Puts overdue pushes back in line; returns the jobs whose waiters' time is over.
@@ -252,13 +311,19 @@ impl<W> Replication<W> {
         while let Some((at, seq)) = self.resends.first().copied().filter(|(at, _)| *at <= now) {
             self.resends.remove(&(at, seq));
             if let Some(push) = self.under_way.remove(&seq) {
+                self.one_less_under_way(push.to);
                 for (job, revision) in push.jobs {
                     let still_missing = self.spreads.get(&job).is_some_and(|spread| {
                         spread.targets.contains(&push.to)
                             && spread.copies.get(&push.to).is_none_or(|copy| copy.revision < revision)
                     });
                     if still_missing {
-                        self.to_push.entry(push.to).or_default().insert(job);
+                        let lanes = self.lanes.entry(push.to).or_default();
+                        if push.urgent {
+                            lanes.urgent.insert(job)
+                        } else {
+                            lanes.handover.insert(job)
+                        };
                     }
                 }
             }
@@ -273,46 +338,62 @@ impl<W> Replication<W> {
 
     /// The next push to send, if any node may be sent one.
     pub fn poll_push(&mut self, now: Moment, records: &Records, blobs: &mut Blobs) -> Option<(NodeId, Message)> {
-        let busy = |node: &NodeId, under_way: &BTreeMap<u64, Push>| {
-            under_way.values().filter(|push| push.to == *node).count() >= PUSHES_UNDER_WAY
-        };
-        let to = self.to_push.iter().find(|(node, _)| !busy(node, &self.under_way)).map(|(node, _)| *node)?;
-        let waiting = self.to_push.get_mut(&to).expect("the node was just found there");
-        let mut batch: Vec<Arc<Record>> = Vec::new();
-        let mut jobs = Vec::new();
-        let mut riding = Vec::new();
-        let mut bytes = 0;
-        while let Some(job) = waiting.pop_first() {
-            if let Some(held) = records.get(job) {
-                bytes += 512 + held.record.spec().stdin.as_ref().map_or(0, |stdin| stdin.0.len());
-                let with_it = blobs.riding_along(to, &held.record.blobs());
-                bytes += with_it.iter().map(|blob| blob.bytes().len()).sum::<usize>();
-                riding.extend(with_it);
-                batch.push(Arc::clone(&held.record));
-                jobs.push((job, held.revision));
+        loop {
+            let (to, lanes) = self.lanes.iter_mut().find(|(_, lanes)| lanes.is_ready(now))?;
+            let to = *to;
+            let urgent = !lanes.urgent.is_empty();
+            let waiting = if urgent { &mut lanes.urgent } else { &mut lanes.handover };
+            let mut batch: Vec<Arc<Record>> = Vec::new();
+            let mut jobs = Vec::new();
+            let mut riding = Vec::new();
+            let mut bytes = 0;
+            while let Some(job) = waiting.pop_first() {
+                if let Some(held) = records.get(job) {
+                    bytes += 512 + held.record.spec().stdin.as_ref().map_or(0, |stdin| stdin.0.len());
+                    let with_it = blobs.riding_along(to, &held.record.blobs());
+                    bytes += with_it.iter().map(|blob| blob.bytes().len()).sum::<usize>();
+                    riding.extend(with_it);
+                    batch.push(Arc::clone(&held.record));
+                    jobs.push((job, held.revision));
+                }
+                if batch.len() >= PUSH_RECORDS || bytes >= PUSH_BYTES {
+                    break;
+                }
             }
-            if batch.len() >= PUSH_RECORDS || bytes >= PUSH_BYTES {
-                break;
+            if batch.is_empty() {
+                self.forget_idle_lane(now, to);
+                continue;
             }
+            lanes.under_way += 1;
+            if !urgent {
+                lanes.handover_at = now + Duration::from_micros(bytes as u64 * 1_000_000 / HANDOVER_PACE);
+            }
+            let seq = self.next_seq;
+            self.next_seq += 1;
+            let resend_at = now + self.resend_after;
+            self.resends.insert((resend_at, seq));
+            self.under_way.insert(seq, Push { to, urgent, jobs, resend_at });
+            return Some((to, Message::Push { seq, records: batch, blobs: riding }));
         }
-        if waiting.is_empty() {
-            self.to_push.remove(&to);
+    }
+
+    fn one_less_under_way(&mut self, to: NodeId) {
+        if let Some(lanes) = self.lanes.get_mut(&to) {
+            lanes.under_way = lanes.under_way.saturating_sub(1);
         }
-        if batch.is_empty() {
-            return self.poll_push(now, records, blobs);
+    }
+
+    fn forget_idle_lane(&mut self, now: Moment, to: NodeId) {
+        if self.lanes.get(&to).is_some_and(|lanes| lanes.is_idle(now)) {
+            self.lanes.remove(&to);
         }
-        let seq = self.next_seq;
-        self.next_seq += 1;
-        let resend_at = now + self.resend_after;
-        self.resends.insert((resend_at, seq));
-        self.under_way.insert(seq, Push { to, jobs, resend_at });
-        Some((to, Message::Push { seq, records: batch, blobs: riding }))
     }
 }
 
 impl<W> Spread<W> {
     fn new(now: Moment, revision: u64) -> Self {
         Self {
+            insists: false,
             revision,
             stored_here: 0,
             started: now,
@@ -322,8 +403,8 @@ impl<W> Spread<W> {
         }
     }
 
-    fn missing(&self) -> Vec<NodeId> {
+    fn missing(&self) -> impl Iterator<Item = NodeId> + '_ {
         let has = |node: &NodeId| self.copies.get(node).is_some_and(|copy| copy.revision >= self.revision);
-        self.targets.iter().filter(|node| !has(node)).copied().collect()
+        self.targets.iter().filter(move |node| !has(node)).copied()
     }
 }

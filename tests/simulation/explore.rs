@@ -25,7 +25,7 @@ impl Run {
     /// The command that replays it.
     pub fn replay(&self) -> String {
         let Self { seed, nodes, minutes } = self;
-        format!("cargo run --example simulate -- --seed {seed} --nodes {nodes} --minutes {minutes}")
+        format!("cargo run --release --example simulate -- --seed {seed} --nodes {nodes} --minutes {minutes}")
     }
 }
 
@@ -162,6 +162,7 @@ impl World {
             }
             Trouble::BadNetwork => {
                 (self.disturbances.any, self.disturbances.doubt) = (true, true);
+                self.faults.bad_networks += 1;
                 self.network.loss = self.dice.number(0..30) as f64;
                 self.network.duplicates = self.dice.number(0..20) as f64;
                 self.network.stragglers = self.dice.number(0..10) as f64;
@@ -172,6 +173,7 @@ impl World {
             }
             Trouble::FullDisk => {
                 self.disturbances.any = true;
+                self.faults.disk_faults += 1;
                 self.nodes[node].disk.full = true;
                 self.note(node, || "disk is full".into());
                 vec![(lasts / 2, Relief::EmptyDisk(node))]
@@ -179,6 +181,7 @@ impl World {
             Trouble::SlowDisk => {
                 // Slow enough that a process waits for it, not so slow that it looks dead.
                 self.disturbances.any = true;
+                self.faults.disk_faults += 1;
                 self.nodes[node].disk.slow_ms = self.dice.number(20..800) as f64;
                 self.note(node, || "disk is slow".into());
                 vec![(lasts, Relief::EmptyDisk(node))]
@@ -186,6 +189,7 @@ impl World {
             Trouble::Join => {
                 if self.nodes.len() < self.options.nodes + 3 {
                     let node = self.add_machine();
+                    self.faults.joins += 1;
                     self.start(node);
                 }
                 Vec::new()

@@ -6,14 +6,12 @@ mod checkers;
 mod clients;
 mod disk;
 mod explore;
+mod fleet;
 mod network;
 mod pods;
 mod stories;
 mod world;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use explore::{Run, explore};
@@ -25,33 +23,14 @@ fn random_faults_break_no_promise() {
     let asked = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<f64>().ok());
     let (first, seeds) = (asked("SIM_FIRST").unwrap_or(0.0) as u64, asked("SIM_SEEDS").unwrap_or(10.0) as u64);
     let minutes = asked("SIM_MINUTES").unwrap_or(2.0);
-    let next = AtomicU64::new(first);
-    let failures = Mutex::new(Vec::new());
-    let workers = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= first + seeds {
-                        return;
-                    }
-                    let run = Run::of(seed, minutes);
-                    let outcome = catch_unwind(AssertUnwindSafe(|| explore(run, Trace::Off)));
-                    let broken = match outcome {
-                        Ok(world) if world.findings.violations.is_empty() => continue,
-                        Ok(world) => world.findings.violations.iter().take(5).map(ToString::to_string).collect(),
-                        Err(_) => vec!["it panicked".to_owned()],
-                    };
-                    failures.lock().unwrap().push((seed, format!("{}\n    {}", run.replay(), broken.join("\n    "))));
-                }
-            });
-        }
-    });
-    let mut failures = failures.into_inner().unwrap();
-    failures.sort();
-    let text: Vec<String> = failures.iter().map(|(_, text)| text.clone()).collect();
-    assert!(failures.is_empty(), "{} of {seeds} seeds failed:\n{}", failures.len(), text.join("\n"));
+    let mut failures = Vec::new();
+    let tally = fleet::explore_all(
+        first..first + seeds,
+        |seed| Run::of(seed, minutes),
+        |_, outcome| failures.extend(outcome.err()),
+    );
+    println!("{tally}");
+    assert!(failures.is_empty(), "{} of {seeds} seeds failed:\n{}", failures.len(), failures.join("\n"));
 }
 
 #[test]

@@ -3,9 +3,9 @@
 //! Everything takes a little time. Packets of one connection keep their order unless the network is told to
 //! shuffle; a cut in either direction stops a connection, and a datagram only in its own direction. A machine
 //! that is up but has no process refuses connections, one that is off is silent. Gossip works as the gossip
-//! shell does: each node holds the newest facts of all, sends them to three others every interval and gets
-//! back what is newer there; an urgent fact is handed on at once by everybody who did not know it. What has
-//! shown no heartbeat for long is dropped.
+//! shell does: each node holds the newest facts of all, sends them to three others at every fourth interval and gets
+//! back what is newer there. What changes meanwhile is told to three others by its own node, and an urgent fact is
+//! handed on at once by everybody who did not know it. What has shown no heartbeat for long is dropped.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -19,14 +19,14 @@ use flockwork::model::wire::{Message, Probe};
 
 use crate::world::{Happening, World};
 
-/// How often a node gossips.
-const GOSSIP_EVERY: Duration = Duration::from_millis(200);
+/// How often a node compares everything with some others.
+const GOSSIP_EVERY: Duration = Duration::from_millis(800);
 /// To how many others.
 const GOSSIP_TO: usize = 3;
 /// Facts without a heartbeat for so long are no longer handed on...
-const SILENT_AFTER: Duration = Duration::from_secs(20);
+const SILENT_AFTER: Duration = Duration::from_secs(90);
 /// ...and are dropped after so long.
-const DROPPED_AFTER: Duration = Duration::from_secs(40);
+const DROPPED_AFTER: Duration = Duration::from_secs(180);
 
 /// How the network behaves now.
 #[derive(Debug)]
@@ -83,7 +83,7 @@ pub enum Packet {
     /// A failure detector's packet; with an addressee if it is sent over the connection.
     Probe { addressee: Option<u64>, from_addr: SocketAddr, probe: Probe },
     /// Facts.
-    Gossip { known: Vec<(NodeId, Known)>, answer: bool, urgent: bool },
+    Gossip { known: Arc<Told>, answer: bool, urgent: bool },
 }
 
 impl Packet {
@@ -123,45 +123,58 @@ impl Gossip {
         Self { contacts, known: BTreeMap::new() }
     }
 
-    fn all(&self, now: Duration) -> Vec<(NodeId, Known)> {
+    fn all(&self, now: Duration) -> Told {
         let fresh = self.known.iter().filter(|(_, (_, heard_at))| now.saturating_sub(*heard_at) < SILENT_AFTER);
         fresh.map(|(node, (known, _))| (*node, known.clone())).collect()
     }
 
     /// Takes in what another knows. Returns the facts that are news, with their nodes, and what is newer here.
-    fn take_in(&mut self, now: Duration, me: NodeId, theirs: Vec<(NodeId, Known)>) -> (Told, Told) {
+    fn take_in(&mut self, now: Duration, me: NodeId, theirs: &[(NodeId, Known)]) -> (Told, Told) {
         let mut news = Vec::new();
-        let mut newer_here: BTreeMap<NodeId, Known> = self.all(now).into_iter().collect();
-        for (node, told) in theirs {
-            let Some((known, heard_at)) = self.known.get_mut(&node) else {
-                news.push((node, told.clone()));
-                self.known.insert(node, (told, now));
+        let mut newer_here = Vec::new();
+        let mut theirs = theirs.iter().peekable();
+        let mut unknown = Vec::new();
+        for (node, (known, heard_at)) in &mut self.known {
+            while let Some(told) = theirs.next_if(|(other, _)| other < node) {
+                unknown.push(told.clone());
+            }
+            let is_fresh = now.saturating_sub(*heard_at) < SILENT_AFTER;
+            let Some((_, told)) = theirs.next_if(|(other, _)| other == node) else {
+                if is_fresh {
+                    newer_here.push((*node, known.clone()));
+                }
                 continue;
             };
             let order = |known: &Known| (known.generation, known.version);
             let beat = |known: &Known| (known.generation, known.heartbeat);
-            if order(&told) >= order(known) && beat(&told) >= beat(known) {
-                newer_here.remove(&node);
+            if is_fresh && (order(told) < order(known) || beat(told) < beat(known)) {
+                newer_here.push((*node, known.clone()));
             }
-            if node == me {
+            if *node == me {
                 continue;
             }
-            if beat(&told) > beat(known) {
+            if beat(told) > beat(known) {
                 *heard_at = now;
                 known.heartbeat = told.heartbeat;
             }
-            if order(&told) > order(known) {
-                news.push((node, told.clone()));
-                *known = Known { heartbeat: told.heartbeat.max(known.heartbeat), ..told };
+            if order(told) > order(known) {
+                news.push((*node, told.clone()));
+                *known = Known { heartbeat: told.heartbeat.max(known.heartbeat), ..told.clone() };
             }
         }
-        (news, newer_here.into_iter().collect())
+        unknown.extend(theirs.cloned());
+        for (node, told) in unknown {
+            news.push((node, told.clone()));
+            self.known.insert(node, (told, now));
+        }
+        (news, newer_here)
     }
 }
 
 impl World {
     /// Cuts `group` off from all others, in both directions.
     pub fn split(&mut self, group: &[usize]) {
+        self.faults.splits += 1;
         (self.disturbances.any, self.disturbances.doubt) = (true, true);
         for one in 0..self.nodes.len() {
             for other in 0..self.nodes.len() {
@@ -175,6 +188,7 @@ impl World {
 
     /// Nothing gets from `from` to `to` any longer.
     pub fn cut(&mut self, from: usize, to: usize) {
+        self.faults.cuts += 1;
         (self.disturbances.any, self.disturbances.doubt) = (true, true);
         self.network.cuts.insert((from, to));
         self.write_line(|| format!("the network is cut from n{from} to n{to}"));
@@ -274,9 +288,7 @@ impl World {
             facts: Some(Arc::new(facts)),
         };
         process.gossip.known.insert(me, (own.clone(), now));
-        if urgent {
-            self.spread(node, vec![(me, own)], false, true);
-        }
+        self.spread(node, vec![(me, own)], false, urgent);
     }
 
     pub fn gossip_tick(&mut self, node: usize) {
@@ -295,7 +307,7 @@ impl World {
     }
 
     /// Sends facts to three others.
-    fn spread(&mut self, node: usize, known: Vec<(NodeId, Known)>, answer: bool, urgent: bool) {
+    fn spread(&mut self, node: usize, known: Told, answer: bool, urgent: bool) {
         let me = self.nodes[node].id;
         let Some(process) = self.nodes[node].process.as_ref() else {
             return;
@@ -303,13 +315,15 @@ impl World {
         let mut others: BTreeSet<NodeId> =
             process.gossip.known.keys().chain(&process.gossip.contacts).copied().collect();
         others.remove(&me);
+        let mut others: Vec<NodeId> = others.into_iter().collect();
+        let known = Arc::new(known);
         for _ in 0..GOSSIP_TO {
-            let Some(chosen) = self.dice.pick(&others.iter().copied().collect::<Vec<_>>()) else {
+            let Some(chosen) = self.dice.pick(&others) else {
                 return;
             };
-            others.remove(&chosen);
+            others.retain(|other| *other != chosen);
             if let Some(to) = self.place_of(chosen) {
-                self.transmit(node, to, Packet::Gossip { known: known.clone(), answer, urgent });
+                self.transmit(node, to, Packet::Gossip { known: Arc::clone(&known), answer, urgent });
             }
         }
     }
@@ -343,27 +357,19 @@ impl World {
         }
     }
 
-    fn receive_gossip(
-        &mut self,
-        now: Now,
-        node: usize,
-        from: usize,
-        known: Vec<(NodeId, Known)>,
-        answer: bool,
-        urgent: bool,
-    ) {
+    fn receive_gossip(&mut self, now: Now, node: usize, from: usize, known: Arc<Told>, answer: bool, urgent: bool) {
         let (me, at) = (self.nodes[node].id, self.now);
         let Some(process) = self.nodes[node].process.as_mut() else {
             return;
         };
-        let (news, newer_here) = process.gossip.take_in(at, me, known);
+        let (news, newer_here) = process.gossip.take_in(at, me, &known);
         let facts: Vec<Facts> =
             news.iter().filter_map(|(_, known)| known.facts.as_ref()).map(|facts| Facts::clone(facts)).collect();
         if !facts.is_empty() {
             process.peer.handle_facts(now, facts);
         }
         if answer && !newer_here.is_empty() {
-            self.transmit(node, from, Packet::Gossip { known: newer_here, answer: false, urgent: false });
+            self.transmit(node, from, Packet::Gossip { known: Arc::new(newer_here), answer: false, urgent: false });
         }
         if urgent && !news.is_empty() {
             self.spread(node, news, false, true);

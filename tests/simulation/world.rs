@@ -8,7 +8,8 @@
 //!
 //! What it deliberately does not know: what a Peer should do. That is for the checkers to judge.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -249,6 +250,64 @@ pub struct Disturbances {
     pub doubt: bool,
 }
 
+/// How often what was done to the cluster.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Faults {
+    pub crashes: u64,
+    pub splits: u64,
+    pub cuts: u64,
+    pub pauses: u64,
+    pub bad_networks: u64,
+    pub disk_faults: u64,
+    pub joins: u64,
+    pub leaves: u64,
+    pub drains: u64,
+}
+
+impl std::ops::AddAssign for Faults {
+    fn add_assign(&mut self, other: Self) {
+        self.crashes += other.crashes;
+        self.splits += other.splits;
+        self.cuts += other.cuts;
+        self.pauses += other.pauses;
+        self.bad_networks += other.bad_networks;
+        self.disk_faults += other.disk_faults;
+        self.joins += other.joins;
+        self.leaves += other.leaves;
+        self.drains += other.drains;
+    }
+}
+
+/// What is going to happen, by time; at one instant, in the order in which it was planned.
+#[derive(Debug, Default)]
+struct Queue {
+    /// When, the how-manieth plan it is, and where it is kept.
+    order: BinaryHeap<Reverse<(Duration, u64, usize)>>,
+    kept: Vec<Option<Happening>>,
+    free: Vec<usize>,
+    planned: u64,
+}
+
+impl Queue {
+    fn push(&mut self, at: Duration, what: Happening) {
+        self.planned += 1;
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.kept.push(None);
+            self.kept.len() - 1
+        });
+        self.kept[place] = Some(what);
+        self.order.push(Reverse((at, self.planned, place)));
+    }
+
+    /// The next thing, if it happens by `until`.
+    fn pop(&mut self, until: Duration) -> Option<(Duration, Happening)> {
+        self.order.peek().filter(|Reverse((at, ..))| *at <= until)?;
+        let Reverse((at, _, place)) = self.order.pop()?;
+        self.free.push(place);
+        self.kept[place].take().map(|what| (at, what))
+    }
+}
+
 /// The whole cluster.
 #[derive(Debug)]
 pub struct World {
@@ -261,9 +320,9 @@ pub struct World {
     pub clients: Clients,
     pub findings: Findings,
     pub disturbances: Disturbances,
+    pub faults: Faults,
     pub trace: Trace,
-    queue: BTreeMap<(Duration, u64), Happening>,
-    next_event: u64,
+    queue: Queue,
     next_process: u64,
     next_ask: u64,
     pub steps: u64,
@@ -281,9 +340,9 @@ impl World {
             clients: Clients::default(),
             findings: Findings::default(),
             disturbances: Disturbances::default(),
+            faults: Faults::default(),
             trace: Trace::Off,
-            queue: BTreeMap::new(),
-            next_event: 0,
+            queue: Queue::default(),
             next_process: 1,
             next_ask: 1,
             steps: 0,
@@ -359,20 +418,14 @@ impl World {
     }
 
     pub fn schedule_at(&mut self, at: Duration, what: Happening) {
-        self.next_event += 1;
-        self.queue.insert((at, self.next_event), what);
+        self.queue.push(at, what);
     }
 
     /// Lets time pass.
     pub fn run_for(&mut self, duration: Duration) {
         let until = self.now + duration;
-        while let Some(((at, number), _)) = self.queue.first_key_value() {
-            let key = (*at, *number);
-            if key.0 > until {
-                break;
-            }
-            let what = self.queue.remove(&key).expect("it was just there");
-            self.now = key.0;
+        while let Some((at, what)) = self.queue.pop(until) {
+            self.now = at;
             self.steps += 1;
             self.happen(what);
         }
@@ -648,7 +701,7 @@ impl World {
             said_goodbye: false,
         });
         self.note(node, || format!("starts as generation {} with {held} records", generation.0));
-        let tick = self.dice.ms(1.0, 200.0);
+        let tick = self.dice.ms(1.0, 100.0);
         self.schedule(tick, Happening::GossipTick { node, process: number });
         self.pump(node);
     }
@@ -659,6 +712,7 @@ impl World {
             self.disturbances.any = true;
             self.note(node, || "is killed".into());
             self.nodes[node].crashes += 1;
+            self.faults.crashes += 1;
             self.end_process(node);
         }
     }
@@ -694,6 +748,7 @@ impl World {
     pub fn pause(&mut self, node: usize) {
         if let Some(process) = self.nodes[node].process.as_mut().filter(|process| !process.paused) {
             process.paused = true;
+            self.faults.pauses += 1;
             (self.disturbances.any, self.disturbances.doubt) = (true, true);
             let number = process.number;
             self.clients.gateway_paused(number);
@@ -722,6 +777,7 @@ impl World {
         let until = self.now + LEAVE_WITHIN;
         if let Some(process) = self.nodes[node].process.as_mut().filter(|p| !p.paused && p.leave_until.is_none()) {
             process.leave_until = Some(until);
+            self.faults.leaves += 1;
             process.peer.leave(now);
             self.note(node, || "is asked to leave".into());
             self.pump(node);
@@ -732,6 +788,7 @@ impl World {
         let now = self.local_now(node);
         if self.process(node).is_some_and(|process| !process.paused) {
             self.note(node, || format!("is drained: {on}"));
+            self.faults.drains += u64::from(on);
             self.call(node, |peer| peer.drain(now, on));
             self.pump(node);
         }

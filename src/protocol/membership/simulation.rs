@@ -679,8 +679,10 @@ impl World {
         let own = membership.me().node;
         let live = membership.view().values().filter(|member| member.is_live() && member.facts.node != own);
         let live: Vec<SocketAddr> = live.map(|member| member.facts.cluster_addr).collect();
-        let mut addrs: Vec<SocketAddr> =
-            rand::seq::index::sample(&mut self.rng, live.len(), FANOUT.min(live.len())).iter().map(|at| live[at]).collect();
+        let mut addrs: Vec<SocketAddr> = rand::seq::index::sample(&mut self.rng, live.len(), FANOUT.min(live.len()))
+            .iter()
+            .map(|at| live[at])
+            .collect();
         if membership.me().status == Status::Joining {
             addrs.push(self.addr(0));
         }

@@ -98,6 +98,7 @@ pub struct Peer {
     /// The partitions whose acting list names this node.
     acting_for: Vec<Partition>,
     placed_epoch: Option<u64>,
+    placed_standings: Option<Vec<ownership::Standing>>,
     records: Records,
     blobs: Blobs,
     outbox: Outbox,
@@ -250,6 +251,7 @@ impl Peer {
             placement: Arc::new(placement),
             acting_for: Vec::new(),
             placed_epoch: None,
+            placed_standings: None,
             outbox,
             blobs,
             replication: Replication::new(timing.resend_after),
@@ -650,7 +652,7 @@ impl Peer {
                 MembershipOutput::LateTick { .. } => {
                     // This process was paused: others may have decided in its place meanwhile.
                     self.ownership.clear();
-                    self.placed_epoch = None;
+                    (self.placed_epoch, self.placed_standings) = (None, None);
                 }
             }
         }

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use rand::Rng;
 
-use crate::model::id::{JobId, NodeId, Partition};
-use crate::model::member::{MemberState, Status};
+use crate::model::id::{Generation, JobId, NodeId, Partition};
+use crate::model::member::{Member, MemberState, Status, View};
 use crate::model::record::Version;
 use crate::model::ring::Placement;
 use crate::model::time::{Moment, Now};
@@ -76,6 +76,19 @@ impl Ownership {
     }
 }
 
+/// What placement and ownership depend on of a member: whether it lives, in which start, doing what, how much of it.
+pub(super) type Standing = (NodeId, MemberState, Generation, Status, u16);
+
+/// A doubt changes nothing about where records belong, and is the most frequent change of all.
+fn standings(view: &View) -> Vec<Standing> {
+    let one = |member: &Member| {
+        let state = if member.is_live() { MemberState::Alive } else { member.state };
+        let facts = &member.facts;
+        (facts.node, state, facts.generation, facts.status, facts.weight)
+    };
+    view.values().map(one).collect()
+}
+
 impl Peer {
     /// Computes the ring anew if the members changed, and draws the consequences.
     pub(super) fn refresh_placement(&mut self, now: Now) -> bool {
@@ -84,8 +97,21 @@ impl Peer {
             return false;
         }
         self.placed_epoch = Some(epoch);
-        let cluster = &self.config.cluster;
-        let placement = Placement::new(self.membership.view(), cluster.partitions, cluster.replicas);
+        // A death, a restart, a doubt or a new ring can change what is to be done about any open job.
+        self.dirty.extend(self.records.open().iter().copied());
+        self.must_schedule = true;
+        let standings = standings(self.membership.view());
+        if self.placed_standings.as_ref() != Some(&standings) {
+            self.placed_standings = Some(standings);
+            self.place_anew(now);
+        }
+        let routing = Routing { me: self.me.node, view: self.membership.view(), placement: &self.placement };
+        self.gateway.handle_view_change(now.moment, routing);
+        true
+    }
+
+    fn place_anew(&mut self, now: Now) {
+        let placement = self.placement.after(self.membership.view(), self.config.cluster.replicas);
         let before = std::mem::replace(&mut self.placement, Arc::new(placement));
         let me = self.me.node;
         self.acting_for = self.placement.all().filter(|p| self.placement.acting(*p).contains(&me)).collect();
@@ -100,12 +126,6 @@ impl Peer {
             self.replication.retarget(job, targets);
             self.dirty.insert(job);
         }
-        // A death, a restart or a new ring can change what is to be done about any open job.
-        self.dirty.extend(self.records.open().iter().copied());
-        self.must_schedule = true;
-        let routing = Routing { me: self.me.node, view: self.membership.view(), placement: &self.placement };
-        self.gateway.handle_view_change(now.moment, routing);
-        true
     }
 
     fn follow_ring(&mut self, now: Moment, partition: Partition, before: &Placement) {
@@ -349,6 +369,7 @@ impl Peer {
         for job in lingering {
             let targets = self.targets(job);
             self.replication.retarget(job, targets);
+            self.replication.push_again(job);
             self.dirty.insert(job);
         }
     }

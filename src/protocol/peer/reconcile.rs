@@ -67,13 +67,13 @@ impl Peer {
     /// Merges what another node knows. Returns the version that came of it, or nothing if the record is not
     /// one that can be, in which case nothing was changed.
     pub(super) fn absorb(&mut self, now: Now, from: NodeId, record: Arc<Record>) -> Option<Version> {
-        let theirs = record.version();
         let job = record.id;
         let names = record.blobs();
         let hint = |blobs: &mut Blobs| names.iter().for_each(|name| blobs.hint(name.id, from));
         hint(&mut self.blobs);
-        if self.records.get(job).is_some_and(|held| held.version == theirs) {
-            return Some(theirs);
+        // Comparing costs a tenth of what a version does, and most of what comes is known already.
+        if let Some(held) = self.records.get(job).filter(|held| *held.record == *record) {
+            return Some(held.version);
         }
         if let Err(invalid) = record.validate() {
             self.counters.rejected_records += 1;
@@ -86,10 +86,10 @@ impl Peer {
                 self.counters.expired += 1;
                 self.drop_record(job);
             }
-            return Some(theirs);
+            return Some(record.version());
         }
         let merged = match self.records.get(job) {
-            None => record,
+            None => Arc::clone(&record),
             Some(held) => {
                 let mut merged = Record::clone(&held.record);
                 merged.merge(&record);
@@ -102,9 +102,10 @@ impl Peer {
         };
         let version = merged.version();
         self.counters.merged += 1;
+        let lacking_there = *merged != *record;
         let revision = self.put(now, merged, version);
         hint(&mut self.blobs);
-        if version != theirs {
+        if lacking_there {
             // The other lacks something that this node had.
             self.replication.push_once(job, from);
         }
