@@ -4,8 +4,10 @@
 pub mod clock;
 pub mod datagram;
 pub mod executor;
+pub mod faults;
 pub mod gossip;
 pub mod machine;
+mod skew;
 pub mod store;
 pub mod telemetry;
 mod throttle;
