@@ -18,6 +18,7 @@
 mod debug;
 mod errors;
 mod events;
+mod faults;
 mod guard;
 mod health;
 mod input;
@@ -51,13 +52,14 @@ use utoipa_axum::routes;
 
 use self::errors::ApiError;
 use self::health::Counts;
+use crate::io::faults::Faults;
 use crate::model::id::JobId;
 use crate::model::record::Version;
 use crate::model::request::{Code, JobAnswer, Refusal};
 use crate::node::handle::Handle;
 
 /// The settings of the HTTP edge.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ApiConfig {
     /// Names, besides `localhost` and every IP address, that clients may use for this node in their `Host`
     /// header. Any other name is refused: a page of a hostile site can make its own name point here, and then
@@ -81,6 +83,8 @@ pub struct ApiConfig {
     pub max_body_bytes_in_all: usize,
     /// How long requests under way may take to finish when the node stops.
     pub shutdown_grace: Duration,
+    /// The faults that `POST /debug/faults` sets. While they are disarmed, as they usually are, it is refused.
+    pub faults: Faults,
 }
 
 impl Default for ApiConfig {
@@ -95,6 +99,7 @@ impl Default for ApiConfig {
             max_long_requests: 1_024,
             max_body_bytes_in_all: 256 << 20,
             shutdown_grace: Duration::from_secs(5),
+            faults: Faults::disarmed(),
         }
     }
 }
@@ -277,7 +282,8 @@ fn documented_routes() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
         .routes(routes!(debug::convergence))
         .routes(routes!(debug::members))
         .routes(routes!(debug::ring))
-        .routes(routes!(debug::copies));
+        .routes(routes!(debug::copies))
+        .routes(routes!(faults::show, faults::set));
     let unbounded = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(jobs::wait))
         .routes(routes!(logs::read))

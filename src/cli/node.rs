@@ -35,6 +35,9 @@ pub(crate) struct NodeArgs {
     /// Leave when standard input is closed: for programs that start nodes of their own
     #[arg(long, hide = true)]
     pub(crate) until_stdin_closes: bool,
+    /// Let clients tell this node to pretend faults, by POST /debug/faults: for tests of what a cluster lives through
+    #[arg(long, hide = true)]
+    pub(crate) enable_fault_injection: bool,
 }
 
 /// The settings of a node, as flags and environment variables.
@@ -226,6 +229,7 @@ impl NodePlan {
             },
             insecure: self.insecure.value,
             log_limit_bytes: self.log_limit.value.bytes,
+            faults: flockwork::io::faults::Faults::disarmed(),
         })
     }
 

@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use flockwork::api::{self, ApiConfig};
 use flockwork::io::executor::{GuardProgram, Handlers};
+use flockwork::io::faults::Faults;
 use flockwork::io::machine::Machine;
 use flockwork::io::telemetry;
 use flockwork::node::Node;
 use flockwork::node::handle::Handle;
+use flockwork::node::options::NodeOptions;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -35,13 +37,14 @@ pub(crate) async fn serve(session: &Session, plan: &NodePlan, args: &NodeArgs) -
         .map_err(|error| failed(format!("cannot listen for clients on {}: {error}", plan.http.value)))?;
     let bound = listener.local_addr().map_err(|error| failed(format!("the listener has no address: {error}")))?;
     let machine = Machine::new(&plan.data_dir.value);
-    let options = plan.options(machine.capacity(), bound)?;
+    let faults = if args.enable_fault_injection { Faults::armed() } else { Faults::disarmed() };
+    let options = NodeOptions { faults: faults.clone(), ..plan.options(machine.capacity(), bound)? };
     let data_dir = options.data_dir.clone();
     let started = Node::start(options, Handlers::new(), GuardProgram::ThisProgram).await;
     let node = started.map_err(|error| failed(format!("the node cannot start: {error}")))?;
     let handle = node.handle();
     let stop = CancellationToken::new();
-    let config = ApiConfig { allowed_hosts: plan.allow_hosts.value.clone(), ..ApiConfig::default() };
+    let config = ApiConfig { allowed_hosts: plan.allow_hosts.value.clone(), faults, ..ApiConfig::default() };
     let mut serving = tokio::spawn(api::serve(listener, handle.clone(), config, stop.clone()));
     let ended = tokio::select! {
         ended = live(session, &handle, &data_dir) => ended,

@@ -6,24 +6,36 @@
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use crate::io::faults::Faults;
 use crate::model::time::{Moment, Now, Timestamp};
 
 /// A clock whose moments count from its creation.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Clock {
     started: Instant,
+    faults: Faults,
 }
 
 impl Clock {
     /// Starts at [`Moment::START`].
     #[expect(clippy::new_without_default, reason = "a clock that starts now is not a default value")]
     pub fn new() -> Self {
-        Self { started: Instant::now() }
+        Self::with_faults(Faults::disarmed())
+    }
+
+    /// The same, with a wall clock that may be told to be wrong.
+    pub fn with_faults(faults: Faults) -> Self {
+        Self { started: Instant::now(), faults }
     }
 
     /// Both clocks.
     pub fn now(&self) -> Now {
-        Now { moment: self.moment(), wall: wall() }
+        Now { moment: self.moment(), wall: self.wall() }
+    }
+
+    /// The wall clock alone.
+    pub fn wall(&self) -> Timestamp {
+        Timestamp(wall().unix_ms().saturating_add_signed(self.faults.clock_offset_ms()))
     }
 
     /// The monotonic clock alone.

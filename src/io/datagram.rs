@@ -16,15 +16,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::model::member::WIRE_VERSION;
+use crate::model::time::Timestamp;
 use crate::model::wire::Probe;
 
+use super::clock::Clock;
+use super::faults::Faults;
+use super::skew::Skews;
 use super::throttle::Throttle;
 
 /// What fits into one packet on any network, headers of tunnels included.
@@ -94,17 +98,22 @@ struct Shared {
     socket: UdpSocket,
     counters: Counters,
     garbage: Throttle,
+    clock: Clock,
+    faults: Faults,
+    skews: Skews,
 }
 
 impl Datagrams {
     /// Receives on `socket` in a task of `tracker`, until `stop`. Probes go to `probes`, and are dropped while it
-    /// is full; gossip comes out of the returned receiver.
+    /// is full; gossip comes out of the returned receiver. Probes carry the time by `clock`.
     ///
     /// # Errors
     /// The socket is unusable.
     pub async fn start(
         socket: UdpSocket,
         probes: mpsc::Sender<(SocketAddr, Probe)>,
+        clock: Clock,
+        faults: Faults,
         tracker: &TaskTracker,
         stop: CancellationToken,
     ) -> io::Result<(Self, mpsc::Receiver<GossipPacket>)> {
@@ -112,7 +121,14 @@ impl Datagrams {
         let _ = socket2::SockRef::from(&socket).set_recv_buffer_size(RECEIVE_BUFFER_BYTES);
         // The runtime learns only by this that the socket can be written to.
         socket.writable().await?;
-        let shared = Arc::new(Shared { socket, counters: Counters::default(), garbage: Throttle::default() });
+        let shared = Arc::new(Shared {
+            socket,
+            counters: Counters::default(),
+            garbage: Throttle::default(),
+            clock,
+            faults,
+            skews: Skews::default(),
+        });
         let (gossip, gossip_inbox) = mpsc::channel(GOSSIP_QUEUE);
         let receiving = Arc::clone(&shared);
         tracker.spawn(async move {
@@ -126,7 +142,12 @@ impl Datagrams {
 
     /// Sends `probe` to `addr`. Never waits; may be lost.
     pub fn send_probe(&self, addr: SocketAddr, probe: &Probe) {
-        match rmp_serde::to_vec_named(probe) {
+        // The time follows the probe. Whoever does not expect it does not look there.
+        let stamped = rmp_serde::to_vec_named(probe).and_then(|mut payload| {
+            rmp_serde::encode::write(&mut payload, &self.shared.clock.wall())?;
+            Ok(payload)
+        });
+        match stamped {
             Ok(payload) => self.send(addr, Kind::Probe, &payload),
             Err(error) => {
                 count(&self.shared.counters.unsent);
@@ -145,6 +166,9 @@ impl Datagrams {
         if payload.len() > MAX_BYTES {
             return count(&counters.unsent);
         }
+        if self.shared.faults.drops_to(addr) {
+            return;
+        }
         let mut datagram = Vec::with_capacity(HEADER_BYTES + payload.len());
         datagram.extend_from_slice(&[version_byte(), kind as u8]);
         datagram.extend_from_slice(payload);
@@ -158,6 +182,12 @@ impl Datagrams {
                 tracing::trace!(%addr, %error, "a datagram was not sent");
             }
         }
+    }
+
+    /// How far the wall clock of whoever sends from `addr` is ahead of this node's, in milliseconds; negative if it is
+    /// behind. Nothing while too little has been heard from there.
+    pub fn skew_of(&self, addr: SocketAddr) -> Option<i64> {
+        self.shared.skews.of(addr, self.shared.clock.moment())
     }
 
     /// What has passed so far.
@@ -195,11 +225,20 @@ async fn receive(shared: &Shared, probes: &mpsc::Sender<(SocketAddr, Probe)>, go
                 continue;
             }
         };
+        if shared.faults.drops_from(from) {
+            continue;
+        }
         count(&shared.counters.received);
         shared.counters.received_bytes.fetch_add(length as u64, Ordering::Relaxed);
         let taken = match read(&buffer[..length]) {
             Ok(Datagram::Gossip(payload)) => gossip.try_send((from, Bytes::copy_from_slice(payload))).is_ok(),
-            Ok(Datagram::Probe(probe)) => probes.try_send((from, probe)).is_ok(),
+            Ok(Datagram::Probe(probe, sent_at)) => {
+                if let Some(sent_at) = sent_at {
+                    let now = shared.clock.now();
+                    shared.skews.learn(from, now, sent_at);
+                }
+                probes.try_send((from, probe)).is_ok()
+            }
             Err(reason) => {
                 count(&shared.counters.garbage);
                 if let Some(left_out) = shared.garbage.admit() {
@@ -216,7 +255,8 @@ async fn receive(shared: &Shared, probes: &mpsc::Sender<(SocketAddr, Probe)>, go
 
 enum Datagram<'a> {
     Gossip(&'a [u8]),
-    Probe(Probe),
+    /// With the time at which it was sent, by its sender's clock.
+    Probe(Probe, Option<Timestamp>),
 }
 
 fn read(datagram: &[u8]) -> Result<Datagram<'_>, &'static str> {
@@ -224,7 +264,9 @@ fn read(datagram: &[u8]) -> Result<Datagram<'_>, &'static str> {
         [version, ..] if *version != version_byte() => Err("another wire version"),
         [_, kind, payload @ ..] if *kind == Kind::Gossip as u8 => Ok(Datagram::Gossip(payload)),
         [_, kind, payload @ ..] if *kind == Kind::Probe as u8 => {
-            rmp_serde::from_slice(payload).map(Datagram::Probe).map_err(|_| "it is no probe")
+            let mut reader = rmp_serde::Deserializer::from_read_ref(payload);
+            let probe = Probe::deserialize(&mut reader).map_err(|_| "it is no probe")?;
+            Ok(Datagram::Probe(probe, Timestamp::deserialize(&mut reader).ok()))
         }
         [] | [_] => Err("too short"),
         [_, _, ..] => Err("unknown kind"),
@@ -249,9 +291,13 @@ mod tests {
         let (probes, mut probe_inbox) = mpsc::channel(8);
         let socket = bound().await;
         let addr = socket.local_addr().unwrap();
-        let (receiver, mut gossip) = Datagrams::start(socket, probes, &tracker, stop.clone()).await.unwrap();
+        let (receiver, mut gossip) =
+            Datagrams::start(socket, probes, Clock::new(), Faults::disarmed(), &tracker, stop.clone()).await.unwrap();
         let (nobody, _) = mpsc::channel(1);
-        let (sender, _) = Datagrams::start(bound().await, nobody, &tracker, stop.clone()).await.unwrap();
+        let (sender, _) =
+            Datagrams::start(bound().await, nobody, Clock::new(), Faults::disarmed(), &tracker, stop.clone())
+                .await
+                .unwrap();
 
         let stranger = bound().await;
         for garbage in [&b""[..], b"\x01", b"\x01\x02garbage", b"\x01\x09?", b"\xff\x01?", &[0; 60_000]] {

@@ -19,6 +19,7 @@ use crate::io::blob_exchange::{BlobExchange, Place};
 use crate::io::clock::Clock;
 use crate::io::datagram::Datagrams;
 use crate::io::executor::Executor;
+use crate::io::faults::{Disk, Faults};
 use crate::io::gossip::Gossip;
 use crate::io::machine::Machine;
 use crate::io::store::{CommitDone, CommitError, Store};
@@ -29,7 +30,7 @@ use crate::model::member::{Facts, MemberState};
 use crate::model::request::{Code, Event, EventKind, Refusal};
 use crate::model::time::Moment;
 use crate::model::wire::{Frame, LogChunk, LogRequest, Probe};
-use crate::protocol::effect::{Effect, Fetched, PodEvent};
+use crate::protocol::effect::{Commit, Effect, Fetched, PodEvent};
 use crate::protocol::gateway::{Ask, AskId, Reply, Told};
 use crate::protocol::peer::Peer;
 use crate::protocol::snapshot::Snapshot;
@@ -70,6 +71,7 @@ pub(super) struct Shells {
     pub(super) fetched: mpsc::UnboundedSender<(NodeId, BlobId, Fetched)>,
     pub(super) store: Store,
     pub(super) tracker: TaskTracker,
+    pub(super) faults: Faults,
 }
 
 /// What the driver hears.
@@ -352,13 +354,27 @@ impl Driver {
         Next::GoOn
     }
 
+    fn commit(&mut self, commit: Commit) -> Next {
+        let pretended = match self.shells.faults.disk() {
+            Disk::Real => {
+                return match self.shells.store.commit(commit) {
+                    Ok(()) => Next::GoOn,
+                    Err(error) => stop_for_disk(&error.to_string()),
+                };
+            }
+            Disk::Full => CommitError::Full("as it was told to pretend".to_owned()),
+            Disk::FailsToSync => CommitError::Fatal("it pretends to, as it was told".to_owned()),
+        };
+        self.handle_commit_done(CommitDone { number: commit.number, result: Err(pretended) })
+    }
+
     /// Drains the Peer's effects.
     fn carry_out_all(&mut self) -> Next {
         while let Some(effect) = self.peer.poll_effect(self.shells.clock.now()) {
             match effect {
                 Effect::Commit(commit) => {
-                    if let Err(error) = self.shells.store.commit(commit) {
-                        return stop_for_disk(&error.to_string());
+                    if let Next::Stop(why) = self.commit(commit) {
+                        return Next::Stop(why);
                     }
                 }
                 Effect::Send { to, message } => self.send(to, &Frame::Message(message)),

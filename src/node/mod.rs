@@ -122,7 +122,7 @@ impl Node {
     /// Something that it needs is not to be had; what had been started is stopped again.
     pub async fn start(options: NodeOptions, handlers: Handlers, guard: GuardProgram) -> Result<Self, StartError> {
         options.validate()?;
-        let clock = Clock::new();
+        let clock = Clock::with_faults(options.faults.clone());
         let (tcp, udp) = bind(options.listen).await?;
         let bound = tcp.local_addr().map_err(|error| StartError::Listen { addr: options.listen, error })?;
         let cluster_addr = advertised(bound, options.advertise.as_deref()).await?;
@@ -197,11 +197,14 @@ impl Node {
             cluster_addr,
         };
         let (incoming_to, incoming) = mpsc::channel(INCOMING_WAITING);
-        let transport = Transport::start(tcp, TransportConfig::new(hello), incoming_to, tracker.clone(), stop.clone());
+        let transport_config = TransportConfig { faults: options.faults.clone(), ..TransportConfig::new(hello) };
+        let transport = Transport::start(tcp, transport_config, incoming_to, tracker.clone(), stop.clone());
         let (probes_to, probes) = mpsc::channel(PROBES_WAITING);
         let listen_error = |error| StartError::Listen { addr: bound, error };
         let (datagrams, gossip_inbox) =
-            Datagrams::start(udp, probes_to, &tracker, stop.clone()).await.map_err(listen_error)?;
+            Datagrams::start(udp, probes_to, clock.clone(), options.faults.clone(), &tracker, stop.clone())
+                .await
+                .map_err(listen_error)?;
         let gossip_config = GossipConfig { interval: config.timing.gossip_interval, seeds: options.seeds.clone() };
         let gossip = Gossip::start(
             &facts,
@@ -243,6 +246,7 @@ impl Node {
             fetched: fetched_to,
             store,
             tracker: tracker.clone(),
+            faults: options.faults.clone(),
         };
         let inputs = Inputs {
             incoming,

@@ -7,6 +7,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use crate::io::faults::Faults;
 use crate::model::config::Config;
 use crate::model::spec::InvalidField;
 
@@ -41,6 +42,8 @@ pub struct NodeOptions {
     pub insecure: bool,
     /// How much of one attempt's output is kept, for each of its two streams, in bytes.
     pub log_limit_bytes: u64,
+    /// What the node may be told to pretend; disarmed except in tests of what a cluster lives through.
+    pub faults: Faults,
 }
 
 impl NodeOptions {
@@ -57,6 +60,7 @@ impl NodeOptions {
             config,
             insecure: false,
             log_limit_bytes: DEFAULT_LOG_LIMIT_BYTES,
+            faults: Faults::disarmed(),
         }
     }
 

@@ -12,6 +12,8 @@ use tokio_util::task::TaskTracker;
 use super::facts::tests::facts;
 use super::guard::tests::Forgery;
 use super::*;
+use crate::io::clock::Clock;
+use crate::io::faults::Faults;
 use crate::io::transport::{Incoming, TransportConfig};
 use crate::model::id::Incarnation;
 use crate::model::member::{Load, Status, WIRE_VERSION};
@@ -73,7 +75,8 @@ impl Node {
         let config = TransportConfig::new(hello);
         let transport = Transport::start(listener, config, incoming, tracker.clone(), stop.clone());
         let (probes, _) = mpsc::channel(1);
-        let (datagrams, inbox) = Datagrams::start(socket, probes, &tracker, stop.clone()).await.unwrap();
+        let (datagrams, inbox) =
+            Datagrams::start(socket, probes, Clock::new(), Faults::disarmed(), &tracker, stop.clone()).await.unwrap();
         let config = GossipConfig { interval, seeds: seeds.to_vec() };
         let gossip = Gossip::start(&me, config, datagrams, inbox, transport, &tracker, stop.clone()).await.unwrap();
         let (driven, stopped) = (gossip.clone(), stop.clone());

@@ -21,6 +21,7 @@ use crate::model::id::{Generation, NodeId};
 use crate::model::wire::{Frame, Hello};
 
 use super::TransportConfig;
+use crate::io::faults::Faults;
 
 /// The longest greeting. Its text fields are the cluster's name and an address.
 const MAX_HELLO_BYTES: usize = 4 << 10;
@@ -108,6 +109,7 @@ pub(super) struct Greeter {
     connect_within: Duration,
     hello_within: Duration,
     write_within: Duration,
+    faults: Faults,
 }
 
 impl Greeter {
@@ -118,11 +120,17 @@ impl Greeter {
             connect_within: config.connect_within,
             hello_within: config.hello_within,
             write_within: config.write_within,
+            faults: config.faults.clone(),
         }
     }
 
     /// Calls `expected` at `addr`.
     pub(super) async fn call(&self, expected: NodeId, addr: SocketAddr) -> Result<Greeted, Refusal> {
+        if self.faults.separates_from(addr) {
+            // As with a cable that is cut: nothing says no.
+            tokio::time::sleep(self.connect_within).await;
+            return Err(io::Error::from(io::ErrorKind::TimedOut).into());
+        }
         let connecting = timeout(self.connect_within, TcpStream::connect(addr));
         let stream = connecting.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         let (mut reader, mut writer) = self.open(stream)?;
@@ -143,6 +151,9 @@ impl Greeter {
         let (mut reader, mut writer) = self.open(stream)?;
         let greeting = async {
             let hello = hear_hello(&mut reader).await?;
+            if self.faults.separates_from(hello.cluster_addr) {
+                return std::future::pending().await;
+            }
             self.say_hello(&mut writer).await?;
             Ok::<_, Refusal>(hello)
         };

@@ -305,7 +305,8 @@ impl Link {
         let receive = move |frame| {
             peer.received.fetch_add(1, Ordering::Relaxed);
             let (incoming, from) = (shared.incoming.clone(), peer.node);
-            async move { incoming.send(Incoming::Frame { from, frame }).await.is_ok() }
+            let is_lost = shared.config.faults.drops_from(peer.addr());
+            async move { is_lost || incoming.send(Incoming::Frame { from, frame }).await.is_ok() }
         };
         let ending = Arc::clone(&self.peer);
         let (connection, reading) = greeted.split(receive, move || ending.wake.notify_one());

@@ -51,6 +51,7 @@ use crate::model::wire::{Frame, Hello};
 
 use self::connection::Greeter;
 use self::link::{Arrival, Peer};
+use super::faults::Faults;
 use super::throttle::Throttle;
 
 /// How the peer connections behave.
@@ -80,6 +81,8 @@ pub struct TransportConfig {
     pub backoff_max: Duration,
     /// After how long a link that has no connection and nothing to say is dismantled.
     pub dismantle_after: Duration,
+    /// Whom it pretends not to reach.
+    pub faults: Faults,
 }
 
 impl TransportConfig {
@@ -97,6 +100,7 @@ impl TransportConfig {
             backoff_min: Duration::from_millis(50),
             backoff_max: Duration::from_secs(2),
             dismantle_after: Duration::from_secs(600),
+            faults: Faults::disarmed(),
         }
     }
 }
@@ -245,6 +249,9 @@ impl Transport {
     pub fn send(&self, to: NodeId, addr: SocketAddr, frame: &Frame) {
         let shared = &self.shared;
         let (dropped, reason) = match connection::encode(frame, shared.config.max_frame_bytes) {
+            Ok(_) if shared.config.faults.drops_to(addr) => {
+                (None, "the node pretends that it cannot be reached".to_owned())
+            }
             Ok(_) if to == shared.config.hello.node => (None, "it is addressed to this node itself".to_owned()),
             Ok(encoded) => {
                 let mut peers = shared.peers();
