@@ -3,6 +3,7 @@
 
 pub mod blob_exchange;
 pub mod clock;
+pub mod crash_points;
 pub mod datagram;
 pub mod executor;
 pub mod faults;

@@ -98,6 +98,10 @@ pub enum Message {
         /// Small blobs that they name and the receiver most likely lacks. It asks for others.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         blobs: Vec<Blob>,
+        /// The jobs among them of which the sender itself lacks some blob: there is no use in asking it. Of all others
+        /// it has everything, and keeps it until the push is acknowledged.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        lacking: Vec<JobId>,
     },
     /// The records of push `seq` are on disk, merged; these are the versions they have now, in the order of the
     /// push.

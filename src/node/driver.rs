@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::io::blob_exchange::{BlobExchange, Place};
 use crate::io::clock::Clock;
+use crate::io::crash_points::{self, Step};
 use crate::io::datagram::Datagrams;
 use crate::io::executor::Executor;
 use crate::io::faults::{Disk, Faults};
@@ -27,6 +28,7 @@ use crate::io::transport::{Incoming, LinkEvent, Transport};
 use crate::model::blob::{Blob, BlobId, BlobRef};
 use crate::model::id::{JobIdPrefix, NodeId};
 use crate::model::member::{Facts, MemberState};
+use crate::model::record::Phase;
 use crate::model::request::{Code, Event, EventKind, Refusal};
 use crate::model::time::Moment;
 use crate::model::wire::{Frame, LogChunk, LogRequest, Probe};
@@ -237,6 +239,7 @@ impl Driver {
             }
             for event in pods.drain(..) {
                 log_pod(&event);
+                pass_event(&event);
                 self.peer.handle_pod(now, event);
             }
             for command in commands.drain(..) {
@@ -373,6 +376,7 @@ impl Driver {
         while let Some(effect) = self.peer.poll_effect(self.shells.clock.now()) {
             match effect {
                 Effect::Commit(commit) => {
+                    pass_commit(&commit);
                     if let Next::Stop(why) = self.commit(commit) {
                         return Next::Stop(why);
                     }
@@ -388,6 +392,7 @@ impl Driver {
                 }
                 Effect::Call { addr } => self.shells.gossip.contact([addr]),
                 Effect::StartPod(start) => {
+                    crash_points::pass(Step::Start);
                     tracing::debug!(job = %start.key.job, attempt = start.number, "starting a pod");
                     self.shells.executor.start_pod(start);
                 }
@@ -708,6 +713,26 @@ fn stop_for_disk(reason: &str) -> Next {
 fn out_of_reach(node: NodeId) -> Refusal {
     Refusal::new(Code::Unavailable, format!("node {node}, which has the log, cannot be reached"))
         .with_hint("the log is there again when the node is")
+}
+
+fn pass_event(event: &PodEvent) {
+    match event {
+        PodEvent::Started { .. } => crash_points::pass(Step::Running),
+        PodEvent::Ended { .. } => crash_points::pass(Step::Report),
+        PodEvent::Reported { .. } => {}
+    }
+}
+
+fn pass_commit(commit: &Commit) {
+    if cfg!(debug_assertions) {
+        for attempt in commit.put.iter().flat_map(|record| record.attempts.values()) {
+            match attempt.fate.phase {
+                Phase::Claimed => crash_points::pass(Step::Claim),
+                Phase::Succeeded => crash_points::pass(Step::Save),
+                Phase::Running | Phase::Lost | Phase::Returned | Phase::Failed | Phase::Stopped => {}
+            }
+        }
+    }
 }
 
 fn log_pod(event: &PodEvent) {

@@ -237,6 +237,15 @@ impl Blobs {
         }
     }
 
+    /// `from` says that it has the content now, and keeps it until this node has answered, whatever it said before.
+    pub fn assure(&mut self, id: BlobId, from: NodeId) {
+        if let Some(Named { place: Place::Lacking(search), .. }) = self.named.get_mut(&id) {
+            search.absent.remove(&from);
+            search.likely.remove(&from);
+            self.hint(id, from);
+        }
+    }
+
     /// A node is there that was not: it may have what nobody else has.
     pub fn handle_back(&mut self, node: NodeId) {
         for (_, id) in std::mem::take(&mut self.pauses) {
@@ -458,6 +467,25 @@ mod tests {
         let mut nowhere = Vec::new();
         let asked = blobs.poll_fetch(now, |_| alive.iter().copied().collect(), &mut nowhere);
         (asked.map(|(node, _)| node), nowhere)
+    }
+
+    #[test]
+    fn whoever_has_got_it_since_is_asked_although_it_said_no_before() {
+        let state = blob("state");
+        let mut blobs = lacking(&state);
+        let now = Moment::START;
+        assert_eq!(ask(&mut blobs, now, &[A]), (Some(A), vec![]));
+        blobs.handle_fetched(A, state.id(), Fetched::Absent);
+        assert_eq!(ask(&mut blobs, now, &[A]), (None, vec![state.id()]), "nobody has it");
+        assert!(!blobs.expects(state.id()));
+
+        blobs.hint(state.id(), A);
+        assert!(!blobs.expects(state.id()), "the record alone says nothing new");
+        blobs.assure(state.id(), A);
+        assert!(blobs.expects(state.id()), "an acknowledgement has to wait for it");
+        assert_eq!(ask(&mut blobs, now, &[A]), (Some(A), vec![]));
+        assert!(blobs.handle_fetched(A, state.id(), Fetched::Found(state.clone())));
+        assert!(!blobs.lacks(state.id()));
     }
 
     #[test]

@@ -346,6 +346,7 @@ impl<W> Replication<W> {
             let mut batch: Vec<Arc<Record>> = Vec::new();
             let mut jobs = Vec::new();
             let mut riding = Vec::new();
+            let mut lacking = Vec::new();
             let mut bytes = 0;
             while let Some(job) = waiting.pop_first() {
                 if let Some(held) = records.get(job) {
@@ -354,6 +355,7 @@ impl<W> Replication<W> {
                     bytes += with_it.iter().map(|blob| blob.bytes().len()).sum::<usize>();
                     riding.extend(with_it);
                     batch.push(Arc::clone(&held.record));
+                    lacking.extend(held.lacking.then_some(job));
                     jobs.push((job, held.revision));
                 }
                 if batch.len() >= PUSH_RECORDS || bytes >= PUSH_BYTES {
@@ -373,7 +375,7 @@ impl<W> Replication<W> {
             let resend_at = now + self.resend_after;
             self.resends.insert((resend_at, seq));
             self.under_way.insert(seq, Push { to, urgent, jobs, resend_at });
-            return Some((to, Message::Push { seq, records: batch, blobs: riding }));
+            return Some((to, Message::Push { seq, records: batch, blobs: riding, lacking }));
         }
     }
 

@@ -58,6 +58,8 @@ pub struct Node {
     http_addr: String,
     process: Option<Process>,
     is_frozen: bool,
+    /// The step of an attempt's life at which it kills itself.
+    dies_at: Option<&'static str>,
 }
 
 struct Process {
@@ -96,6 +98,7 @@ impl Cluster {
             http_addr: "127.0.0.1:0".to_owned(),
             process: None,
             is_frozen: false,
+            dies_at: None,
         };
         let nodes = (0..nodes).map(node).collect();
         let mut cluster = Self { nodes, dir, http, _turn: turn };
@@ -149,6 +152,19 @@ impl Cluster {
     pub async fn restart(&mut self, nodes: &[usize]) {
         let starting = self.nodes.iter_mut().enumerate().filter(|(place, _)| nodes.contains(place));
         futures_util::future::join_all(starting.map(|(_, node)| node.start())).await;
+    }
+
+    /// Starts a node that kills itself at this step of an attempt's life.
+    pub async fn restart_to_die_at(&mut self, node: usize, step: &'static str) {
+        self.nodes[node].dies_at = Some(step);
+        self.restart(&[node]).await;
+        self.nodes[node].dies_at = None;
+    }
+
+    /// Waits until a node has killed itself.
+    pub async fn dies(&mut self, node: usize) {
+        let ended = self.ended_process(node).await;
+        assert!(!ended.success(), "{ended}");
     }
 
     fn pid(&self, node: usize) -> u32 {
@@ -409,6 +425,7 @@ impl Node {
             .args(&self.settings)
             .stdin(Stdio::piped())
             .stderr(log)
+            .envs(self.dies_at.map(|step| ("FLOCKWORK_DIE_AT", step)))
             .process_group(0);
         let mut child = command.spawn().unwrap();
         let (pid, lifeline) = (child.id().unwrap(), child.stdin.take().unwrap());

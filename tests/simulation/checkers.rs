@@ -79,7 +79,14 @@ impl World {
         self.clients.waiting() == 0
             && self.clients.keys.values().all(|keyed| keyed.job.is_some() || keyed.misused)
             && self.up().iter().filter_map(|node| self.peer(*node)).all(|peer| peer.records().open().is_empty())
-            && self.up().iter().all(|node| self.sees_all(*node) && self.is_converged(*node))
+            && self.up().iter().all(|node| self.sees_all(*node) && self.is_converged(*node) && self.is_on_disk(*node))
+    }
+
+    /// A slow disk may still be writing what all nodes know already.
+    fn is_on_disk(&self, node: usize) -> bool {
+        let disk = &self.nodes[node].disk.records;
+        self.peer(node)
+            .is_some_and(|peer| peer.records().iter().all(|(job, held)| disk.get(&job) == Some(&held.record)))
     }
 
     /// The sides of a split that has just healed are each at rest by themselves, and see it only later.

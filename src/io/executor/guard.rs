@@ -11,15 +11,22 @@
 //! repeatedly, since the process may still be on its way to its program). Without `/proc` the window is real:
 //! the few microseconds between two system calls.
 //!
+//! A node that is frozen (SIGSTOP, a hypervisor's pause) is not gone, so its pipe stays open. Pods that must not run
+//! in two places are therefore **leased**: `*123` and the pod's mark name one, and the node renews all leases with a
+//! `t` every second. When it has not for [`LEASE`], the guard kills the leased pods, those of their processes that left
+//! the group too. That is long before the other nodes, which wait out such jobs' pause, start them elsewhere. A node that
+//! was only slow learns from its own watch that it let the leases lapse ([`Guard::has_lapsed_since`]).
+//!
 //! A guard that dies is replaced, and the new one is told everything again. A node without its guard for a
 //! moment is not a fault worth ending pods for.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, BufRead, Write};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -31,7 +38,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::marker::{self, Origin};
+use super::marker::{self, Mark, Origin};
 
 /// The argument that makes the `flockwork` program a guard: its `main` calls [`guard_main`] then.
 pub const GUARD_ARGUMENT: &str = "pod-guard";
@@ -49,6 +56,18 @@ const PIPE_BYTES: usize = 1 << 20;
 const LOOKS: u32 = 10;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
 
+/// How long a leased pod may run on without its node's renewal. Raising it spares the pods of a node that is slow for a
+/// moment; it must stay below the time that other nodes give a lost executor of such a job, which is over six seconds
+/// after they found it gone.
+pub(super) const LEASE: Duration = Duration::from_secs(4);
+/// How often leases are renewed, while there are any.
+const RENEW_EVERY: Duration = Duration::from_secs(1);
+/// By how much the node's own watch over its leases is the stricter.
+const LEASE_SLACK: Duration = Duration::from_millis(200);
+
+/// Lines that the guard has read and not yet acted upon.
+const LINES_AHEAD: usize = 1_024;
+
 /// What to run as the guard.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum GuardProgram {
@@ -57,7 +76,7 @@ pub enum GuardProgram {
     ThisProgram,
     /// A program and arguments that end up in [`guard_main`].
     Program(PathBuf, Vec<OsString>),
-    /// An `awk` script that does the most of it, for programs that only embed a node. It knows nothing of marks.
+    /// An `awk` script that does the most of it, for programs that only embed a node. It knows nothing of marks and leases.
     #[default]
     Awk,
 }
@@ -108,8 +127,26 @@ pub(super) struct Guard {
 
 #[derive(Debug, Default)]
 struct Roll {
-    groups: BTreeSet<i32>,
+    /// Each group, with its pod's mark where it is leased.
+    groups: BTreeMap<i32, Option<String>>,
     pipe: Option<OwnedFd>,
+    /// When the leases were last renewed; nothing while there are none.
+    renewed: Option<Instant>,
+    /// When it was last noticed that they were not renewed in time.
+    lapsed: Option<Instant>,
+}
+
+impl Roll {
+    fn has_leases(&self) -> bool {
+        self.groups.values().any(Option::is_some)
+    }
+
+    /// Looks at the clock: whether the leases have been let lapse.
+    fn look(&mut self, now: Instant) {
+        if self.renewed.is_some_and(|at| now.duration_since(at) + LEASE_SLACK >= LEASE) {
+            self.lapsed = Some(now);
+        }
+    }
 }
 
 /// Never blocks, and never writes a part of a line: pipes take up to `PIPE_BUF` bytes whole or not at all.
@@ -117,9 +154,16 @@ fn tell(pipe: &OwnedFd, line: &str) -> Result<(), Errno> {
     rustix::io::retry_on_intr(|| rustix::io::write(pipe, line.as_bytes())).map(drop)
 }
 
-fn tell_all(pipe: &OwnedFd, origin: &Origin, groups: &BTreeSet<i32>) -> Result<(), Errno> {
+fn tell_all(pipe: &OwnedFd, origin: &Origin, groups: &BTreeMap<i32, Option<String>>) -> Result<(), Errno> {
     tell(pipe, &format!("of {origin}\n"))?;
-    groups.iter().try_for_each(|group| tell(pipe, &format!("+{group}\n")))
+    groups.iter().try_for_each(|(group, leased)| tell(pipe, &introduction(*group, leased.as_deref())))
+}
+
+fn introduction(group: i32, leased: Option<&str>) -> String {
+    match leased {
+        None => format!("+{group}\n"),
+        Some(mark) => format!("+{group}\n*{group} {mark}\n"),
+    }
 }
 
 impl Guard {
@@ -147,17 +191,51 @@ impl Guard {
         Ok(child)
     }
 
-    /// Puts a pod's process group on the list.
-    pub(super) fn add(&self, group: Pid) {
+    /// Puts a pod's process group on the list; with a lease, where its mark is given.
+    pub(super) fn add(&self, group: Pid, leased: Option<&Mark>) {
+        let group = group.as_raw_nonzero().get();
+        let leased = leased.map(ToString::to_string);
         let mut roll = self.roll();
-        roll.groups.insert(group.as_raw_nonzero().get());
-        self.tell(&roll, &format!("+{}\n", group.as_raw_nonzero()));
+        let line = introduction(group, leased.as_deref());
+        if leased.is_some() && !roll.has_leases() {
+            roll.renewed = Some(Instant::now());
+        }
+        roll.groups.insert(group, leased);
+        self.tell(&roll, &line);
+    }
+
+    /// Renews the leases, if there are any.
+    fn renew(&self) {
+        let mut roll = self.roll();
+        if roll.has_leases() {
+            let now = Instant::now();
+            roll.look(now);
+            roll.renewed = Some(now);
+            self.tell(&roll, "t\n");
+        }
+    }
+
+    /// Whether the guard may have ended leased pods since then, because this process was frozen or far too slow.
+    pub(super) fn has_lapsed_since(&self, then: Instant) -> bool {
+        let mut roll = self.roll();
+        roll.look(Instant::now());
+        roll.lapsed.is_some_and(|at| at >= then)
+    }
+
+    /// Renews the leases for as long as the node lives and moves.
+    pub(super) async fn keep_leases(self: Arc<Self>, closing: CancellationToken) {
+        while tokio::time::timeout(RENEW_EVERY, closing.cancelled()).await.is_err() {
+            self.renew();
+        }
     }
 
     /// Takes it off.
     pub(super) fn remove(&self, group: Pid) {
         let mut roll = self.roll();
         roll.groups.remove(&group.as_raw_nonzero().get());
+        if !roll.has_leases() {
+            roll.renewed = None;
+        }
         self.tell(&roll, &format!("-{}\n", group.as_raw_nonzero()));
     }
 
@@ -217,34 +295,103 @@ async fn end(child: &mut Child) {
     }
 }
 
-/// What the guard process does, from its first breath to its last. Reads from standard input.
-pub fn guard_main() -> ! {
-    ignore_polite_signals();
-    let mut origin = None;
-    let mut groups = BTreeSet::new();
-    // An error is an end like any other: there is nobody left to hear of it.
-    for line in io::stdin().lock().lines().map_while(Result::ok) {
+/// What the guard process knows.
+#[derive(Debug, Default)]
+struct Watch {
+    origin: Option<Origin>,
+    groups: BTreeMap<i32, Option<Mark>>,
+    /// When the leased ones are to be killed.
+    lapse_at: Option<std::time::Instant>,
+}
+
+impl Watch {
+    fn hear(&mut self, line: &str, now: std::time::Instant) {
         let number = |digits: &str| digits.parse::<i32>().ok().filter(|group| *group > 1);
         if let Some(text) = line.strip_prefix("of ") {
-            origin = Origin::parse(text);
+            self.origin = Origin::parse(text);
         } else if line == "bye" {
-            origin = None;
+            self.origin = None;
+        } else if line == "t" {
+            self.lapse_at = self.lapse_at.and(now.checked_add(LEASE));
         } else if let Some(group) = line.strip_prefix('+').and_then(number) {
-            groups.insert(group);
+            self.groups.insert(group, None);
         } else if let Some(group) = line.strip_prefix('-').and_then(number) {
-            groups.remove(&group);
+            self.groups.remove(&group);
+            if self.groups.values().all(Option::is_none) {
+                self.lapse_at = None;
+            }
+        } else if let Some((group, mark)) = line.strip_prefix('*').and_then(|rest| rest.split_once(' '))
+            && let Some(leased) = number(group).and_then(|group| self.groups.get_mut(&group))
+        {
+            *leased = Mark::parse(mark);
+            self.lapse_at = self.lapse_at.or(now.checked_add(LEASE));
         }
     }
-    for group in groups.into_iter().filter_map(Pid::from_raw) {
+
+    /// The node does not renew its leases: ends what it leased.
+    fn end_leased(&mut self) {
+        let leased: Vec<(i32, Mark)> =
+            self.groups.iter().filter_map(|(group, mark)| Some((*group, mark.clone()?))).collect();
+        for (group, _) in &leased {
+            kill_group(*group);
+            self.groups.remove(group);
+        }
+        // What was just forking when its group was killed has a child.
+        for _ in 0..LOOKS {
+            if marker::kill_marked(|mark| leased.iter().any(|(_, leased)| leased == mark)).is_empty() {
+                break;
+            }
+            std::thread::sleep(BETWEEN_LOOKS);
+        }
+        self.lapse_at = None;
+    }
+
+    /// The node is gone: ends everything.
+    fn end_all(self) {
+        self.groups.into_keys().for_each(kill_group);
+        if let Some(origin) = self.origin {
+            for _ in 0..LOOKS {
+                marker::kill_marked(|mark| mark.origin == origin);
+                std::thread::sleep(BETWEEN_LOOKS);
+            }
+        }
+    }
+}
+
+fn kill_group(group: i32) {
+    if let Some(group) = Pid::from_raw(group) {
         // One that is gone already is as good.
         let _ = rustix::process::kill_process_group(group, Signal::KILL);
     }
-    if let Some(origin) = origin {
-        for _ in 0..LOOKS {
-            marker::kill_marked(|mark| mark.origin == origin);
-            std::thread::sleep(BETWEEN_LOOKS);
+}
+
+/// What the guard process does, from its first breath to its last. Reads from standard input.
+#[expect(clippy::disallowed_methods, reason = "the guard is a program of its own, with a clock and a thread")]
+pub fn guard_main() -> ! {
+    ignore_polite_signals();
+    let (read, lines) = sync_channel(LINES_AHEAD);
+    std::thread::spawn(move || {
+        // An error is an end like any other: there is nobody left to hear of it.
+        for line in io::stdin().lock().lines().map_while(Result::ok) {
+            if read.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    let mut watch = Watch::default();
+    loop {
+        let now = std::time::Instant::now();
+        let heard = match watch.lapse_at {
+            None => lines.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(at) => lines.recv_timeout(at.saturating_duration_since(now)),
+        };
+        match heard {
+            Ok(line) => watch.hear(&line, std::time::Instant::now()),
+            Err(RecvTimeoutError::Timeout) => watch.end_leased(),
+            Err(RecvTimeoutError::Disconnected) => break,
         }
     }
+    watch.end_all();
     std::process::exit(0)
 }
 

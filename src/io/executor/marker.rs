@@ -37,16 +37,23 @@ pub(super) struct Mark {
 impl Mark {
     /// The environment variable to give to the pod.
     pub(super) fn variable(&self) -> (&'static str, String) {
-        (VARIABLE, format!("{}/{}/{}", self.origin, self.key.job, claim_name(self.key.claim)))
+        (VARIABLE, self.to_string())
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    /// Reads what [`Display`](fmt::Display) wrote.
+    pub(super) fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split('/');
         let directory = u64::from_str_radix(parts.next()?, 16).ok()?;
         let start = u64::from_str_radix(parts.next()?, 16).ok()?;
         let job = parts.next()?.parse().ok()?;
         let claim = parse_claim(parts.next()?)?;
         Some(Self { origin: Origin { directory, start }, key: AttemptKey { job, claim } })
+    }
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.origin, self.key.job, claim_name(self.key.claim))
     }
 }
 

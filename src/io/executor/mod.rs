@@ -55,6 +55,7 @@ pub use super::pod_api::ReportError;
 pub use guard::{GUARD_ARGUMENT, GuardProgram, guard_main};
 pub use handler::{HandlerContext, HandlerError, Handlers, LogWriter, Reporter};
 
+use crate::io::crash_points::{self, Step};
 use crate::io::pod_api::{PodApi, Voice};
 use crate::io::store::BlobReader;
 use crate::model::blob::{Blob, MAX_RESULT_BYTES, MAX_TAIL_BYTES};
@@ -304,6 +305,7 @@ impl Executor {
         });
         if let (Some(guard), Some(process)) = (&core.guard, guard_process) {
             core.tracker.spawn_on(Arc::clone(guard).keep(process, core.closing.clone()), &core.runtime);
+            core.tracker.spawn_on(Arc::clone(guard).keep_leases(core.closing.clone()), &core.runtime);
         }
         core.tracker.spawn_on(watch_for_strays(Arc::clone(&core)), &core.runtime);
         Ok(Self { core })
@@ -494,10 +496,15 @@ impl Core {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn guard_adds(&self, group: Pid) {
+    fn guard_adds(&self, group: Pid, leased: Option<&Mark>) {
         if let Some(guard) = &self.guard {
-            guard.add(group);
+            guard.add(group, leased);
         }
+    }
+
+    /// Whether the guard may have ended leased pods since then.
+    fn leases_lapsed_since(&self, then: Instant) -> bool {
+        self.guard.as_ref().is_some_and(|guard| guard.has_lapsed_since(then))
     }
 
     fn guard_removes(&self, group: Pid) {
@@ -569,6 +576,7 @@ async fn run_pod(core: Arc<Core>, pod: Arc<Pod>, start: PodStart) {
             Driver::Handler => handler::run(&core, &pod, &start).await,
         }
     };
+    crash_points::pass(Step::Exit);
     pod.stdout.close();
     pod.stderr.close();
     let (clearing, ended) = (Arc::clone(&core), Arc::clone(&pod));

@@ -38,8 +38,10 @@ use super::cells::Cell;
 use super::log::StreamLog;
 use super::marker::{self, Mark};
 use super::{Cause, Core, Pod, Silence, until};
+use crate::io::crash_points::{self, Step};
 use crate::model::blob::Blob;
 use crate::model::record::Exit;
+use crate::model::spec::OnPartition;
 use crate::protocol::effect::{PodEnd, PodStart};
 
 /// The variables of the node's own environment that every pod is given beside `PATH`. Who is who, where programs are, how to
@@ -122,6 +124,7 @@ async fn supervise(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart, mut spawn
     let mut exited = std::pin::pin!(wait_for_exit(group));
     let (mut drained, mut fed) = (false, false);
     let mut cause = None;
+    let begun = Instant::now();
     let mut deadline = spec.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let mut silence = Silence::watch(spec.heartbeat_timeout, pod);
     loop {
@@ -173,6 +176,10 @@ async fn supervise(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart, mut spawn
         let given_up = tokio::time::timeout(DRAIN_AFTER_KILL, &mut outputs).await.is_err();
         tracing::debug!(job = %start.key.job, killed, given_up, "a pod's output was held open after its end");
     }
+    let is_killed = exit == Exit::Signal(Signal::KILL.as_raw());
+    if spec.on_partition == OnPartition::Pause && cause.is_none() && is_killed && core.leases_lapsed_since(begun) {
+        return unable("its node stood still for so long that its guard ended it");
+    }
     Cause::end(cause, exit)
 }
 
@@ -221,8 +228,10 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
         let _ = pod.memory_kills.set(count);
     }
     let mut child = command.spawn().map_err(|error| spawn_failure(&error, name, &program))?;
+    crash_points::pass(Step::Spawn);
     let group = Pid::from_child(&child);
-    core.guard_adds(group);
+    let mark = Mark { origin: core.origin.clone(), key: start.key };
+    core.guard_adds(group, (spec.on_partition == OnPartition::Pause).then_some(&mark));
     Ok(Spawned {
         group,
         stdin: child.stdin.take().map(OwnedFd::from),

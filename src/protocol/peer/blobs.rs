@@ -25,23 +25,31 @@ const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(20);
 /// How many times the usual patience a checkpoint's copies are waited for, since it may be large.
 const COPIES_PATIENCE: u32 = 4;
 
+/// A push as it came.
+#[derive(Debug)]
+pub(super) struct Pushed {
+    pub(super) seq: u64,
+    pub(super) records: Vec<Arc<Record>>,
+    pub(super) blobs: Vec<Blob>,
+    /// The jobs of which the sender lacks some blob.
+    pub(super) lacking: BTreeSet<JobId>,
+}
+
 impl Peer {
     /// Records were pushed to this node: merge them, and say so once they are stored. Those whose blobs have not all
     /// come are acknowledged later: see [`push_again`](Self::push_again).
-    pub(super) fn handle_push(
-        &mut self,
-        now: Now,
-        from: NodeId,
-        seq: u64,
-        records: Vec<Arc<Record>>,
-        blobs: Vec<Blob>,
-    ) {
+    pub(super) fn handle_push(&mut self, now: Now, from: NodeId, pushed: Pushed) {
+        let Pushed { seq, records, blobs, lacking } = pushed;
         let came = self.blobs.offer(blobs);
         self.take_in(now, &came);
         let mut versions = Vec::with_capacity(records.len());
         for record in records {
             let job = record.id;
+            let names = if lacking.contains(&job) { BTreeSet::new() } else { record.blobs() };
             let version = self.absorb(now, from, record);
+            // Whoever pushes lets go of a record once it is acknowledged, so its word that it has the blobs counts for
+            // more than an earlier one that it has not.
+            names.iter().for_each(|name| self.blobs.assure(name.id, from));
             if version.is_some() && self.expects_blobs(job) {
                 self.pushed_by.entry(job).or_default().insert(from);
                 versions.push(None);

@@ -49,6 +49,7 @@ use super::room::Room;
 use super::scheduler::Scheduler;
 use super::snapshot::{Convergence, JobCounts, Snapshot};
 
+use blobs::Pushed;
 use ownership::Ownership;
 use sealing::Sealing;
 use serve::{Asker, Parked};
@@ -354,7 +355,9 @@ impl Peer {
             return;
         }
         match message {
-            Message::Push { seq, records, blobs } => self.handle_push(now, from, seq, records, blobs),
+            Message::Push { seq, records, blobs, lacking } => {
+                self.handle_push(now, from, Pushed { seq, records, blobs, lacking: lacking.into_iter().collect() });
+            }
             Message::PushAgain { jobs } => self.push_again(from, &jobs),
             Message::Stored { seq, versions } => {
                 for job in self.replication.handle_stored(from, seq, &versions) {

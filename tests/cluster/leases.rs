@@ -1,0 +1,73 @@
+//! Jobs that must not run twice at once, on a node that is frozen.
+
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::cluster::Cluster;
+use crate::{eventually, seconds};
+
+/// Who wrote into the ledger, in the order of the writing.
+fn read_ledger(path: &Path) -> Vec<String> {
+    std::fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn a_frozen_nodes_leased_pods_end_before_others_take_their_jobs_over() {
+    let mut cluster = Cluster::of(3).await;
+    let dir = tempfile::tempdir().unwrap();
+    let (leased, free) = (dir.path().join("leased"), dir.path().join("free"));
+    // Each pod has a daemon that left its group, and both write whose they are, again and again.
+    let script = "beat() { while :; do echo $FLOCKWORK_ATTEMPT $1 >> $LEDGER; sleep 0.05; done; }
+                  if [ \"$1\" = daemon ]; then beat daemon; fi
+                  setsid sh -c \"$SCRIPT\" sh daemon > /dev/null 2>&1 & beat leader";
+    let spec = |ledger: &Path, on_partition: &str| {
+        json!({"command": ["sh", "-c", script], "env": {"LEDGER": ledger, "SCRIPT": script},
+               "on_partition": on_partition})
+    };
+    let paused = cluster.submit(0, spec(&leased, "pause")).await;
+    let place = cluster.runs_on(0, &paused).await;
+    let via = (place + 1) % 3;
+    eventually("both write", seconds(20), async || {
+        let told = read_ledger(&leased);
+        let both = ["1 leader", "1 daemon"].map(str::to_owned);
+        if both.iter().all(|who| told.contains(who)) { Ok(()) } else { Err(format!("{told:?}")) }
+    })
+    .await;
+    // Its neighbour on the same node is not leased.
+    let mut neighbour = spec(&free, "run");
+    neighbour["require"] = json!({});
+    let neighbour = loop {
+        let id = cluster.submit(via, neighbour.clone()).await;
+        if cluster.runs_on(via, &id).await == place {
+            break id;
+        }
+        cluster.cancel(via, &id, "on another node").await;
+        cluster.ended(via, &id).await;
+    };
+
+    cluster.freeze(place);
+    let again =
+        cluster.job_where(via, &paused, |job| job["attempts"].as_array().is_some_and(|all| all.len() == 2)).await;
+    assert_eq!(again["attempts"][0]["phase"], "lost", "{again}");
+    eventually("the second attempt writes", seconds(30), async || {
+        let told = read_ledger(&leased);
+        if told.iter().filter(|who| who.starts_with('2')).count() > 20 { Ok(()) } else { Err(format!("{told:?}")) }
+    })
+    .await;
+    let told = read_ledger(&leased);
+    assert!(told.is_sorted_by_key(|who| who.split(' ').next().unwrap().to_owned()), "two ran at once: {told:?}");
+    let of_first = |told: &[String]| told.iter().filter(|who| who.starts_with('1')).count();
+    let before = of_first(&read_ledger(&free));
+    eventually("the neighbour's pod runs on", seconds(10), async || {
+        if of_first(&read_ledger(&free)) > before { Ok(()) } else { Err("it is silent".to_owned()) }
+    })
+    .await;
+
+    cluster.thaw(place);
+    cluster.sees(via, place, "alive").await;
+    for id in [&paused, &neighbour] {
+        cluster.cancel(via, id, "seen enough").await;
+        assert_eq!(cluster.ended(via, id).await["state"], "cancelled");
+    }
+}
