@@ -70,6 +70,8 @@ struct Digest {
     /// Of the sealed ones, by the hour after which they may go.
     by_hour: BTreeMap<u32, u128>,
     count: u32,
+    /// How many of them are not terminal.
+    open: u32,
 }
 
 impl Digest {
@@ -136,6 +138,7 @@ impl Records {
         let digest = self.digest_mut(id);
         digest.toggle(expires_hour, held.compared());
         digest.count += 1;
+        digest.open += u32::from(!state.is_terminal());
         self.held.insert(id, held);
         revision
     }
@@ -171,7 +174,7 @@ impl Records {
         let Some(held) = self.held.get(&job) else {
             return;
         };
-        let (version, cursor) = (held.compared(), cursor_of(&held.record));
+        let (version, cursor, was_open) = (held.compared(), cursor_of(&held.record), !held.state.is_terminal());
         let expires_hour = held.record.seal.map(|seal| seal.expires_hour);
         self.by_age.remove(&cursor);
         self.open.remove(&job);
@@ -182,6 +185,7 @@ impl Records {
         let digest = self.digest_mut(job);
         digest.toggle(expires_hour, version);
         digest.count -= 1;
+        digest.open -= u32::from(was_open);
     }
 
     fn digest_mut(&mut self, job: JobId) -> &mut Digest {
@@ -211,6 +215,11 @@ impl Records {
     /// How many records of `partition` are held.
     pub fn count_in(&self, partition: Partition) -> u32 {
         self.digests[usize::from(partition.0)].count
+    }
+
+    /// How many records of `partition` are held that are not terminal.
+    pub fn open_in(&self, partition: Partition) -> u32 {
+        self.digests[usize::from(partition.0)].open
     }
 
     /// The partitions of which any record is held.

@@ -758,11 +758,11 @@ impl Peer {
 
     /// What this node knows at this moment.
     pub fn snapshot(&self, now: Now) -> Snapshot {
-        let owned = |job: &JobId| self.ownership.is_caught_up(self.records.partition_of(*job));
+        let owned = self.acting_for.iter().filter(|partition| self.ownership.is_caught_up(**partition));
         let jobs = JobCounts {
             held: self.records.len() as u64,
             open: self.records.open().len() as u64,
-            owned: self.records.open().iter().filter(|job| owned(job)).count() as u64,
+            owned: owned.map(|partition| u64::from(self.records.open_in(*partition))).sum(),
             waiting: self.scheduler.backlog() as u64,
             pods: self.pods.len() as u64,
         };
