@@ -72,9 +72,7 @@ enum Experiment {
 fn main() -> ExitCode {
     let began = Instant::now();
     let good = match Arguments::parse().experiment {
-        Experiment::Lifeguard { members, seconds, seeds } => {
-            lifeguard(members, Duration::from_secs(seconds), seeds)
-        }
+        Experiment::Lifeguard { members, seconds, seeds } => lifeguard(members, Duration::from_secs(seconds), seeds),
         Experiment::Thousand { members } => thousand(members),
         Experiment::Soak { seeds, from } => soak_all(from..from + seeds),
         Experiment::Planted { times } => planted(times),
@@ -133,8 +131,7 @@ fn lifeguard(members: usize, span: Duration, seeds: u64) -> bool {
         for afflicted in [1, 4, 8, 16, 24, 32] {
             for (kind, (name, rules)) in kinds.iter().enumerate() {
                 let mut sum = Outcome::default();
-                let runs =
-                    side_by_side(0..seeds, |seed| afflict(seed, members, afflicted, span, *rules, anomaly));
+                let runs = side_by_side(0..seeds, |seed| afflict(seed, members, afflicted, span, *rules, anomaly));
                 runs.into_iter().for_each(|run| sum.add(run));
                 println!("| {anomaly:?} | {afflicted} | {name} | {}", drawn(&sum));
                 totals[kind].add(sum);

@@ -569,11 +569,7 @@ impl FailureDetector {
     /// The usual time is over: the second and the third way.
     fn ask_others(&mut self, now: Moment, node: NodeId) {
         let is_lost = self.watched.get(&node).is_none_or(|watched| watched.target.standing == Standing::Lost);
-        let helpers: Vec<(NodeId, SocketAddr)> = if is_lost {
-            Vec::new()
-        } else {
-            self.choose_helpers(node)
-        };
+        let helpers: Vec<(NodeId, SocketAddr)> = if is_lost { Vec::new() } else { self.choose_helpers(node) };
         let until = now + self.patience_with_others(node) * self.health.multiplier();
         let seq = self.take_seq();
         let Some(run) = self.runs.get_mut(&node) else { return };
