@@ -25,6 +25,7 @@ mod program;
 mod bad_input;
 mod clients;
 mod deaths;
+mod identity;
 mod local_clusters;
 mod specs;
 mod thousand_jobs;
