@@ -288,7 +288,7 @@ mod tests {
             ("probe_timeout", |t, to| t.probe_timeout = to, ms(0), ms(1)),
             ("probe_timeout", |t, to| t.probe_timeout = to, lan.probe_interval, lan.probe_interval - ms(1)),
             ("probe_timeout", |t, to| t.probe_interval = to, lan.probe_timeout, lan.probe_timeout + ms(1)),
-            ("suspicion_min", |t, to| (t.suspicion_min, t.gossip_interval) = (to, ms(20)), ms(149), ms(150)),
+            ("suspicion_min", |t, to| (t.suspicion_min, t.gossip_interval) = (to, to - to / 8), ms(149), ms(150)),
             ("suspicion_min", |t, to| t.suspicion_min = to, ms(249), ms(250)),
             ("suspicion_max", |t, to| t.suspicion_max = to, ms(899), ms(900)),
             ("suspicion_refused", |t, to| t.suspicion_refused = to, ms(5_001), ms(5_000)),
