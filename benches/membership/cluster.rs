@@ -78,6 +78,8 @@ struct Known {
 pub(crate) struct Idle {
     pub cpu_ms_per_s: f64,
     pub rss_mb: f64,
+    /// Of that, what is the process's own; the rest are pages of the program's file, which all processes share.
+    pub own_mb: f64,
     pub traffic: String,
 }
 
@@ -319,12 +321,16 @@ impl<'a> Cluster<'a> {
         self.settle(span);
         let (took, sent_after, cpu_after) = (began.elapsed().as_secs_f64(), sent(self), cpu(self));
         let nodes = self.processes.len() as f64;
-        let mut rss: Vec<u64> = self.processes.values().map(|child| rss_kb(child.id())).collect();
-        rss.sort_unstable();
+        let median_mb = |field| {
+            let mut memory: Vec<u64> = self.processes.values().map(|child| memory_kb(child.id(), field)).collect();
+            memory.sort_unstable();
+            memory[memory.len() / 2] as f64 / 1_024.0
+        };
         let traffic = sent_before.zip(sent_after).map(|(before, after)| (after - before) / took / nodes);
         Idle {
             cpu_ms_per_s: (cpu_after - cpu_before).as_secs_f64() * 1_000.0 / took / nodes,
-            rss_mb: rss[rss.len() / 2] as f64 / 1_024.0,
+            rss_mb: median_mb("VmRSS:"),
+            own_mb: median_mb("RssAnon:"),
             traffic: traffic.map_or_else(|| "not told".to_owned(), |bytes| format!("{:.1} kB/s sent", bytes / 1_000.0)),
         }
     }
@@ -367,8 +373,9 @@ fn cpu_time(pid: u32) -> Duration {
     Duration::from_millis(ticks * 1_000 / rustix::param::clock_ticks_per_second())
 }
 
-fn rss_kb(pid: u32) -> u64 {
+/// A figure of the process's status, such as `VmRSS:`.
+fn memory_kb(pid: u32, field: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
-    let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    rss.and_then(|rss| rss.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+    let figure = status.lines().find_map(|line| line.strip_prefix(field));
+    figure.and_then(|figure| figure.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }

@@ -80,7 +80,8 @@ fn measure(system: &dyn System, arguments: &Arguments, rounds: usize) -> Column 
     cluster.settle(Duration::from_secs(8));
     let idle = cluster.idle(Duration::from_secs(arguments.idle));
     column.say("idle: CPU a node, ms/s", format!("{:.2}", idle.cpu_ms_per_s));
-    column.say("idle: memory a node (median RSS)", format!("{:.1} MB", idle.rss_mb));
+    let (rss, own) = (idle.rss_mb, idle.own_mb);
+    column.say("idle: memory a node (median RSS, of which its own)", format!("{rss:.1} MB, {own:.1} MB"));
     column.say("idle: traffic a node", idle.traffic);
     if !arguments.no_faults {
         let victims: Vec<usize> = (0..rounds).map(|round| 1 + round * 7 % (arguments.nodes - 1)).collect();

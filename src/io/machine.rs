@@ -197,7 +197,9 @@ impl Groups {
     /// does not count as used.
     fn memory_available(&self) -> u64 {
         let left = self.memory.iter().filter_map(|level| {
-            let limit = memory_limit_of(level)?;
+            // Version 1 writes "no limit" as a number. Where there is none, nothing else needs to be read: what a group
+            // uses is counted together from all processors for every reader.
+            let limit = memory_limit_of(level).filter(|limit| *limit < NO_LIMIT)?;
             let used =
                 number_in(&level.join("memory.current")).or_else(|| number_in(&level.join("memory.usage_in_bytes")))?;
             let statistics = fs::read_to_string(level.join("memory.stat")).unwrap_or_default();
@@ -210,6 +212,9 @@ impl Groups {
         left.min().unwrap_or(u64::MAX)
     }
 }
+
+/// No machine has so many bytes.
+const NO_LIMIT: u64 = 1 << 62;
 
 fn memory_limit_of(level: &Path) -> Option<u64> {
     number_in(&level.join("memory.max")).or_else(|| number_in(&level.join("memory.limit_in_bytes")))

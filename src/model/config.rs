@@ -25,43 +25,57 @@ pub enum Profile {
     Wan,
 }
 
+/// A longer timing is a mistake in its unit.
+const LONGEST_TIMING: Duration = Duration::from_secs(3_600);
+
 /// When things are due. All of it follows from the profile unless set.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Timing {
     /// How often a node may tell some others what is new about itself (news that cannot wait, such as a suspicion, is
-    /// told at once), and four of these make a round in which it compares all facts with some others. Shorter
-    /// spreads load figures faster and heals lost gossip sooner; costs processor time and traffic, idle or not.
+    /// told at once), and four of these make a round in which it compares all facts with some others. Raising it lets
+    /// load figures grow stale, and gossip that was lost stay lost for longer; lowering it costs processor time and
+    /// traffic, idle or not.
     #[serde(with = "super::time::duration")]
     pub gossip_interval: Duration,
-    /// How often one member is probed (SWIM's protocol period). Shorter notices deaths sooner and costs a
-    /// datagram each way; must be longer than `probe_timeout`.
+    /// How often one member is probed (SWIM's protocol period). Raising it delays the first suspicion of a death, by
+    /// as much again as it was raised; lowering it costs a datagram each way and a wake-up on both sides, and leaves
+    /// less time for the others' help, since it must stay longer than `probe_timeout`.
     #[serde(with = "super::time::duration")]
     pub probe_interval: Duration,
-    /// How long a direct probe may go unanswered before others are asked to probe too. Several round trips.
+    /// How long a direct probe may go unanswered before others are asked to probe too. Raising it delays every
+    /// suspicion; lowering it below a few round trips asks others in vain, which costs up to ten packets a time.
+    /// Members that were measured to be slower are given longer in any case.
     #[serde(with = "super::time::duration")]
     pub probe_timeout: Duration,
-    /// The shortest grace period of a suspicion that many confirm. Shorter moves lost work sooner and
-    /// condemns more nodes that were only slow.
+    /// The shortest grace period of a suspicion that many confirm. Raising it moves lost work later; lowering it
+    /// condemns more nodes that were only slow, since a refutation needs time to spread.
     #[serde(with = "super::time::duration")]
     pub suspicion_min: Duration,
-    /// The grace period of a suspicion that nobody confirms; at least `suspicion_min`.
+    /// The grace period of a suspicion that nobody confirms; at least `suspicion_min`. Raising it delays verdicts in
+    /// very small clusters, where nobody is left to confirm, and the start of a node whose known members are all gone;
+    /// lowering it gives a node that is cut off, or slow itself, less time to doubt itself.
     #[serde(with = "super::time::duration")]
     pub suspicion_max: Duration,
     /// The grace period where the member's own machine refuses connections: its process is gone, and only a
-    /// quick restart would make the suspicion wrong.
+    /// quick restart would make the suspicion wrong. Raising it moves the work of a crashed process later; lowering it
+    /// makes every quick restart look like a death, and its work move.
     #[serde(with = "super::time::duration")]
     pub suspicion_refused: Duration,
-    /// How long a starting node with seeds looks for them before it serves alone.
+    /// How long a starting node with seeds looks for them before it serves alone. Raising it delays the first node of
+    /// a cluster; lowering it lets a node whose network comes up late serve by itself, until it finds the others.
     #[serde(with = "super::time::duration")]
     pub join_grace: Duration,
-    /// How often two replicas compare what they hold. Shorter heals sooner; costs 18 bytes a shared partition.
+    /// How often two replicas compare what they hold. Raising it lets copies differ for longer after losses; lowering
+    /// it costs 18 bytes a shared partition each time.
     #[serde(with = "super::time::duration")]
     pub compare_interval: Duration,
-    /// How long an unanswered message to a peer is given before it is sent again, or elsewhere.
+    /// How long an unanswered message to a peer is given before it is sent again, or elsewhere. Raising it slows every
+    /// recovery from loss; lowering it below a usual answer, a disk's sync included, sends everything twice.
     #[serde(with = "super::time::duration")]
     pub resend_after: Duration,
-    /// How long a submit waits for its copies before it is accepted with fewer.
+    /// How long a submit waits for its copies before it is accepted with fewer. Raising it lets clients wait while
+    /// replicas are silent; lowering it accepts more jobs with fewer copies than asked for.
     #[serde(with = "super::time::duration")]
     pub acknowledge_within: Duration,
 }
@@ -110,8 +124,27 @@ impl Timing {
         }
     }
 
+    fn all(&self) -> [(&'static str, Duration); 10] {
+        [
+            ("gossip_interval", self.gossip_interval),
+            ("probe_interval", self.probe_interval),
+            ("probe_timeout", self.probe_timeout),
+            ("suspicion_min", self.suspicion_min),
+            ("suspicion_max", self.suspicion_max),
+            ("suspicion_refused", self.suspicion_refused),
+            ("join_grace", self.join_grace),
+            ("compare_interval", self.compare_interval),
+            ("resend_after", self.resend_after),
+            ("acknowledge_within", self.acknowledge_within),
+        ]
+    }
+
     fn validate(&self) -> Result<(), InvalidField> {
         let wrong = |field: &str, message: &str| Err(InvalidField::new(format!("timing.{field}"), message));
+        let too_long = self.all().into_iter().find(|(_, timing)| *timing > LONGEST_TIMING);
+        if let Some((field, _)) = too_long {
+            return wrong(field, "must be at most an hour");
+        }
         if self.gossip_interval < Duration::from_millis(20) {
             return wrong("gossip_interval", "must be at least 20ms");
         }
@@ -121,14 +154,26 @@ impl Timing {
         if self.suspicion_min < self.probe_timeout {
             return wrong("suspicion_min", "must be at least probe_timeout, or nobody could refute in time");
         }
+        if self.suspicion_min < self.gossip_interval {
+            return wrong(
+                "suspicion_min",
+                "must be at least gossip_interval, or nobody would hear of a refutation in time",
+            );
+        }
         if self.suspicion_max < self.suspicion_min {
             return wrong("suspicion_max", "must be at least suspicion_min");
         }
         if self.suspicion_refused > self.suspicion_max {
             return wrong("suspicion_refused", "must be at most suspicion_max");
         }
-        if self.resend_after.is_zero() || self.compare_interval.is_zero() {
-            return wrong("resend_after", "and compare_interval must be longer than zero");
+        if self.join_grace < self.gossip_interval {
+            return wrong("join_grace", "must be at least gossip_interval, or no seed could answer in time");
+        }
+        if self.compare_interval.is_zero() {
+            return wrong("compare_interval", "must be longer than zero");
+        }
+        if self.resend_after.is_zero() {
+            return wrong("resend_after", "must be longer than zero");
         }
         if self.acknowledge_within < self.resend_after {
             return wrong("acknowledge_within", "must be at least resend_after");
@@ -234,7 +279,55 @@ mod tests {
 
     #[test]
     fn a_contradiction_names_the_setting() {
-        let timing = Timing { suspicion_max: Duration::from_millis(1), ..Timing::default() };
-        assert_eq!(timing.validate().unwrap_err().field, "timing.suspicion_max");
+        let ms = Duration::from_millis;
+        let lan = Timing::of(Profile::Lan);
+        type Change = fn(&mut Timing, Duration);
+        let table: &[(&str, Change, Duration, Duration)] = &[
+            // The setting to blame, what is set, to what it cannot be set, and to what it just can.
+            ("gossip_interval", |t, to| t.gossip_interval = to, ms(19), ms(20)),
+            ("probe_timeout", |t, to| t.probe_timeout = to, ms(0), ms(1)),
+            ("probe_timeout", |t, to| t.probe_timeout = to, lan.probe_interval, lan.probe_interval - ms(1)),
+            ("probe_timeout", |t, to| t.probe_interval = to, lan.probe_timeout, lan.probe_timeout + ms(1)),
+            ("suspicion_min", |t, to| (t.suspicion_min, t.gossip_interval) = (to, to - to / 8), ms(149), ms(150)),
+            ("suspicion_min", |t, to| t.suspicion_min = to, ms(249), ms(250)),
+            ("suspicion_max", |t, to| t.suspicion_max = to, ms(899), ms(900)),
+            ("suspicion_refused", |t, to| t.suspicion_refused = to, ms(5_001), ms(5_000)),
+            ("join_grace", |t, to| t.join_grace = to, ms(249), ms(250)),
+            ("compare_interval", |t, to| t.compare_interval = to, ms(0), ms(1)),
+            ("resend_after", |t, to| t.resend_after = to, ms(0), ms(1)),
+            ("acknowledge_within", |t, to| t.acknowledge_within = to, ms(399), ms(400)),
+            ("suspicion_max", |t, to| t.suspicion_max = to, ms(3_600_001), ms(3_600_000)),
+        ];
+        for (field, change, wrong, right) in table {
+            let with = |to: Duration| {
+                let mut config = Config::new(Profile::Lan, Resources { slots: 1, ..Resources::default() });
+                config.cluster.forget_after = Duration::from_secs(24 * 3_600);
+                change(&mut config.timing, to);
+                config.validate().map_err(|refused| refused.field)
+            };
+            assert_eq!(with(*wrong), Err(format!("timing.{field}")), "at {wrong:?}");
+            assert_eq!(with(*right), Ok(()), "{field} at {right:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_cluster_shares_and_what_a_node_has_is_checked_too() {
+        type Change = fn(&mut Config);
+        let table: &[(&str, Change)] = &[
+            ("cluster", |config| config.cluster.name.clear()),
+            ("partitions", |config| config.cluster.partitions = 3),
+            ("replicas", |config| config.cluster.replicas = 0),
+            ("forget_after", |config| config.cluster.forget_after = Duration::from_millis(1)),
+            ("retention", |config| config.retention = Duration::MAX),
+            ("slots", |config| config.capacity.slots = 0),
+            ("weight", |config| config.weight = MAX_WEIGHT + 1),
+            ("label", |config| drop(config.labels.insert(String::new(), String::new()))),
+        ];
+        for (field, change) in table {
+            let mut config = Config::new(Profile::Lan, Resources { slots: 1, ..Resources::default() });
+            assert_eq!(config.validate(), Ok(()));
+            change(&mut config);
+            assert_eq!(config.validate().map_err(|refused| refused.field), Err((*field).to_owned()));
+        }
     }
 }

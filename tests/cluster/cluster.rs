@@ -17,7 +17,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdin};
+use tokio::process::{Child, ChildStdin, ChildStdout};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 use tokio_util::io::StreamReader;
@@ -57,6 +57,7 @@ pub struct Node {
     cluster_addr: String,
     http_addr: String,
     process: Option<Process>,
+    is_ready: bool,
     is_frozen: bool,
     /// The step of an attempt's life at which it kills itself.
     dies_at: Option<&'static str>,
@@ -97,6 +98,7 @@ impl Cluster {
             cluster_addr: "127.0.0.1:0".to_owned(),
             http_addr: "127.0.0.1:0".to_owned(),
             process: None,
+            is_ready: false,
             is_frozen: false,
             dies_at: None,
         };
@@ -167,11 +169,72 @@ impl Cluster {
         assert!(!ended.success(), "{ended}");
     }
 
+    /// One more node, which does not run yet, called `name`. With `copy_of` it has a copy of that node's data.
+    pub fn add(&mut self, name: &str, copy_of: Option<usize>) -> usize {
+        let dir = self.dir.path().join(format!("added-{}", self.nodes.len()));
+        std::fs::create_dir_all(dir.join("data")).unwrap();
+        for file in copy_of.into_iter().flat_map(|node| std::fs::read_dir(self.nodes[node].dir.join("data")).unwrap()) {
+            let file = file.unwrap();
+            if file.file_type().unwrap().is_file() {
+                std::fs::copy(file.path(), dir.join("data").join(file.file_name())).unwrap();
+            }
+        }
+        self.nodes.push(Node {
+            name: name.to_owned(),
+            dir,
+            settings: vec!["--seed".to_owned(), self.nodes[0].cluster_addr.clone()],
+            id: String::new(),
+            cluster_addr: "127.0.0.1:0".to_owned(),
+            http_addr: "127.0.0.1:0".to_owned(),
+            process: None,
+            is_ready: false,
+            is_frozen: false,
+            dies_at: None,
+        });
+        self.nodes.len() - 1
+    }
+
+    /// Starts a node that will not serve, and waits until its log says why.
+    pub async fn start_in_vain(&mut self, node: usize, why: &str) {
+        let _stdout = self.nodes[node].spawn();
+        let node = &self.nodes[node];
+        eventually(&format!("{} says why it does not serve", node.name), READY_WITHIN, async || {
+            let log = node.log();
+            let says = log.lines().any(|line| line.contains("this node cannot serve") && line.contains(why));
+            if says { Ok(()) } else { Err(log) }
+        })
+        .await;
+    }
+
+    /// Waits until this node complains of something.
+    pub async fn complains(&self, node: usize, of: &str) {
+        eventually(&format!("node {node} complains"), AGREE_WITHIN, async || {
+            let (_, view) = self.get(node, "/debug/members").await;
+            let complaints = &view["complaints"];
+            if complaints.to_string().contains(of) { Ok(()) } else { Err(complaints.to_string()) }
+        })
+        .await;
+    }
+
+    /// The node's next start is at another address.
+    pub fn move_elsewhere(&mut self, node: usize) {
+        self.nodes[node].cluster_addr = "127.0.0.1:0".to_owned();
+    }
+
+    /// The node's next start finds an empty disk.
+    pub fn lose_disk(&mut self, node: usize) {
+        let node = &mut self.nodes[node];
+        assert!(node.process.is_none(), "{} runs", node.name);
+        std::fs::remove_dir_all(node.dir.join("data")).unwrap();
+        node.id.clear();
+    }
+
     fn pid(&self, node: usize) -> u32 {
         self.nodes[node].process.as_ref().expect("the node runs").pid
     }
 
     async fn ended_process(&mut self, node: usize) -> ExitStatus {
+        self.nodes[node].is_ready = false;
         let mut process = self.nodes[node].process.take().expect("the node runs");
         timeout(READY_WITHIN, process.child.wait()).await.expect("the node ends in time").unwrap()
     }
@@ -189,7 +252,7 @@ impl Cluster {
 
     /// The nodes that run.
     pub fn live(&self) -> Vec<usize> {
-        let is_live = |place: &usize| self.nodes[*place].process.is_some() && !self.nodes[*place].is_frozen;
+        let is_live = |place: &usize| self.nodes[*place].is_ready && !self.nodes[*place].is_frozen;
         (0..self.nodes.len()).filter(is_live).collect()
     }
 
@@ -413,6 +476,22 @@ impl Cluster {
 
 impl Node {
     async fn start(&mut self) {
+        let mut lines = BufReader::new(self.spawn()).lines();
+        let pid = self.process.as_ref().expect("it was just started").pid;
+        let line = timeout(READY_WITHIN, lines.next_line()).await;
+        let Ok(Ok(Some(line))) = line else { panic!("{} did not become ready: {line:?}", self.name) };
+        let ready: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(ready["name"], self.name.as_str(), "{ready}");
+        assert_eq!(ready["pid"], pid, "{ready}");
+        assert!(self.id.is_empty() || ready["node"] == self.id.as_str(), "it is who it was: {ready}");
+        self.id = text(&ready["node"]);
+        self.cluster_addr = text(&ready["cluster_addr"]);
+        self.http_addr = text(&ready["http_addr"]);
+        self.is_ready = true;
+    }
+
+    /// Starts the process. What it prints when it is ready comes out of what is returned.
+    fn spawn(&mut self) -> ChildStdout {
         assert!(self.process.is_none(), "{} runs", self.name);
         std::fs::create_dir_all(&self.dir).unwrap();
         let log = File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
@@ -429,17 +508,9 @@ impl Node {
             .process_group(0);
         let mut child = command.spawn().unwrap();
         let (pid, lifeline) = (child.id().unwrap(), child.stdin.take().unwrap());
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let stdout = child.stdout.take().unwrap();
         self.process = Some(Process { child, pid, _lifeline: lifeline });
-        let line = timeout(READY_WITHIN, lines.next_line()).await;
-        let Ok(Ok(Some(line))) = line else { panic!("{} did not become ready: {line:?}", self.name) };
-        let ready: Value = serde_json::from_str(&line).unwrap();
-        assert_eq!(ready["name"], self.name.as_str(), "{ready}");
-        assert_eq!(ready["pid"], pid, "{ready}");
-        assert!(self.id.is_empty() || ready["node"] == self.id.as_str(), "it is who it was: {ready}");
-        self.id = text(&ready["node"]);
-        self.cluster_addr = text(&ready["cluster_addr"]);
-        self.http_addr = text(&ready["http_addr"]);
+        stdout
     }
 
     fn log(&self) -> String {

@@ -28,6 +28,7 @@ mod clients;
 mod crashes;
 mod deaths;
 mod leases;
+mod identity;
 mod local_clusters;
 mod specs;
 mod thousand_jobs;

@@ -47,6 +47,8 @@ pub(super) enum Refusal {
     OtherNode { expected: NodeId, found: NodeId },
     #[error("generation {found:?} of a node whose generation {known:?} is known")]
     OlderGeneration { found: Generation, known: Generation },
+    #[error("it listens at {found}, and a process with its id that listens at {known} is connected")]
+    SecondProcess { found: SocketAddr, known: SocketAddr },
     #[error("what came was no greeting: {0}")]
     NotAHello(String),
     #[error("it said nothing in time")]

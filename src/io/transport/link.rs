@@ -172,8 +172,8 @@ struct Link {
     arrivals: mpsc::Receiver<Arrival>,
     /// Oldest first. The last is written to, all are read.
     connections: Vec<Connection>,
-    /// The latest start of the peer that has called or answered.
-    known: Option<Generation>,
+    /// The start of the peer that last called or answered and was taken, and where it listens.
+    known: Option<(Generation, SocketAddr)>,
     /// Since when there has been a connection.
     opened_at: Instant,
     calling: bool,
@@ -283,21 +283,27 @@ impl Link {
         }
     }
 
-    /// Takes a connection into use, unless it comes from an earlier start of the peer.
+    /// Takes a connection into use, unless it comes from an earlier start of the peer, or from a second process with
+    /// its id (a data directory was copied, perhaps). Which of two processes is the member is the membership's to find
+    /// out, and shows in the address that messages are for. Until then whoever is connected stays.
     async fn adopt(&mut self, addr: SocketAddr, greeted: Greeted) -> Result<(), Refusal> {
-        let generation = greeted.hello.generation;
-        if let Some(known) = self.known
-            && generation < known
+        let (generation, place) = (greeted.hello.generation, greeted.hello.cluster_addr);
+        if let Some((known, there)) = self.known
+            && (known, there) != (generation, place)
         {
-            return Err(Refusal::OlderGeneration { found: generation, known });
-        }
-        if self.known.is_some_and(|known| known < generation) {
+            let is_connected = self.connections.iter().any(|connection| connection.ended().is_none());
+            if place == there && generation < known {
+                return Err(Refusal::OlderGeneration { found: generation, known });
+            }
+            if place != there && is_connected && self.peer.addr() != place {
+                return Err(Refusal::SecondProcess { found: place, known: there });
+            }
             for older in &self.connections {
                 older.end("the peer has started anew");
             }
             self.bury_ended().await;
         }
-        self.known = Some(generation);
+        self.known = Some((generation, place));
         while self.connections.len() >= MAX_CONNECTIONS {
             self.connections.remove(0);
         }

@@ -17,8 +17,13 @@ use super::{Membership, MembershipOutput, Opinion, Rival};
 
 /// How many votes a node gossips at once: what one value of the gossip holds.
 const MOST_VOTES_TOLD: usize = 128;
+/// So many votes say all that votes can say: in a cluster of a thousand, a thousand votes against one would only be
+/// traffic.
+const ENOUGH_VOTES: usize = 8;
 /// A node that hears nobody waits for so many of the longest grace periods.
 const GRACES_IF_DEAF: u32 = 8;
+/// A grace period is stretched by no more than this.
+const MOST_STRETCHED: u32 = 3;
 
 impl Membership {
     /// Carries out what the detector wants, takes in what it found and judges, until nothing is left to do.
@@ -180,10 +185,19 @@ impl Membership {
         }
     }
 
-    /// A node that hears nobody waits longer; not forever, since it may be the last one.
+    /// A node that hears nobody waits longer; not forever, since it may be the last one. And one that distrusts its
+    /// ears, and is confirmed by few, lets its grace period last as much longer as it stretches its other timeouts
+    /// (Lifeguard, section IV-A, stretches only those).
     pub(super) fn grace_ends(&self, doubt: &Suspicion, possible: usize) -> Moment {
         let until = doubt.until(&self.timing, possible);
-        if self.is_deaf { until.max(doubt.since + self.timing.suspicion_max * GRACES_IF_DEAF) } else { until }
+        let could_confirm = possible.min(CONFIRMATIONS);
+        if self.is_deaf {
+            until.max(doubt.since + self.timing.suspicion_max * GRACES_IF_DEAF)
+        } else if doubt.refused_since.is_none() && could_confirm >= 2 && doubt.voters.len() <= could_confirm {
+            doubt.since + until.since(doubt.since) * self.detector.multiplier().min(MOST_STRETCHED)
+        } else {
+            until
+        }
     }
 
     fn has_evidence(&self, doubt: &Suspicion) -> bool {
@@ -258,7 +272,7 @@ impl Membership {
     fn cast_vote(&mut self, node: NodeId) {
         let Some(member) = self.view.get(&node) else { return };
         let accused = (member.facts.generation, member.facts.incarnation);
-        if self.ballot.get(&node) != Some(&accused) {
+        if self.ballot.get(&node) != Some(&accused) && self.voters(node).len() < ENOUGH_VOTES {
             let before: Ballot = self.ballot.insert(node, accused).map(|before| (node, before)).into_iter().collect();
             self.votes.change(self.me, &before, &Ballot::from([(node, accused)]));
             self.counters.votes += 1;
