@@ -29,6 +29,7 @@ mod crashes;
 mod deaths;
 mod leases;
 mod local_clusters;
+mod rough_guests;
 mod specs;
 mod thousand_jobs;
 

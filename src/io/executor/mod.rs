@@ -26,6 +26,7 @@
 
 mod guard;
 mod handler;
+mod identity;
 mod log;
 mod marker;
 mod memory;

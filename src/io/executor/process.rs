@@ -20,6 +20,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -34,6 +35,7 @@ use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::identity::{self, Identity};
 use super::log::StreamLog;
 use super::marker::{self, Mark};
 use super::{Cause, Core, Pod, Silence, until};
@@ -204,6 +206,14 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
     {
         return Err(unable(&format!("the checkpoint cannot be written: {error}")));
     }
+    let identity = spec.user.as_deref().map(Identity::of).transpose().map_err(|why| cannot(126, why))?;
+    if let Some(identity) = identity {
+        let owned = identity.owns(&[&own_dir, &core.layout.exchange(start.key)]);
+        let reachable = || let_others_through(&[&core.layout.dir, &core.layout.all_tmp()]);
+        if let Err(error) = owned.and_then(|()| reachable()) {
+            return Err(cannot(126, format!("this node cannot run it as another user: {error}")));
+        }
+    }
     let cwd = spec.cwd.as_ref().map_or(own_dir.as_path(), Path::new);
     check_directory(cwd)?;
     let Some((name, arguments)) = spec.command.split_first() else {
@@ -218,6 +228,7 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
     command.env_clear();
     command.envs(core.passed_on.iter().map(|(name, value)| (name, value)));
     command.envs(&spec.env).envs(told_to_job(core, pod, start, own_dir));
+    identity::apply(&mut command, spec, identity);
     let has_input = spec.stdin.as_ref().is_some_and(|stdin| !stdin.0.is_empty());
     command.stdin(if has_input { Stdio::piped() } else { Stdio::null() });
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -237,6 +248,15 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
         stderr: child.stderr.take().map(OwnedFd::from),
         child,
     })
+}
+
+/// Lets other users reach what is theirs below these directories, without showing them what else is there.
+fn let_others_through(dirs: &[&Path]) -> io::Result<()> {
+    for dir in dirs {
+        let mode = fs::metadata(dir)?.permissions().mode();
+        fs::set_permissions(dir, fs::Permissions::from_mode(mode & !0o066 | 0o011))?;
+    }
+    Ok(())
 }
 
 /// The variables by which a job knows what it is. They win over the job's own of the same name.
