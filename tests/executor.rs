@@ -17,7 +17,7 @@ use std::time::Duration;
 use flockwork::io::executor::{Executor, ExecutorConfig, GuardProgram, HandlerError, Handlers, guard_main};
 use flockwork::model::id::{Actor, AttemptKey, Dot, Fence, Generation, JobId, NodeId};
 use flockwork::model::record::{Exit, Submission};
-use flockwork::model::spec::{Driver, Spec, Stdin};
+use flockwork::model::spec::{Driver, Limit, Spec, Stdin};
 use flockwork::model::time::Timestamp;
 use flockwork::model::wire::{LogRequest, Stream};
 use flockwork::protocol::effect::{PodEnd, PodEvent, PodStart};
@@ -272,6 +272,30 @@ async fn a_relative_program_is_seen_from_the_working_directory() {
     let mut shop = Workshop::new();
     let (end, out, _) = shop.run(Spec { cwd: Some("/bin".to_owned()), ..program(&["./echo", "hi"]) }).await;
     assert_eq!((end, out.as_str()), (OK, "hi\n"));
+}
+
+#[tokio::test]
+async fn a_job_has_the_umask_and_the_limits_it_asked_for() {
+    let mut shop = Workshop::new();
+    let limits = BTreeMap::from([(Limit::OpenFiles, 64), (Limit::FileSize, 4_096), (Limit::CoreSize, 0)]);
+    let script = "umask; ulimit -n; ulimit -c; head -c 10000 /dev/zero > large; wc -c < large";
+    let (end, out, _) = shop.run(Spec { umask: Some("027".to_owned()), limits, ..sh(script) }).await;
+    assert_eq!((end, out.as_str()), (OK, "0027\n64\n0\n4096\n"));
+}
+
+#[tokio::test]
+async fn a_job_runs_as_the_user_it_asked_for() {
+    let mut shop = Workshop::new();
+    let of = |user: &str, script: &str| Spec { user: Some(user.to_owned()), ..sh(script) };
+    let (end, ..) = shop.run(of("surely-nobody-here", "id")).await;
+    assert_could_not_start(&end, 126, "nobody is called");
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("the rest is skipped: only root can be another user");
+        return;
+    }
+    let script = "id -u; id -g; id -G; echo mine > file && cat file; echo 42 > $FLOCKWORK_RESULT_FILE";
+    let (end, out, err) = shop.run(of("65534:65533", script)).await;
+    assert_eq!((end, out.as_str(), err.as_str()), (OK, "65534\n65533\n65533\nmine\n", ""));
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use flockwork::model::resources::{Cpus, Memory};
-use flockwork::model::spec::{Backoff, Driver, Durability, MAX_SPEC_BYTES, OnPartition, Spec, Stdin};
+use flockwork::model::spec::{Backoff, Driver, Durability, Limit, MAX_SPEC_BYTES, OnPartition, Spec, Stdin};
 use flockwork::model::time::duration;
 
 use super::failure::Failure;
@@ -28,6 +28,16 @@ pub(crate) struct JobOptions {
     /// The directory to run in, on the node that runs it [default: one of the attempt's own]
     #[arg(long, value_name = "DIR")]
     cwd: Option<String>,
+    /// Who it runs as, on a node that runs as root: a name, or numbers [default: as its node]
+    #[arg(long, value_name = "NAME|UID[:GID]")]
+    user: Option<String>,
+    /// Which rights new files do not get, in octal, for instance 027 [default: as its node]
+    #[arg(long, value_name = "OCTAL")]
+    umask: Option<String>,
+    /// A limit of each process: address_space, core_size, file_size (sizes, such as 512MiB), cpu_time (seconds),
+    /// open_files, processes (of its user, in all). May be repeated
+    #[arg(long, value_name = "NAME=N", value_parser = limit)]
+    limit: Vec<(Limit, u64)>,
     /// What the job reads from its standard input: a file of this machine, or - for this command's own
     #[arg(long, value_name = "FILE|-")]
     stdin: Option<String>,
@@ -104,6 +114,9 @@ impl JobOptions {
             name: self.name.clone(),
             env: self.env.iter().cloned().collect(),
             cwd: self.cwd.clone(),
+            user: self.user.clone(),
+            umask: self.umask.clone(),
+            limits: self.limit.iter().copied().collect(),
             stdin: self.stdin.as_deref().map(read_stdin).transpose()?,
             cpus: self.cpus.unwrap_or_default(),
             memory: self.mem.unwrap_or_default(),
@@ -159,6 +172,22 @@ pub(crate) fn key_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// Reads `LIMIT=N`, where N may be a size.
+fn limit(text: &str) -> Result<(Limit, u64), String> {
+    let (name, value) = key_value(text)?;
+    let known = || Limit::ALL.map(Limit::as_str).join(", ");
+    let limit = Limit::ALL.into_iter().find(|limit| limit.as_str() == name.replace('-', "_"));
+    let limit = limit.ok_or_else(|| format!("no limit is called `{name}`; there are {}", known()))?;
+    let is_size = matches!(limit, Limit::AddressSpace | Limit::CoreSize | Limit::FileSize);
+    let number = match value.parse() {
+        Ok(number) => Some(number),
+        Err(_) if is_size => value.parse::<Memory>().ok().map(|size| size.bytes),
+        Err(_) => None,
+    };
+    let form = if is_size { "a size, such as 512MiB" } else { "a number" };
+    number.map(|number| (limit, number)).ok_or_else(|| format!("`{value}` is not {form}"))
+}
+
 /// Reads `K=V`, or `K` for the variable of this environment.
 fn environment_variable(text: &str) -> Result<(String, String), String> {
     if text.contains('=') {
@@ -199,6 +228,15 @@ mod tests {
         assert_eq!((patient.initial, patient.max), (Duration::from_secs(300), Duration::from_secs(300)));
         for wrong in ["", "soon", "1s,x", "1s,2,", "1s,2,1m,4"] {
             assert!(backoff(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn limits_are_numbers_or_sizes() {
+        assert_eq!(limit("file_size=1MiB"), Ok((Limit::FileSize, 1 << 20)));
+        assert_eq!(limit("open-files=64"), Ok((Limit::OpenFiles, 64)));
+        for wrong in ["open_files=1MiB", "processes=", "processes", "memory=1", "cpu_time=-1"] {
+            assert!(limit(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -78,6 +78,42 @@ pub enum OnPartition {
     Pause,
 }
 
+/// What a process can be kept from taking too much of, by `setrlimit`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Limit {
+    /// Memory that one process may map, in bytes.
+    AddressSpace,
+    /// What a process that crashes may leave of its memory, in bytes.
+    CoreSize,
+    /// Processor time of one process, in seconds.
+    CpuTime,
+    /// The largest file that may be written, in bytes.
+    FileSize,
+    /// Files that one process may have open.
+    OpenFiles,
+    /// Processes and threads that the pod's user may have on the machine, in all. Does not hold for root.
+    Processes,
+}
+
+impl Limit {
+    /// All there are.
+    pub const ALL: [Self; 6] =
+        [Self::AddressSpace, Self::CoreSize, Self::CpuTime, Self::FileSize, Self::OpenFiles, Self::Processes];
+
+    /// As users write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::AddressSpace => "address_space",
+            Self::CoreSize => "core_size",
+            Self::CpuTime => "cpu_time",
+            Self::FileSize => "file_size",
+            Self::OpenFiles => "open_files",
+            Self::Processes => "processes",
+        }
+    }
+}
+
 /// How long to wait before the next attempt after a failed one. Grows by `factor` up to `max`; a random part
 /// of up to a quarter is taken off, so that jobs that failed together do not come back together.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -133,6 +169,18 @@ pub struct Spec {
     /// The directory to run in, on the node that runs it; a directory of the attempt's own by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
+    /// Who it runs as: a user's name, or `UID` or `UID:GID` in numbers. The node's own user by default; only a node that
+    /// runs as root can be another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Which rights new files do not get, in octal; the node's own by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "027")]
+    pub umask: Option<String>,
+    /// What each of its processes is kept from taking too much of.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<String, u64>)]
+    pub limits: BTreeMap<Limit, u64>,
     /// Standard input; empty by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
@@ -210,6 +258,9 @@ impl Default for Spec {
             name: None,
             env: BTreeMap::new(),
             cwd: None,
+            user: None,
+            umask: None,
+            limits: BTreeMap::new(),
             stdin: None,
             cpus: Cpus::default(),
             memory: Memory::default(),
@@ -239,6 +290,12 @@ impl Spec {
     /// What the job takes of the node that runs it.
     pub fn need(&self) -> Resources {
         Resources { cpus: self.cpus, memory: self.memory, slots: self.slots }
+    }
+
+    /// The umask as a number; nothing where there is none, or it is not one.
+    pub fn umask_bits(&self) -> Option<u32> {
+        let text = self.umask.as_ref().filter(|text| !text.is_empty() && text.len() <= 4)?;
+        u32::from_str_radix(text, 8).ok().filter(|bits| *bits <= 0o777)
     }
 
     /// For people: the name, or else the command.
@@ -284,6 +341,18 @@ impl Spec {
         }
         if self.cwd.as_ref().is_some_and(|cwd| !cwd.starts_with('/') || cwd.contains('\0')) {
             return wrong("cwd", "must be an absolute path: the job may run on any node");
+        }
+        if self.user.as_ref().is_some_and(|user| user.is_empty() || user.len() > 256 || user.contains(['\0', '\n'])) {
+            return wrong("user", "must be a user's name, or UID or UID:GID in numbers");
+        }
+        if self.umask.is_some() && self.umask_bits().is_none() {
+            return wrong("umask", "must be up to four octal digits, for instance 027");
+        }
+        if self.driver == Driver::Handler && (self.user.is_some() || self.umask.is_some() || !self.limits.is_empty()) {
+            return wrong(
+                "limits",
+                "user and umask go with \"driver\": \"process\": a handler runs inside of its node",
+            );
         }
         if self.name.as_ref().is_some_and(|name| name.is_empty() || name.len() > 256) {
             return wrong("name", "must have 1 to 256 bytes");

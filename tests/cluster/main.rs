@@ -30,6 +30,7 @@ mod deaths;
 mod leases;
 mod identity;
 mod local_clusters;
+mod rough_guests;
 mod specs;
 mod thousand_jobs;
 

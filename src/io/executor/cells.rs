@@ -36,8 +36,13 @@ impl Cell {
         self.0.join("own")
     }
 
+    /// The directory of both rooms.
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
     /// Where the job finds its checkpoint, and leaves its result.
-    fn exchange(&self) -> PathBuf {
+    pub(super) fn exchange(&self) -> PathBuf {
         self.0.join("exchange")
     }
 

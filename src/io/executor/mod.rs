@@ -27,6 +27,7 @@
 mod cells;
 mod guard;
 mod handler;
+mod identity;
 mod log;
 mod marker;
 mod memory;

@@ -20,6 +20,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -35,6 +36,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::cells::Cell;
+use super::identity::{self, Identity};
 use super::log::StreamLog;
 use super::marker::{self, Mark};
 use super::{Cause, Core, Pod, Silence, until};
@@ -198,13 +200,23 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
         unable(&format!("a directory for the job cannot be made in {}: {error}", core.cells.dir().display()))
     })?;
     let (own_dir, told) = (cell.own(), told_to_job(core, pod, start, &cell));
-    let checkpoint_file = cell.checkpoint_file();
+    let (rooms, checkpoint_file) = ([cell.own(), cell.exchange()], cell.checkpoint_file());
+    let above = [core.layout.dir.clone(), core.cells.dir().to_owned(), cell.path().to_owned()];
     // Whatever comes of it now, the cell is taken back when the attempt is over.
     *pod.cell.lock().unwrap_or_else(PoisonError::into_inner) = Some(cell);
     if let Some(saved) = saved
         && let Err(error) = fs::write(checkpoint_file, saved.bytes())
     {
         return Err(unable(&format!("the checkpoint cannot be written: {error}")));
+    }
+    let identity = spec.user.as_deref().map(Identity::of).transpose().map_err(|why| cannot(126, why))?;
+    if let Some(identity) = identity {
+        // The cell is not as it was made then, and is not used for another.
+        let owned = identity.owns(&rooms);
+        let reachable = || let_others_through(&above);
+        if let Err(error) = owned.and_then(|()| reachable()) {
+            return Err(cannot(126, format!("this node cannot run it as another user: {error}")));
+        }
     }
     let cwd = spec.cwd.as_ref().map_or(own_dir.as_path(), Path::new);
     check_directory(cwd)?;
@@ -220,6 +232,7 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
     command.env_clear();
     command.envs(core.passed_on.iter().map(|(name, value)| (name, value)));
     command.envs(&spec.env).envs(told);
+    identity::apply(&mut command, spec, identity);
     let has_input = spec.stdin.as_ref().is_some_and(|stdin| !stdin.0.is_empty());
     command.stdin(if has_input { Stdio::piped() } else { Stdio::null() });
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -239,6 +252,15 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
         stderr: child.stderr.take().map(OwnedFd::from),
         child,
     })
+}
+
+/// Lets other users reach what is theirs below these directories, without showing them what else is there.
+fn let_others_through(dirs: &[PathBuf]) -> io::Result<()> {
+    for dir in dirs {
+        let mode = fs::metadata(dir)?.permissions().mode();
+        fs::set_permissions(dir, fs::Permissions::from_mode(mode & !0o066 | 0o011))?;
+    }
+    Ok(())
 }
 
 /// The variables by which a job knows what it is. They win over the job's own of the same name.

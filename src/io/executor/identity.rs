@@ -1,0 +1,113 @@
+//! Who a pod runs as, and what its processes may not do.
+//!
+//! Another user, a umask and limits are set between fork and exec, in the new process and nowhere else. That costs the
+//! cheap way of spawning, so it is done only for jobs that ask for it.
+//!
+//! Users are looked up in `/etc/passwd`, not through the C library: its way may load modules and ask other machines,
+//! and is not safe to call from many threads. Numbers work for users that are known elsewhere.
+
+use std::fs;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use rustix::fs::{Gid, Mode, Uid};
+use rustix::process::{Resource, Rlimit};
+
+use crate::model::spec::{Limit, Spec};
+
+/// A user and a group, as numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Identity {
+    uid: u32,
+    gid: u32,
+}
+
+impl Identity {
+    /// Who `user` is on this machine.
+    ///
+    /// # Errors
+    /// For people: nobody is called that, or the numbers are none.
+    pub(super) fn of(user: &str) -> Result<Self, String> {
+        if user.starts_with(|first: char| first.is_ascii_digit()) {
+            let (uid, gid) = user.split_once(':').unwrap_or((user, user));
+            return match (uid.parse(), gid.parse()) {
+                (Ok(uid), Ok(gid)) if uid != u32::MAX && gid != u32::MAX => Ok(Self { uid, gid }),
+                _ => Err(format!("`{user}` is no user: write UID or UID:GID in numbers")),
+            };
+        }
+        let passwd =
+            fs::read_to_string("/etc/passwd").map_err(|error| format!("users cannot be looked up: {error}"))?;
+        Self::in_passwd(&passwd, user).ok_or_else(|| format!("nobody is called `{user}` on this node"))
+    }
+
+    fn in_passwd(passwd: &str, user: &str) -> Option<Self> {
+        let line = passwd.lines().find_map(|line| line.strip_prefix(user)?.strip_prefix(':'))?;
+        let mut fields = line.split(':').skip(1);
+        Some(Self { uid: fields.next()?.parse().ok()?, gid: fields.next()?.parse().ok()? })
+    }
+
+    /// Makes directories that this process made those of the user.
+    pub(super) fn owns(self, dirs: &[PathBuf]) -> io::Result<()> {
+        for dir in dirs {
+            rustix::fs::chown(dir, Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)))?;
+        }
+        Ok(())
+    }
+}
+
+/// Has `command` run as the spec says.
+pub(super) fn apply(command: &mut Command, spec: &Spec, identity: Option<Identity>) {
+    if let Some(Identity { uid, gid }) = identity {
+        // Supplementary groups are dropped with root's rights.
+        command.gid(gid).uid(uid);
+    }
+    let umask = spec.umask_bits().map(Mode::from_bits_truncate);
+    let limits: Vec<(Resource, u64)> = spec.limits.iter().map(|(limit, value)| (resource(*limit), *value)).collect();
+    if umask.is_none() && limits.is_empty() {
+        return;
+    }
+    let in_child = move || {
+        if let Some(umask) = umask {
+            rustix::process::umask(umask);
+        }
+        for (resource, value) in &limits {
+            rustix::process::setrlimit(*resource, Rlimit { current: Some(*value), maximum: Some(*value) })?;
+        }
+        Ok(())
+    };
+    #[expect(unsafe_code, reason = "between fork and exec only system calls are made; nothing is allocated or locked")]
+    // SAFETY: `umask` and `setrlimit` are async-signal-safe, and the closure uses only what it was given before the fork.
+    unsafe {
+        command.pre_exec(in_child);
+    }
+}
+
+fn resource(limit: Limit) -> Resource {
+    match limit {
+        Limit::AddressSpace => Resource::As,
+        Limit::CoreSize => Resource::Core,
+        Limit::CpuTime => Resource::Cpu,
+        Limit::FileSize => Resource::Fsize,
+        Limit::OpenFiles => Resource::Nofile,
+        Limit::Processes => Resource::Nproc,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_are_names_or_numbers() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nrooter:x:12:13::/:/bin/sh\n";
+        assert_eq!(Identity::in_passwd(passwd, "rooter"), Some(Identity { uid: 12, gid: 13 }));
+        assert_eq!(Identity::in_passwd(passwd, "roo"), None);
+        assert_eq!(Identity::of("5"), Ok(Identity { uid: 5, gid: 5 }));
+        assert_eq!(Identity::of("5:6"), Ok(Identity { uid: 5, gid: 6 }));
+        for wrong in ["5:", "5:x", "4294967295", "5x", "surely-nobody-here"] {
+            assert!(Identity::of(wrong).is_err(), "{wrong}");
+        }
+    }
+}
