@@ -21,6 +21,7 @@ use crate::model::time::{Moment, Now};
 use crate::model::wire::Message;
 
 use super::super::comparison::{Compared, Difference, Purpose, Step};
+use super::super::sabotage::Bug;
 use super::{FETCHED_RECORDS, Peer, Routing};
 
 /// How long a record may be on its way before its partition counts as behind: shorter lags are life.
@@ -195,7 +196,7 @@ impl Peer {
         for node in &waiting_for {
             self.comparison.want(*node, partition, Purpose::Takeover);
         }
-        let alone = waiting_for.is_empty();
+        let alone = waiting_for.is_empty() || self.sabotage.has(Bug::ActBeforeComparing);
         self.ownership.owned.insert(partition, Owning::Comparing(waiting_for));
         if alone {
             self.become_owner(partition);
@@ -347,7 +348,7 @@ impl Peer {
         let me = self.me.node;
         let live = self.membership.view().values().filter(|m| m.is_live() && m.facts.node != me);
         let others: Vec<NodeId> = live.map(|member| member.facts.node).collect();
-        if others.is_empty() {
+        if others.is_empty() || self.sabotage.has(Bug::SkipAntiEntropy) {
             return;
         }
         let peer = others[self.rng.next_u32() as usize % others.len()];
