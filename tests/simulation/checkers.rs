@@ -376,9 +376,15 @@ impl World {
         let kept = self.nodes[node].disk.records.len();
         if left_behind > 0 {
             self.find("leaving nodes hand over", format!("n{node} leaves and takes {left_behind} records along"));
-        } else if kept > 0 && !self.disturbances.any {
+        } else if kept > 0 && !self.disturbances.any && self.somebody_serves(node) {
             self.find("leaving nodes hand over", format!("n{node} leaves with {kept} records on its disk"));
         }
+    }
+
+    /// Whether a node other than `node` is up and takes what others hand over.
+    fn somebody_serves(&self, node: usize) -> bool {
+        let serves = |peer: &Peer| peer.membership().me().status == Status::Serving;
+        self.up().into_iter().any(|other| other != node && self.peer(other).is_some_and(serves))
     }
 
     /// A sealed record goes to a disk. The first time, all replicas must hold what it says; later, it must be the

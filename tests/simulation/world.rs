@@ -666,6 +666,7 @@ impl World {
             wire_version: WIRE_VERSION,
             version: "simulated".into(),
             suspicions: BTreeMap::new(),
+            departed: BTreeMap::new(),
         };
         let records: Vec<_> = place.disk.records.values().map(|record| (**record).clone()).collect();
         let members = place.disk.members.clone();

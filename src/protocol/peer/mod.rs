@@ -620,6 +620,7 @@ impl Peer {
                     }
                     // This process was paused: others may have decided in its place meanwhile.
                     self.ownership.clear();
+                    self.comparison.start_over();
                     (self.placed_epoch, self.placed_standings) = (None, None);
                 }
             }
@@ -652,7 +653,9 @@ impl Peer {
             return false;
         }
         let (load, held, ring) = (self.load(), self.records.partitions_held(), self.placement.fingerprint());
+        let departed = self.membership.departed();
         self.membership.update_own(|facts| {
+            facts.departed = departed;
             facts.load = load;
             facts.held = held;
             facts.ring = ring;

@@ -35,6 +35,9 @@ pub(super) struct Ownership {
     owned: BTreeMap<Partition, Owning>,
     /// Partitions given up to somebody who asked, until the moment at which this node may ask in turn.
     stepped_down: BTreeMap<Partition, Moment>,
+    /// Who asked. It decides for the partition by its own view, which may be ahead of this node's: whatever this one
+    /// knows of the members, it asks that node before it decides there again.
+    taken_by: BTreeMap<Partition, NodeId>,
     /// What the last comparison of a partition with each peer showed.
     agreement: BTreeMap<Partition, BTreeMap<NodeId, bool>>,
 }
@@ -150,6 +153,7 @@ impl Peer {
         } else {
             self.ownership.owned.remove(&partition);
             self.ownership.stepped_down.remove(&partition);
+            self.ownership.taken_by.remove(&partition);
         }
         let acting = self.placement.acting(partition).to_vec();
         if let Some(agreement) = self.ownership.agreement.get_mut(&partition) {
@@ -189,6 +193,7 @@ impl Peer {
         let lists = self.placement.home(partition).iter().chain(self.placement.acting(partition)).copied();
         let waiting_for: BTreeSet<NodeId> = lists
             .chain(self.placement.next(partition))
+            .chain(self.ownership.taken_by.get(&partition).copied())
             .chain(holders)
             .filter(|node| *node != self.me.node && view.get(node).is_some_and(|member| member.is_live()))
             .collect();
@@ -240,7 +245,7 @@ impl Peer {
         let mut differing = Vec::new();
         for (partition, theirs) in digests {
             if takeover {
-                self.step_down(now.moment, *partition);
+                self.step_down(now.moment, *partition, from);
             }
             if self.records.digest(*partition, horizon) != *theirs {
                 differing.push((*partition, self.records.versions_in(*partition, horizon).collect()));
@@ -252,8 +257,9 @@ impl Peer {
         self.send(from, Message::Differ { round, horizon, partitions: differing, unsaved });
     }
 
-    fn step_down(&mut self, now: Moment, partition: Partition) {
+    fn step_down(&mut self, now: Moment, partition: Partition, for_whom: NodeId) {
         if self.ownership.owned.remove(&partition).is_some() {
+            self.ownership.taken_by.insert(partition, for_whom);
             let hold_off = self.config.timing.gossip_interval * 4;
             self.ownership.stepped_down.insert(partition, now + hold_off);
             let open = self.records.in_partition(partition).filter(|(_, held)| !held.state.is_terminal());
