@@ -3,9 +3,10 @@
 //! ```text
 //! cargo run --release --example simulate -- --seed 42 [--nodes 5] [--minutes 5] [--quiet]
 //! cargo run --release --example simulate -- --seeds 200 [--first 0] [--nodes 10] [--minutes 10]
+//! cargo run --release --features sabotage --example simulate -- --sabotage [--minutes 5]
 //! ```
 //!
-//! What the promises are, and which checker watches which, is in `docs/promises.md`.
+//! The last plants bugs, one at a time, and shows that each is caught. What the promises are, and which checker watches which, is in `docs/promises.md`.
 #![allow(dead_code, reason = "the stories of the test use more of the world than a replay does")]
 #![allow(clippy::unwrap_used, reason = "the world is shared with a test")]
 #![allow(unreachable_pub, reason = "the modules are shared with a test")]
@@ -24,6 +25,9 @@ mod fleet;
 mod network;
 #[path = "../tests/simulation/pods.rs"]
 mod pods;
+#[cfg(feature = "sabotage")]
+#[path = "../tests/simulation/sabotage.rs"]
+mod sabotage;
 #[path = "../tests/simulation/world.rs"]
 mod world;
 
@@ -34,13 +38,14 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use explore::{Run, explore};
 use fleet::Tally;
+use flockwork::protocol::sabotage::Bug;
 use world::Trace;
 
 /// Replays one seed of the simulation, or explores many.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// Which run to replay, with a trace.
-    #[arg(long, required_unless_present = "seeds", conflicts_with = "seeds")]
+    #[arg(long, required_unless_present_any = ["seeds", "sabotage"], conflicts_with = "seeds")]
     seed: Option<u64>,
     /// How many runs to explore, on all processors.
     #[arg(long)]
@@ -54,6 +59,12 @@ struct Arguments {
     /// How many simulated minutes of trouble.
     #[arg(long, default_value_t = 5.0)]
     minutes: f64,
+    /// Plant every known bug in turn, and find out how many seeds it takes to catch it.
+    #[arg(long, conflicts_with_all = ["seed", "seeds"])]
+    sabotage: bool,
+    /// Plant this bug.
+    #[arg(long, conflicts_with = "sabotage")]
+    plant: Option<String>,
     /// Print only what came of it.
     #[arg(long)]
     quiet: bool,
@@ -62,12 +73,16 @@ struct Arguments {
 impl Arguments {
     fn run_of(&self, seed: u64) -> Run {
         let usual = Run::of(seed, self.minutes);
-        Run { nodes: self.nodes.unwrap_or(usual.nodes), ..usual }
+        let named = |bug: &&Bug| self.plant.as_deref() == Some(format!("{bug:?}").as_str());
+        Run { nodes: self.nodes.unwrap_or(usual.nodes), planted: Bug::ALL.iter().find(named).copied(), ..usual }
     }
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if arguments.sabotage {
+        return hunt(&arguments);
+    }
     match (arguments.seed, arguments.seeds) {
         (Some(seed), _) => replay(&arguments, seed),
         (None, seeds) => explore_many(&arguments, seeds.unwrap_or(1)),
@@ -91,6 +106,24 @@ fn replay(arguments: &Arguments, seed: u64) -> ExitCode {
         println!("{violation}");
     }
     verdict(findings.violations.is_empty())
+}
+
+#[cfg(feature = "sabotage")]
+fn hunt(arguments: &Arguments) -> ExitCode {
+    let hunt = sabotage::Hunt { minutes: arguments.minutes, trials: 5, most: 100 };
+    // What a broken protocol panics with is a catch like any other, and is counted.
+    std::panic::set_hook(Box::new(|_| {}));
+    let caught = sabotage::hunt_all(hunt, |one| eprintln!("{:?}: {:?} seeds", one.bug, one.seeds));
+    print!("{}", sabotage::table(&caught, hunt));
+    let missed = caught.iter().filter(|one| !one.always()).count();
+    println!("{} bugs, of which {missed} were not always caught", caught.len());
+    verdict(missed == 0)
+}
+
+#[cfg(not(feature = "sabotage"))]
+fn hunt(_arguments: &Arguments) -> ExitCode {
+    eprintln!("error: this build has no bugs to plant: cargo run --release --features sabotage --example simulate");
+    ExitCode::FAILURE
 }
 
 /// How often the state of a long exploration is told where nobody watches: in a log.

@@ -386,6 +386,7 @@ fn facts(node: u32, weight: u16) -> Facts {
         wire_version: WIRE_VERSION,
         version: String::new(),
         suspicions: BTreeMap::new(),
+        departed: BTreeMap::new(),
     }
 }
 

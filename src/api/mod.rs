@@ -387,6 +387,7 @@ mod tests {
             wire_version: WIRE_VERSION,
             version: "0".into(),
             suspicions: [].into(),
+            departed: [].into(),
         };
         Snapshot {
             now: crate::model::time::Now::default(),

@@ -103,6 +103,9 @@ pub struct Facts {
     pub version: String,
     /// Its votes: whom it suspects, in which start and incarnation.
     pub suspicions: BTreeMap<NodeId, (Generation, Incarnation)>,
+    /// The members that it knows to have left, and in which start: for those who were away when they did.
+    #[serde(default)]
+    pub departed: BTreeMap<NodeId, Generation>,
 }
 
 /// What a ring, or a view, comes down to: equal for all who agree.

@@ -228,9 +228,10 @@ impl Attempt {
         !self.is_live() && self.fate.by_executor && seen.get(&self.fate.dot.actor) >= self.fate.dot.counter
     }
 
-    /// Whether it may have run: it started, or its executor never said that it did not.
+    /// Whether it may have run: it started, or its executor never said that it did not. A node that was restarted
+    /// does not know what its earlier start did after it last wrote to its disk.
     fn may_have_run(&self) -> bool {
-        self.started_at.is_some() || (!self.fate.by_executor && self.fate.phase == Phase::Lost)
+        self.started_at.is_some() || self.fate.phase == Phase::Lost
     }
 
     /// Whether it is certain that it ran.

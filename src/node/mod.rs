@@ -188,6 +188,7 @@ impl Node {
             wire_version: WIRE_VERSION,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             suspicions: std::collections::BTreeMap::new(),
+            departed: std::collections::BTreeMap::new(),
         };
         let hello = Hello {
             cluster: config.cluster.name.clone(),

@@ -256,6 +256,13 @@ impl Comparison {
         }
     }
 
+    /// Asks everything under way again: this process was paused, and the answers that wait for it are old.
+    pub fn start_over(&mut self) {
+        for peer in self.rounds.keys().copied().collect::<Vec<_>>() {
+            self.want_again(peer);
+        }
+    }
+
     fn want_again(&mut self, peer: NodeId) {
         if let Some(round) = self.rounds.remove(&peer) {
             for partition in round.partitions.into_keys() {

@@ -24,6 +24,7 @@ use crate::model::ring::Placement;
 use crate::model::time::{Moment, Now, Timestamp};
 
 use super::records::cursor_of;
+use super::sabotage::{Bug, Sabotage};
 
 /// Names a client's question inside this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -133,6 +134,7 @@ pub struct Gateway {
     replies: VecDeque<Reply>,
     listening: Option<BTreeMap<NodeId, Listening>>,
     heard: VecDeque<(NodeId, Event)>,
+    sabotage: Sabotage,
 }
 
 /// One question to one node at a time.
@@ -228,6 +230,12 @@ struct Listening {
 }
 
 impl Gateway {
+    /// Breaks a rule from now on.
+    #[cfg(feature = "sabotage")]
+    pub fn plant(&mut self, sabotage: Sabotage) {
+        self.sabotage = sabotage;
+    }
+
     /// Nothing asked yet.
     pub fn new(resend_after: Duration, acknowledge_within: Duration) -> Self {
         Self {
@@ -243,6 +251,7 @@ impl Gateway {
             replies: VecDeque::new(),
             listening: None,
             heard: VecDeque::new(),
+            sabotage: Sabotage::default(),
         }
     }
 
@@ -560,11 +569,11 @@ impl Gateway {
     fn new_job(&mut self, now: Now, draft: Draft, routing: Routing<'_>, rng: &mut impl Rng) -> NewJob {
         let Draft { spec, retry_of } = draft;
         let id = match &spec.key {
-            Some(key) => {
+            Some(key) if !self.sabotage.has(Bug::ForgetKeys) => {
                 let canonical = rmp_serde::to_vec_named(&spec).expect("a spec consists of what MessagePack can write");
                 JobId::from_key(blake3::hash(key.as_bytes()).as_bytes(), blake3::hash(&canonical).as_bytes())
             }
-            None => JobId(u128::from(rng.next_u64()) << 64 | u128::from(rng.next_u64())),
+            Some(_) | None => JobId(u128::from(rng.next_u64()) << 64 | u128::from(rng.next_u64())),
         };
         let home = routing.placement.home(routing.placement.partition_of(id)).to_vec();
         let mut submitted_at = now.wall;

@@ -23,6 +23,7 @@
 //! What it does not know: how gossip travels, what placement makes of the view, and what time it is.
 
 mod admission;
+mod departures;
 mod gossip;
 mod judgement;
 mod report;
@@ -368,6 +369,7 @@ impl Membership {
         self.detector.handle_timeout(now.moment);
         if now.moment >= self.next_tick {
             self.next_tick = now.moment + self.timing.probe_interval;
+            self.heed_departures(now);
             self.forget(now);
             self.ask_twin(now);
             self.fetch_refutations(now);

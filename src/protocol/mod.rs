@@ -15,5 +15,6 @@ pub mod peer;
 pub mod records;
 pub mod replication;
 pub mod room;
+pub mod sabotage;
 pub mod scheduler;
 pub mod snapshot;

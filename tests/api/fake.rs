@@ -417,6 +417,7 @@ fn facts(node: NodeId, name: &str, http_port: u16) -> Facts {
         wire_version: WIRE_VERSION,
         version: "0.1.0".into(),
         suspicions: [].into(),
+        departed: [].into(),
     }
 }
 

@@ -6,19 +6,30 @@
 //! exception, and counted, so that a checker that excuses everything is noticed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use flockwork::model::blob::BlobId;
-use flockwork::model::id::{Dot, JobId};
+use flockwork::model::id::{Dot, JobId, NodeId, Partition};
 use flockwork::model::member::{MemberState, Status, View};
 use flockwork::model::record::{Attempt, JobState, Phase, Record};
+use flockwork::model::request::Receipt;
+use flockwork::protocol::peer::Peer;
 
 use crate::network::short;
-use crate::world::World;
+use crate::world::{Node, World};
 
 /// How long the cluster may take to come to rest when nothing disturbs it any longer. The longest jobs of the
 /// clients take less than half of it, all attempts included.
 pub const CALM_WITHIN: Duration = Duration::from_secs(240);
+
+/// How long after a fault a job may still come to run twice at once because of it: an owner that was cut off, or a
+/// suspicion, may be that old.
+const WAKE: Duration = Duration::from_secs(20);
+/// By then, the nodes that were started first know of each other.
+const SETTLED_AFTER: Duration = Duration::from_secs(10);
+/// A pause that a node notices: the time between two of its ticks, and what is lateness.
+const NOTICED_PAUSE: Duration = Duration::from_millis(600);
 
 /// What the checkers found.
 #[derive(Debug, Default)]
@@ -120,6 +131,9 @@ impl World {
             self.judge_record(&record);
         }
         for (job, tracked) in self.clients.jobs.clone() {
+            if !jobs.contains(&job) && self.may_have_expired(job) {
+                continue;
+            }
             if !jobs.contains(&job) {
                 self.find("acknowledged jobs are known", format!("nobody knows {}", short(job.0)));
                 continue;
@@ -132,6 +146,7 @@ impl World {
                 self.find("an acknowledged cancel stays", short(job.0));
             }
         }
+        self.judge_expiry();
         self.judge_keys(&jobs);
         self.judge_overlaps();
     }
@@ -334,6 +349,150 @@ impl World {
             } else {
                 self.find("every overlap is reported", text);
             }
+        }
+    }
+}
+
+// What is watched at the moment at which it happens.
+impl World {
+    /// Two pods of one job run at once: something must have happened that can make a live node look dead.
+    pub fn check_overlap_has_a_cause(&mut self, job: JobId, one: usize, other: usize) {
+        let last = self.fault_log.last().cloned();
+        let is_recent = last.as_ref().is_some_and(|(at, _)| self.now - *at <= WAKE);
+        if !is_recent && !self.is_disturbed() {
+            let text = format!("{} on n{one} and n{other}; the last fault was {last:?}", short(job.0));
+            self.find("outside faults nothing runs twice at once", text);
+        }
+    }
+
+    /// A pod is about to start: where nothing is amiss, as many disks as the claim's owner wanted have the claim.
+    pub fn check_claim_is_safe(&mut self, node: usize, job: JobId, claim: Dot) {
+        let is_quiet = self.fault_log.is_empty() && self.faults.joins + self.faults.leaves + self.faults.drains == 0;
+        let Some(owner) = self.place_of(claim.actor.node).and_then(|owner| self.peer(owner)).filter(|_| is_quiet)
+        else {
+            return;
+        };
+        let placement = owner.placement();
+        let partition = placement.partition_of(job);
+        let (home, acting) = (placement.home(partition).len(), placement.acting(partition).len());
+        let wanted = (home / 2 + 1).min(acting);
+        let has_claim =
+            |node: &Node| node.disk.records.get(&job).is_some_and(|record| record.attempts.contains_key(&claim));
+        let have = self.nodes.iter().filter(|node| has_claim(node)).count();
+        if have < wanted && self.now > SETTLED_AFTER {
+            let text = format!("n{node} starts {} by {claim}, which is on {have} of {wanted} disks", short(job.0));
+            self.find("a pod starts when its claim is safe", text);
+        }
+    }
+
+    /// A node that was paused long enough for others to take over decides for nothing before it has asked them.
+    pub fn check_resumed(&mut self, node: usize, paused_for: Duration) {
+        let Some(peer) = self.peer(node).filter(|_| paused_for > NOTICED_PAUSE) else {
+            return;
+        };
+        let (me, placement) = (self.nodes[node].id, peer.placement());
+        let is_shared = |partition: &Partition| placement.acting(*partition).iter().any(|id| *id != me);
+        let decides = placement.all().filter(|partition| is_shared(partition) && peer.decides_for(*partition)).count();
+        if decides > 0 {
+            let text = format!("n{node} was paused for {paused_for:?} and decides for {decides} partitions at once");
+            self.find("whoever was paused asks before it decides", text);
+        }
+    }
+
+    /// A node that said in time that it has handed over exits: others have everything it had.
+    pub fn check_handed_over(&mut self, node: usize) {
+        if !self.process(node).is_some_and(|process| process.handed_over) {
+            return;
+        }
+        let has = |other: usize, job: &JobId| other != node && self.nodes[other].disk.records.contains_key(job);
+        let is_safe = |job: &JobId| (0..self.nodes.len()).any(|other| has(other, job)) || self.may_have_expired(*job);
+        let left_behind = self.nodes[node].disk.records.keys().filter(|job| !is_safe(job)).count();
+        let kept = self.nodes[node].disk.records.len();
+        if left_behind > 0 {
+            self.find("leaving nodes hand over", format!("n{node} leaves and takes {left_behind} records along"));
+        } else if kept > 0 && !self.disturbances.any && self.somebody_serves(node) {
+            self.find("leaving nodes hand over", format!("n{node} leaves with {kept} records on its disk"));
+        }
+    }
+
+    /// Whether a node other than `node` is up and takes what others hand over.
+    fn somebody_serves(&self, node: usize) -> bool {
+        let serves = |peer: &Peer| peer.membership().me().status == Status::Serving;
+        self.up().into_iter().any(|other| other != node && self.peer(other).is_some_and(serves))
+    }
+
+    /// A sealed record goes to a disk. The first time, all replicas must hold what it says; later, it must be the
+    /// same one.
+    pub fn check_seal(&mut self, node: usize, record: &Arc<Record>) {
+        if let Some(first) = self.seals.get(&record.id) {
+            if first != record && first.state() != record.state() {
+                self.find("a final state is never left", format!("{} is sealed in two states", short(record.id.0)));
+            }
+            return;
+        }
+        self.seals.insert(record.id, Arc::clone(record));
+        let Some(peer) =
+            self.peer(node).filter(|_| record.seal.is_some_and(|seal| seal.dot.actor.node == self.nodes[node].id))
+        else {
+            return;
+        };
+        let (me, view) = (self.nodes[node].id, peer.membership().view());
+        let counts = |id: &NodeId| view.get(id).is_some_and(|member| member.state != MemberState::Left);
+        // Those who have handed it over since they were asked have nothing against it.
+        let knows = |id: &NodeId| {
+            let disk = self.place_of(*id).and_then(|place| self.nodes[place].disk.records.get(&record.id));
+            disk.is_none_or(|held| held.attempts == record.attempts && held.stop == record.stop)
+        };
+        let ignorant: Vec<NodeId> =
+            record.submission.home.iter().copied().filter(|id| *id != me && counts(id) && !knows(id)).collect();
+        if !ignorant.is_empty() {
+            let text = format!("n{node} seals {}, which {ignorant:?} hold differently", short(record.id.0));
+            self.find("a seal is asked for", text);
+        }
+    }
+
+    /// Whether some clock has passed the hour that the job's seal names.
+    pub fn may_have_expired(&self, job: JobId) -> bool {
+        let hour = (0..self.nodes.len()).map(|node| self.local_now(node).wall.hour()).max();
+        let seal = self.seals.get(&job).and_then(|record| record.seal);
+        seal.is_some_and(|seal| hour.is_some_and(|hour| seal.expires_hour < hour))
+    }
+
+    /// What has expired by every clock is nowhere.
+    fn judge_expiry(&mut self) {
+        let Some(hour) = (0..self.nodes.len()).map(|node| self.local_now(node).wall.hour()).min() else {
+            return;
+        };
+        let is_past = |record: &Record| record.seal.is_some_and(|seal| seal.expires_hour < hour);
+        let past: Vec<JobId> = self.seals.values().filter(|record| is_past(record)).map(|record| record.id).collect();
+        for job in past {
+            let holders: Vec<usize> = self
+                .up()
+                .into_iter()
+                .filter(|node| self.peer(*node).is_some_and(|peer| peer.records().get(job).is_some()))
+                .collect();
+            if !holders.is_empty() {
+                self.find("what has expired does not come back", format!("{} is held by {holders:?}", short(job.0)));
+            }
+        }
+    }
+}
+
+impl World {
+    /// The nodes that a receipt counts have the record on their disks; those that have handed it over since need not.
+    pub fn check_receipt(&mut self, job: JobId, receipt: &Receipt) {
+        let keeps = |id: &NodeId| {
+            let Some(place) = self.place_of(*id) else {
+                return false;
+            };
+            let acts = |peer: &Peer| peer.placement().acting(peer.placement().partition_of(job)).contains(id);
+            let has_it = self.nodes[place].disk.records.contains_key(&job);
+            has_it || self.peer(place).is_some_and(|peer| !acts(peer)) || self.nodes[place].has_left
+        };
+        let is_true = receipt.replicas.iter().all(keeps) && !self.disks_with(job).is_empty();
+        if receipt.stored as usize != receipt.replicas.len() || (!is_true && !self.may_have_expired(job)) {
+            let on = self.disks_with(job);
+            self.find("a receipt is true", format!("{} is on the disks of {on:?}, and {receipt:?}", short(job.0)));
         }
     }
 }

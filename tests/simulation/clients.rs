@@ -39,6 +39,8 @@ pub struct Clients {
 pub struct Tracked {
     /// The first final state that an owner told.
     pub told: Option<JobState>,
+    /// What its sealed record said.
+    pub final_state: Option<JobState>,
     pub cancelled: bool,
 }
 
@@ -123,13 +125,14 @@ impl World {
                 let count = self.dice.number(2..9);
                 Ask::Submit((0..count).map(|_| self.a_draft()).collect())
             }
-            (52..56, _) => {
+            // What has expired may be submitted anew, and is another job then.
+            (52..56, _) if !self.options.retention.is_zero() => {
                 let keys: Vec<String> = self.clients.keys.keys().cloned().collect();
                 let chosen = self.dice.number(0..keys.len().max(1) as u64) as usize;
                 let Some(key) = keys.get(chosen) else { return };
                 Ask::Submit(vec![self.a_draft_with_key(key)])
             }
-            (56..70, Some(job)) => Ask::Job(JobIdPrefix::from(job)),
+            (52..70, Some(job)) => Ask::Job(JobIdPrefix::from(job)),
             (70..82, Some(job)) => Ask::Watch(job, None, Duration::from_secs(3)),
             (82..90, Some(job)) => Ask::Cancel(JobIdPrefix::from(job), "no longer wanted".into()),
             (90..94, Some(job)) => Ask::Explain(JobIdPrefix::from(job)),
@@ -168,6 +171,9 @@ impl World {
         }
         if self.dice.chance(10.0) {
             spec.slots = 2;
+        }
+        if self.dice.chance(15.0) {
+            spec.lost_limit = self.dice.number(0..2) as u32;
         }
         if self.dice.chance(60.0) {
             self.clients.next_key += 1;
@@ -237,11 +243,7 @@ impl World {
     fn acknowledged(&mut self, node: usize, spec: &Spec, submitted: &Submitted) {
         let Submitted { id, receipt, .. } = submitted;
         self.note(node, || format!("acknowledges {}: {} of {} copies", short(id.0), receipt.stored, receipt.wanted));
-        let on_disk = self.disks_with(*id).len();
-        let promised = if self.disturbances.any { 1 } else { receipt.stored as usize };
-        if on_disk < promised.min(receipt.stored as usize) || receipt.stored as usize != receipt.replicas.len() {
-            self.find("a receipt is true", format!("{} is on {on_disk} disks, not {receipt:?}", short(id.0)));
-        }
+        self.check_receipt(*id, receipt);
         if let Some(keyed) = spec.key.as_ref().and_then(|key| self.clients.keys.get_mut(key))
             && keyed.spec == *spec
         {
@@ -250,7 +252,12 @@ impl World {
                 self.find("one key and spec, one job", format!("{} and {}", short(before.0), short(id.0)));
             }
         }
-        let tracked = Tracked { told: None, cancelled: false };
+        // Whose record has expired may submit it anew.
+        let is_open = |node: &crate::world::Node| node.disk.records.get(id).is_some_and(|record| !record.is_final());
+        if self.nodes.iter().any(is_open) {
+            self.seals.remove(id);
+        }
+        let tracked = Tracked { told: None, final_state: None, cancelled: false };
         self.clients.jobs.entry(*id).or_insert(tracked);
     }
 
@@ -293,6 +300,13 @@ impl World {
             return;
         };
         tracked.cancelled |= is_cancel && !state.is_terminal();
+        if answer.record.is_final() {
+            let first = *tracked.final_state.get_or_insert(state);
+            if first != state {
+                self.find("a final state is never left", format!("{} is sealed in two states", short(job.0)));
+                return;
+            }
+        }
         if !answer.by_owner {
             return;
         }
@@ -307,7 +321,7 @@ impl World {
 
     fn denied(&mut self, node: usize, job: JobId, refusal: &Refusal) {
         self.note(node, || format!("tells a client nothing of {}: {refusal}", short(job.0)));
-        if self.clients.jobs.contains_key(&job) && refusal.code == Code::NotFound {
+        if self.clients.jobs.contains_key(&job) && refusal.code == Code::NotFound && !self.may_have_expired(job) {
             let text = format!("n{node} says that there is no {}, which was acknowledged", short(job.0));
             if self.disturbances.any {
                 self.except(text);

@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use flockwork::protocol::sabotage::Bug;
+
 use crate::world::{Options, Trace, World};
 
 /// One run.
@@ -14,18 +16,26 @@ pub struct Run {
     pub seed: u64,
     pub nodes: usize,
     pub minutes: f64,
+    /// The rule that everybody breaks.
+    pub planted: Option<Bug>,
 }
 
 impl Run {
     /// The run of a seed, as the exploration chooses it.
     pub fn of(seed: u64, minutes: f64) -> Self {
-        Self { seed, nodes: 3 + (seed % 5) as usize, minutes }
+        Self { seed, nodes: 3 + (seed % 5) as usize, minutes, planted: None }
     }
 
     /// The command that replays it.
     pub fn replay(&self) -> String {
-        let Self { seed, nodes, minutes } = self;
-        format!("cargo run --release --example simulate -- --seed {seed} --nodes {nodes} --minutes {minutes}")
+        let Self { seed, nodes, minutes, planted } = self;
+        let (feature, plant) = match planted {
+            Some(bug) => (" --features sabotage", format!(" --plant {bug:?}")),
+            None => ("", String::new()),
+        };
+        format!(
+            "cargo run --release{feature} --example simulate -- --seed {seed} --nodes {nodes} --minutes {minutes}{plant}"
+        )
     }
 }
 
@@ -78,6 +88,12 @@ pub fn explore(run: Run, trace: Trace) -> World {
     if run.seed.is_multiple_of(3) {
         options.forget_after = Duration::from_secs(60);
     }
+    if run.seed % 4 == 1 {
+        // Finished jobs are kept for no longer than the present hour, which ends in the middle of the run.
+        options.retention = Duration::ZERO;
+        options.into_the_hour = Duration::from_secs(3_600).saturating_sub(Duration::from_secs_f64(run.minutes * 30.0));
+    }
+    options.planted = run.planted;
     let mut world = World::new(options);
     world.trace = trace;
     let kinds = choose_kinds(&mut world);
@@ -116,7 +132,13 @@ pub fn explore(run: Run, trace: Trace) -> World {
 
 fn choose_kinds(world: &mut World) -> Vec<Trouble> {
     let share = [0.0, 15.0, 30.0, 60.0, 100.0][world.dice.number(0..5) as usize];
-    ALL.into_iter().filter(|_| world.dice.chance(share)).collect()
+    let mut among = ALL.to_vec();
+    if world.options.retention.is_zero() || world.dice.chance(12.0) {
+        // What operators do every day, and nothing worse. What a node missed that was away while its records expired
+        // is known by how long it was away, and that is not simulated here.
+        among = vec![Trouble::Join, Trouble::Leave, Trouble::Drain];
+    }
+    among.into_iter().filter(|_| world.dice.chance(share)).collect()
 }
 
 impl World {
@@ -168,14 +190,14 @@ impl World {
                 self.network.stragglers = self.dice.number(0..10) as f64;
                 self.network.shuffles = self.dice.chance(50.0);
                 self.network.delay_ms = (0.1, self.dice.number(1..60) as f64);
-                self.write_line(|| "the network goes bad".into());
+                self.log_fault(|| "the network goes bad".into());
                 vec![(lasts, Relief::Heal)]
             }
             Trouble::FullDisk => {
                 self.disturbances.any = true;
                 self.faults.disk_faults += 1;
                 self.nodes[node].disk.full = true;
-                self.note(node, || "disk is full".into());
+                self.log_fault(|| format!("n{node}'s disk is full"));
                 vec![(lasts / 2, Relief::EmptyDisk(node))]
             }
             Trouble::SlowDisk => {
@@ -183,7 +205,7 @@ impl World {
                 self.disturbances.any = true;
                 self.faults.disk_faults += 1;
                 self.nodes[node].disk.slow_ms = self.dice.number(20..800) as f64;
-                self.note(node, || "disk is slow".into());
+                self.log_fault(|| format!("n{node}'s disk is slow"));
                 vec![(lasts, Relief::EmptyDisk(node))]
             }
             Trouble::Join => {
@@ -220,6 +242,7 @@ impl World {
             Relief::Heal => self.heal(),
             Relief::EmptyDisk(node) => {
                 (self.nodes[node].disk.full, self.nodes[node].disk.slow_ms) = (false, 0.0);
+                self.log_fault(|| format!("n{node}'s disk is well"));
             }
             Relief::EndDrain(node) => self.drain(node, false),
         }

@@ -70,6 +70,15 @@ impl Network {
         !(self.cuts.contains(&(from, to)) || by_link && self.cuts.contains(&(to, from)))
     }
 
+    /// Whether it loses nothing, and delays nothing for long.
+    pub fn is_well(&self) -> bool {
+        let usual = Self::default();
+        self.cuts.is_empty()
+            && (self.loss, self.duplicates, self.stragglers) == (usual.loss, usual.duplicates, usual.stragglers)
+            && !self.shuffles
+            && self.delay_ms == usual.delay_ms
+    }
+
     pub fn forget_process(&mut self, process: u64) {
         self.links.retain(|(one, other)| *one != process && *other != process);
     }
@@ -183,7 +192,7 @@ impl World {
                 }
             }
         }
-        self.write_line(|| format!("the network splits: {group:?} are cut off"));
+        self.log_fault(|| format!("the network splits: {group:?} are cut off"));
     }
 
     /// Nothing gets from `from` to `to` any longer.
@@ -191,15 +200,18 @@ impl World {
         self.faults.cuts += 1;
         (self.disturbances.any, self.disturbances.doubt) = (true, true);
         self.network.cuts.insert((from, to));
-        self.write_line(|| format!("the network is cut from n{from} to n{to}"));
+        self.log_fault(|| format!("the network is cut from n{from} to n{to}"));
     }
 
     /// Everything gets through again.
     pub fn heal(&mut self) {
         let last_arrival = std::mem::take(&mut self.network.last_arrival);
         let links = std::mem::take(&mut self.network.links);
+        let was_well = self.network.is_well();
         self.network = Network { last_arrival, links, ..Network::default() };
-        self.write_line(|| "the network heals".into());
+        if !was_well {
+            self.log_fault(|| "the network heals".into());
+        }
     }
 
     /// Puts a packet on its way, once, twice or not at all.

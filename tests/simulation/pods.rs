@@ -108,6 +108,7 @@ impl World {
         if self.ledger.by_key.insert(key, run).is_some() {
             self.find("an attempt has one pod", format!("n{node} starts {} {claim} again", short(job.0)));
         }
+        self.check_claim_is_safe(node, job, claim);
         let plan = plan_of(spec, number);
         let slots = spec.slots;
         let depth = match checkpoint {
@@ -166,13 +167,7 @@ impl World {
             .collect();
         for other in beside.into_iter().filter(|other| self.ledger.runs[*other].started.is_some()).collect::<Vec<_>>() {
             self.ledger.overlaps.push((other, run));
-            if !self.disturbances.any {
-                let where_else = self.ledger.runs[other].node;
-                self.find(
-                    "without faults nothing runs twice at once",
-                    format!("{} on n{where_else} and n{node}", short(job.0)),
-                );
-            }
+            self.check_overlap_has_a_cause(job, self.ledger.runs[other].node, node);
         }
         let takes = self.ledger.runs[run].plan.takes;
         self.schedule(takes, Happening::PodEnds { node, process, run, told: false });

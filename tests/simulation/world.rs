@@ -19,11 +19,13 @@ use flockwork::model::blob::{BlobId, BlobRef};
 use flockwork::model::config::{Config, Profile};
 use flockwork::model::id::{Generation, Incarnation, JobId, NodeId};
 use flockwork::model::member::{ClusterSettings, Facts, Fingerprint, Load, PartitionSet, Status, WIRE_VERSION};
+use flockwork::model::record::Record;
 use flockwork::model::resources::Resources;
 use flockwork::model::time::{Moment, Now, Timestamp};
 use flockwork::protocol::effect::{Effect, Fetched, PodEvent};
 use flockwork::protocol::gateway::{Ask, AskId};
 use flockwork::protocol::peer::{Peer, Start};
+use flockwork::protocol::sabotage::Bug;
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 
@@ -37,6 +39,8 @@ use crate::pods::Ledger;
 const EFFECTS_AT_ONCE: usize = 200_000;
 /// How often a Peer may ask to be called again at once.
 const CALLS_AT_ONCE: u32 = 1_000;
+/// When the worlds begin, in milliseconds of wall time, give or take.
+const AN_HOUR_BEGINS: i64 = 1_800_000_000_000;
 /// How long a leaving node may take to hand over before it goes anyway.
 const LEAVE_WITHIN: Duration = Duration::from_secs(20);
 
@@ -84,6 +88,12 @@ pub struct Options {
     /// How wrong the nodes' clocks may be: thousandths of a percent of speed, and milliseconds of wall time.
     pub drift_ppm: i64,
     pub skew_ms: i64,
+    /// How long finished jobs are kept. Nothing shorter than an hour is told apart.
+    pub retention: Duration,
+    /// How far into an hour the world begins, by a clock that is right.
+    pub into_the_hour: Duration,
+    /// The rule that everybody breaks.
+    pub planted: Option<Bug>,
 }
 
 impl Options {
@@ -97,6 +107,9 @@ impl Options {
             forget_after: Duration::from_secs(3_600),
             drift_ppm: 200,
             skew_ms: 5_000,
+            retention: Duration::from_secs(7 * 24 * 3_600),
+            into_the_hour: Duration::ZERO,
+            planted: None,
         }
     }
 }
@@ -129,11 +142,13 @@ pub struct Process {
     pub peer: Peer,
     pub gossip: Gossip,
     pub paused: bool,
+    paused_at: Duration,
     stalled: Vec<Happening>,
     timer: Option<Duration>,
     last_call: (Duration, u32),
     leave_until: Option<Duration>,
     said_goodbye: bool,
+    pub handed_over: bool,
 }
 
 /// Something that is going to happen.
@@ -321,6 +336,10 @@ pub struct World {
     pub findings: Findings,
     pub disturbances: Disturbances,
     pub faults: Faults,
+    /// What was done to the cluster, and undone, and when.
+    pub fault_log: Vec<(Duration, String)>,
+    /// Every record's seal, as it was first written to a disk, and by its content then.
+    pub seals: BTreeMap<JobId, Arc<Record>>,
     pub trace: Trace,
     queue: Queue,
     next_process: u64,
@@ -341,6 +360,8 @@ impl World {
             findings: Findings::default(),
             disturbances: Disturbances::default(),
             faults: Faults::default(),
+            fault_log: Vec::new(),
+            seals: BTreeMap::new(),
             trace: Trace::Off,
             queue: Queue::default(),
             next_process: 1,
@@ -387,7 +408,8 @@ impl World {
         let nanos = self.now.as_nanos() as i128;
         let local = nanos + nanos * i128::from(drift_ppm) / 1_000_000;
         let moment = Moment::from_start(Duration::from_nanos(local as u64));
-        let wall = 1_800_000_000_000 + (local / 1_000_000) as i64 + skew_ms;
+        let into_the_hour = self.options.into_the_hour.as_millis() as i64;
+        let wall = AN_HOUR_BEGINS + into_the_hour + (local / 1_000_000) as i64 + skew_ms;
         Now { moment, wall: Timestamp(wall as u64) }
     }
 
@@ -475,6 +497,7 @@ impl World {
             Happening::Exit { node, process } => {
                 if self.process(*node).is_some_and(|up| up.number == *process) {
                     self.note(*node, || "has left".into());
+                    self.check_handed_over(*node);
                     self.end_process(*node);
                     self.nodes[*node].has_left = true;
                 }
@@ -618,6 +641,7 @@ impl World {
         if process.peer.has_handed_over(now.moment) || until <= self.now {
             let in_time = process.peer.has_handed_over(now.moment);
             process.said_goodbye = true;
+            process.handed_over = in_time;
             process.peer.say_goodbye(now);
             let process = process.number;
             self.note(node, || format!("says goodbye{}", if in_time { "" } else { " without having handed over" }));
@@ -639,6 +663,7 @@ impl World {
                 replicas: self.options.replicas,
                 forget_after: self.options.forget_after,
             },
+            retention: self.options.retention,
             labels: BTreeMap::from([("place".to_owned(), format!("n{node}"))]),
             ..Config::new(Profile::Local, Resources { slots: self.nodes[node].slots, ..Resources::default() })
         }
@@ -654,7 +679,9 @@ impl World {
         self.next_process += 1;
         let place = &mut self.nodes[node];
         (place.powered_off, place.has_left) = (false, false);
-        place.disk.generation += 1;
+        if self.options.planted != Some(Bug::ReuseCounters) || place.disk.generation == 0 {
+            place.disk.generation += 1;
+        }
         let generation = Generation(place.disk.generation);
         let facts = Facts {
             node: place.id,
@@ -675,6 +702,7 @@ impl World {
             wire_version: WIRE_VERSION,
             version: "simulated".into(),
             suspicions: BTreeMap::new(),
+            departed: BTreeMap::new(),
         };
         let records: Vec<_> = place.disk.records.values().map(|record| (**record).clone()).collect();
         let blobs = place.disk.blobs.values().map(flockwork::model::blob::Blob::reference).collect();
@@ -687,20 +715,27 @@ impl World {
         contacts.dedup();
         let held = records.len();
         let start = Start { config, facts, has_seeds, records, blobs, members, seed };
-        let peer = Peer::new(self.local_now(node), start);
+        let peer = planted(self.options.planted, Peer::new(self.local_now(node), start));
         self.nodes[node].process = Some(Process {
             number,
             generation,
             peer,
             gossip: Gossip::new(contacts),
             paused: false,
+            paused_at: Duration::ZERO,
             stalled: Vec::new(),
             timer: None,
             last_call: (Duration::ZERO, 0),
             leave_until: None,
             said_goodbye: false,
+            handed_over: false,
         });
-        self.note(node, || format!("starts as generation {} with {held} records", generation.0));
+        let text = || format!("n{node} starts as generation {} with {held} records", generation.0);
+        if generation.0 == 1 {
+            self.write_line(text)
+        } else {
+            self.log_fault(text)
+        }
         let tick = self.dice.ms(1.0, 100.0);
         self.schedule(tick, Happening::GossipTick { node, process: number });
         self.pump(node);
@@ -710,7 +745,7 @@ impl World {
     pub fn kill(&mut self, node: usize) {
         if self.nodes[node].process.is_some() {
             self.disturbances.any = true;
-            self.note(node, || "is killed".into());
+            self.log_fault(|| format!("n{node} is killed"));
             self.nodes[node].crashes += 1;
             self.faults.crashes += 1;
             self.end_process(node);
@@ -750,9 +785,10 @@ impl World {
             process.paused = true;
             self.faults.pauses += 1;
             (self.disturbances.any, self.disturbances.doubt) = (true, true);
+            process.paused_at = self.now;
             let number = process.number;
             self.clients.gateway_paused(number);
-            self.note(node, || "is paused".into());
+            self.log_fault(|| format!("n{node} is paused"));
         }
     }
 
@@ -762,13 +798,15 @@ impl World {
             return;
         };
         process.paused = false;
+        let paused_for = self.now - process.paused_at;
         let stalled = std::mem::take(&mut process.stalled);
-        self.note(node, || format!("is resumed, and finds {} things to see to", stalled.len()));
+        self.log_fault(|| format!("n{node} is resumed, and finds {} things to see to", stalled.len()));
         for what in stalled {
             self.hand_in(node, what);
             self.pump(node);
         }
         self.pump(node);
+        self.check_resumed(node, paused_for);
     }
 
     /// Asks the node to hand over and go.
@@ -812,6 +850,9 @@ impl World {
         let Some(process) = self.process(node).map(|process| process.number) else {
             return;
         };
+        for record in commit.put.iter().filter(|record| record.is_final()) {
+            self.check_seal(node, record);
+        }
         let disk = &mut self.nodes[node].disk;
         assert!(disk.writing.is_none(), "one commit at a time");
         let slow = disk.slow_ms;
@@ -883,6 +924,23 @@ impl World {
         }))
     }
 
+    // ---- Faults ----------------------------------------------------------------------------------------------
+
+    /// Something was done to the cluster, or was undone.
+    pub fn log_fault(&mut self, what: impl FnOnce() -> String) {
+        let what = what();
+        self.write_line(|| what.clone());
+        self.fault_log.push((self.now, what));
+    }
+
+    /// Whether anything is out of order now that can make a node doubt another, or keeps it from answering.
+    pub fn is_disturbed(&self) -> bool {
+        let is_amiss = |node: &Node| {
+            node.disk.full || node.disk.slow_ms > 0.0 || node.process.as_ref().map_or(!node.has_left, |up| up.paused)
+        };
+        !self.network.is_well() || self.nodes.iter().any(is_amiss)
+    }
+
     // ---- The trace ---------------------------------------------------------------------------------------------
 
     /// Writes one line about `node`.
@@ -908,4 +966,18 @@ impl World {
             }
         }
     }
+}
+
+/// `peer`, which breaks a rule from now on if it is to.
+#[cfg(feature = "sabotage")]
+fn planted(bug: Option<Bug>, mut peer: Peer) -> Peer {
+    peer.plant(flockwork::protocol::sabotage::Sabotage::new(bug));
+    peer
+}
+
+/// `peer` as it is: this build knows of no rule to break.
+#[cfg(not(feature = "sabotage"))]
+fn planted(bug: Option<Bug>, peer: Peer) -> Peer {
+    assert!(bug.is_none(), "planted bugs need the feature `sabotage`");
+    peer
 }

@@ -30,6 +30,7 @@ pub(super) const MAX_VALUE_BYTES: usize = 4 << 10;
 const IDENTITY: &str = "identity";
 const STANDING: &str = "standing";
 const SUSPICIONS: &str = "suspicions";
+const DEPARTED: &str = "departed";
 const LOAD: &str = "load";
 const RING: &str = "ring";
 const HELD: &str = "held";
@@ -119,6 +120,7 @@ pub(super) fn encode(facts: &Facts) -> Result<Keys, EncodeFactsError> {
         (IDENTITY.to_owned(), json(IDENTITY, &identity)?),
         (STANDING.to_owned(), json(STANDING, &Standing { status: facts.status, incarnation: facts.incarnation })?),
         (SUSPICIONS.to_owned(), suspicions_that_fit(&facts.suspicions)?),
+        (DEPARTED.to_owned(), json(DEPARTED, &facts.departed)?),
         (LOAD.to_owned(), json(LOAD, &facts.load)?),
         (RING.to_owned(), json(RING, &facts.ring)?),
         (HELD.to_owned(), BASE64_NOPAD.encode(&held)),
@@ -170,6 +172,7 @@ pub(super) fn decode(node: NodeId, generation: Generation, keys: &Keys) -> Resul
     let identity: Identity = read(keys, IDENTITY)?;
     let standing: Standing = read(keys, STANDING)?;
     let suspicions = read(keys, SUSPICIONS)?;
+    let departed = read(keys, DEPARTED)?;
     let load: Load = read(keys, LOAD)?;
     let ring: Fingerprint = read(keys, RING)?;
     let held = keys.get(HELD).ok_or(DecodeFactsError::Incomplete(HELD))?;
@@ -205,6 +208,7 @@ pub(super) fn decode(node: NodeId, generation: Generation, keys: &Keys) -> Resul
         wire_version: identity.wire_version,
         version: identity.version,
         suspicions,
+        departed,
     })
 }
 

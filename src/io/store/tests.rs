@@ -88,6 +88,7 @@ fn member(node: u32) -> Facts {
         wire_version: WIRE_VERSION,
         version: "1".to_owned(),
         suspicions: BTreeMap::new(),
+        departed: BTreeMap::new(),
     }
 }
 

@@ -258,6 +258,7 @@ impl World {
             wire_version: WIRE_VERSION,
             version: "0".to_owned(),
             suspicions: BTreeMap::new(),
+            departed: BTreeMap::new(),
         };
         let config =
             Config { cluster: this.settings.clone(), timing, ..Config::new(Profile::Local, Resources::default()) };

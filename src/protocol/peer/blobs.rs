@@ -17,6 +17,7 @@ use crate::model::wire::Message;
 
 use super::super::effect::{Effect, Fetched, Leavings, PodReport, Rejected};
 use super::super::lifecycle::PodState;
+use super::super::sabotage::Bug;
 use super::{Ending, Peer, Starting, Waiting, fate_of};
 
 /// How long an attempt waits for its checkpoint to come, before it starts without.
@@ -59,7 +60,11 @@ impl Peer {
         }
         self.blobs.withdraw_offers();
         let message = Message::Stored { seq, versions };
-        self.outbox.send_when_stored(Effect::Send { to: from, message });
+        let effect = Effect::Send { to: from, message };
+        if self.sabotage.has(Bug::AcknowledgeBeforeSync) {
+            return self.outbox.send(effect);
+        }
+        self.outbox.send_when_stored(effect);
     }
 
     /// `from` has the blobs now that it lacked when these records were pushed to it.

@@ -46,6 +46,7 @@ use super::outbox::{Outbox, Outgoing};
 use super::records::Records;
 use super::replication::Replication;
 use super::room::Room;
+use super::sabotage::{Bug, Sabotage};
 use super::scheduler::Scheduler;
 use super::snapshot::{Convergence, JobCounts, Snapshot};
 
@@ -144,6 +145,7 @@ pub struct Peer {
     unsettled_since: Now,
     last_trouble: Moment,
     counters: Counters,
+    sabotage: Sabotage,
 }
 
 /// Why copies are waited for.
@@ -288,12 +290,20 @@ impl Peer {
             unsettled_since: now,
             last_trouble: moment,
             counters: Counters::default(),
+            sabotage: Sabotage::default(),
             config,
             rng,
             membership,
             records,
             dirty,
         }
+    }
+
+    /// Breaks a rule from now on.
+    #[cfg(feature = "sabotage")]
+    pub fn plant(&mut self, sabotage: Sabotage) {
+        self.sabotage = sabotage;
+        self.gateway.plant(sabotage);
     }
 
     /// Gossip brought newer facts of other nodes.
@@ -391,7 +401,8 @@ impl Peer {
             Message::Check { round, versions } => self.handle_check(from, round, &versions),
             Message::Checked { round, same } => self.handle_checked(now, from, round, &same),
             Message::Offer { job, need } => {
-                let accepted = self.status() == Status::Serving && self.room.promise(now.moment, job, need);
+                let has_room = self.room.promise(now.moment, job, need) || self.sabotage.has(Bug::ClaimWithoutRoom);
+                let accepted = self.status() == Status::Serving && has_room;
                 let load = self.load();
                 self.send(from, Message::OfferAnswer { job, accepted, load });
             }
@@ -427,6 +438,11 @@ impl Peer {
             PodEvent::Ended { key, at, end, left } => {
                 let because = self.pods.remove(&key.claim).map_or("", |pod| pod.ended_because);
                 self.must_schedule |= self.room.release(key.claim);
+                if self.sabotage.has(Bug::SwallowLateReports)
+                    && self.records.get(key.job).is_some_and(|held| held.record.is_superseded(key.claim))
+                {
+                    return;
+                }
                 self.handle_end(now, key, Ending { at, end, because }, *left);
                 self.dirty.insert(key.job);
             }
@@ -482,6 +498,9 @@ impl Peer {
 
     /// Whether nothing is left here that others should have: no pod, no stray, nothing unsent or unsaved.
     pub fn has_handed_over(&self, now: Moment) -> bool {
+        if self.sabotage.has(Bug::LeaveWithoutHandover) {
+            return self.pods.is_empty();
+        }
         // Those who have not heard yet that this node leaves may still count on it.
         let was_heard = self.left_since.is_some_and(|since| now.since(since) >= self.config.timing.gossip_interval * 3);
         was_heard
@@ -653,8 +672,12 @@ impl Peer {
                     self.remember_members();
                 }
                 MembershipOutput::LateTick { .. } => {
+                    if self.sabotage.has(Bug::TrustViewAfterPause) {
+                        continue;
+                    }
                     // This process was paused: others may have decided in its place meanwhile.
                     self.ownership.clear();
+                    self.comparison.start_over();
                     (self.placed_epoch, self.placed_standings) = (None, None);
                 }
             }
@@ -687,7 +710,9 @@ impl Peer {
             return false;
         }
         let (load, held, ring) = (self.load(), self.records.partitions_held(), self.placement.fingerprint());
+        let departed = self.membership.departed();
         self.membership.update_own(|facts| {
+            facts.departed = departed;
             facts.load = load;
             facts.held = held;
             facts.ring = ring;
@@ -814,6 +839,11 @@ impl Peer {
     /// The membership; for the debug pages and the simulator's checkers.
     pub fn membership(&self) -> &Membership {
         &self.membership
+    }
+
+    /// The ring as this node computes it.
+    pub fn placement(&self) -> &Placement {
+        &self.placement
     }
 
     /// Whether this node decides for `partition` now.

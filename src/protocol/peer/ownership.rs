@@ -21,6 +21,7 @@ use crate::model::time::{Moment, Now};
 use crate::model::wire::Message;
 
 use super::super::comparison::{Compared, Difference, Purpose, Step};
+use super::super::sabotage::Bug;
 use super::{FETCHED_RECORDS, Peer, Routing};
 
 /// How long a record may be on its way before its partition counts as behind: shorter lags are life.
@@ -34,6 +35,9 @@ pub(super) struct Ownership {
     owned: BTreeMap<Partition, Owning>,
     /// Partitions given up to somebody who asked, until the moment at which this node may ask in turn.
     stepped_down: BTreeMap<Partition, Moment>,
+    /// Who asked. It decides for the partition by its own view, which may be ahead of this node's: whatever this one
+    /// knows of the members, it asks that node before it decides there again.
+    taken_by: BTreeMap<Partition, NodeId>,
     /// What the last comparison of a partition with each peer showed.
     agreement: BTreeMap<Partition, BTreeMap<NodeId, bool>>,
 }
@@ -149,6 +153,7 @@ impl Peer {
         } else {
             self.ownership.owned.remove(&partition);
             self.ownership.stepped_down.remove(&partition);
+            self.ownership.taken_by.remove(&partition);
         }
         let acting = self.placement.acting(partition).to_vec();
         if let Some(agreement) = self.ownership.agreement.get_mut(&partition) {
@@ -188,6 +193,7 @@ impl Peer {
         let lists = self.placement.home(partition).iter().chain(self.placement.acting(partition)).copied();
         let waiting_for: BTreeSet<NodeId> = lists
             .chain(self.placement.next(partition))
+            .chain(self.ownership.taken_by.get(&partition).copied())
             .chain(holders)
             .filter(|node| *node != self.me.node && view.get(node).is_some_and(|member| member.is_live()))
             .collect();
@@ -195,7 +201,7 @@ impl Peer {
         for node in &waiting_for {
             self.comparison.want(*node, partition, Purpose::Takeover);
         }
-        let alone = waiting_for.is_empty();
+        let alone = waiting_for.is_empty() || self.sabotage.has(Bug::ActBeforeComparing);
         self.ownership.owned.insert(partition, Owning::Comparing(waiting_for));
         if alone {
             self.become_owner(partition);
@@ -239,7 +245,7 @@ impl Peer {
         let mut differing = Vec::new();
         for (partition, theirs) in digests {
             if takeover {
-                self.step_down(now.moment, *partition);
+                self.step_down(now.moment, *partition, from);
             }
             if self.records.digest(*partition, horizon) != *theirs {
                 differing.push((*partition, self.records.versions_in(*partition, horizon).collect()));
@@ -251,8 +257,9 @@ impl Peer {
         self.send(from, Message::Differ { round, horizon, partitions: differing, unsaved });
     }
 
-    fn step_down(&mut self, now: Moment, partition: Partition) {
+    fn step_down(&mut self, now: Moment, partition: Partition, for_whom: NodeId) {
         if self.ownership.owned.remove(&partition).is_some() {
+            self.ownership.taken_by.insert(partition, for_whom);
             let hold_off = self.config.timing.gossip_interval * 4;
             self.ownership.stepped_down.insert(partition, now + hold_off);
             let open = self.records.in_partition(partition).filter(|(_, held)| !held.state.is_terminal());
@@ -347,7 +354,7 @@ impl Peer {
         let me = self.me.node;
         let live = self.membership.view().values().filter(|m| m.is_live() && m.facts.node != me);
         let others: Vec<NodeId> = live.map(|member| member.facts.node).collect();
-        if others.is_empty() {
+        if others.is_empty() || self.sabotage.has(Bug::SkipAntiEntropy) {
             return;
         }
         let peer = others[self.rng.next_u32() as usize % others.len()];

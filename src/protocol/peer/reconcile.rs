@@ -16,6 +16,7 @@ use super::super::blobs::Blobs;
 use super::super::effect::{Effect, PodStart};
 use super::super::lifecycle::{ExecutorDoes, OwnerDoes, OwnerSees, PodState, executor_decides, owner_decides, unfit};
 use super::super::records::Held;
+use super::super::sabotage::Bug;
 use super::{Confirming, Peer, Pod, Waiting};
 
 /// How long a pod that is told to end may take, killing it included.
@@ -92,7 +93,11 @@ impl Peer {
             None => Arc::clone(&record),
             Some(held) => {
                 let mut merged = Record::clone(&held.record);
-                merged.merge(&record);
+                if self.sabotage.has(Bug::LastWriterWins) {
+                    merged = Record::clone(&record);
+                } else {
+                    merged.merge(&record);
+                }
                 if merged == *held.record {
                     self.replication.push_once(job, from);
                     return Some(held.version);
@@ -145,6 +150,7 @@ impl Peer {
                     if attempt.is_live()
                         && attempt.claim.executor == self.me
                         && !self.room.take(job, *claim, record.spec().need())
+                        && !self.sabotage.has(Bug::ClaimWithoutRoom)
                     {
                         self.say_of_own_attempt(now, job, *claim, Phase::Returned, NO_ROOM);
                     }
@@ -179,7 +185,7 @@ impl Peer {
             return;
         };
         let record = Arc::clone(&held.record);
-        let does = owner_decides(now.moment, &record, &self.owner_sees(held));
+        let does = self.sabotaged(now, &record, owner_decides(now.moment, &record, &self.owner_sees(held)));
         if does != OwnerDoes::Place {
             self.unqueue(job);
         }
@@ -219,6 +225,25 @@ impl Peer {
                 self.set_timer(job, at.min());
             }
         }
+    }
+
+    /// What an owner does that cannot read its own rules.
+    fn sabotaged(&self, now: Now, record: &Record, does: OwnerDoes) -> OwnerDoes {
+        let tries_again = |is_over: bool| if is_over { OwnerDoes::Place } else { does.clone() };
+        let ended = record.state().is_terminal() && record.state() != JobState::Succeeded && !record.is_final();
+        if self.sabotage.has(Bug::IgnoreStop) {
+            return tries_again(ended && record.stop.is_some());
+        }
+        if self.sabotage.has(Bug::MiscountFailures) {
+            return tries_again(ended && record.stop.is_none() && record.failures() == record.spec().retries + 1);
+        }
+        if self.sabotage.has(Bug::MiscountLosses) {
+            return tries_again(ended && record.stop.is_none() && record.losses() > record.spec().lost_limit);
+        }
+        if self.sabotage.has(Bug::IgnoreDeaths) && matches!(does, OwnerDoes::WriteOff(_)) {
+            return OwnerDoes::Wait(Some(now.moment + POD_GRACE));
+        }
+        does
     }
 
     pub(super) fn owner_sees(&self, held: &Held) -> OwnerSees<'_> {
@@ -272,6 +297,7 @@ impl Peer {
         };
         let acting = self.placement.acting(self.records.partition_of(job));
         let keep = acting.is_empty()
+            || self.sabotage.has(Bug::KeepStrays)
             || acting.contains(&self.me.node)
             || held.record.attempts.iter().any(|(claim, attempt)| {
                 self.pods.contains_key(claim) || (attempt.is_live() && attempt.claim.executor == self.me)
@@ -344,6 +370,9 @@ impl Peer {
             self.replication.spread(now.moment, job, revision, targets);
         }
         self.confirming.insert(job, Confirming { claim, tell_again_at: None });
+        if self.sabotage.has(Bug::StartBeforeReplicated) {
+            return self.tell_executor(now, job, claim);
+        }
         let deadline = now.moment + self.config.timing.resend_after * 2;
         self.replication.wait(job, revision, wanted, deadline, Waiting::Claim(claim));
         if self.outbox.is_stored(job) {
@@ -387,8 +416,8 @@ impl Peer {
             return;
         };
         let startable = attempt.claim.executor == self.me
-            && attempt.fate.phase == Phase::Claimed
-            && !self.pods.contains_key(&claim)
+            && (attempt.fate.phase == Phase::Claimed || self.sabotage.has(Bug::StartTwice))
+            && (!self.pods.contains_key(&claim) || self.sabotage.has(Bug::StartTwice))
             && executor_decides(&record, claim, attempt, self.me, PodState::None, self.membership.view())
                 == ExecutorDoes::Wait;
         if !startable {
@@ -399,7 +428,7 @@ impl Peer {
             self.say_of_own_attempt(now, job, claim, Phase::Returned, "its node takes no new work");
             return;
         }
-        if !self.room.take(job, claim, record.spec().need()) {
+        if !self.room.take(job, claim, record.spec().need()) && !self.sabotage.has(Bug::ClaimWithoutRoom) {
             return self.say_of_own_attempt(now, job, claim, Phase::Returned, NO_ROOM);
         }
         if self.waits_for_checkpoint(now, &record, claim) {

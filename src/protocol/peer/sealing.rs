@@ -17,6 +17,7 @@ use crate::model::record::{Record, Seal, Version};
 use crate::model::time::{Moment, Now};
 use crate::model::wire::Message;
 
+use super::super::sabotage::Bug;
 use super::Peer;
 
 /// Records asked about in one question, at the most.
@@ -66,7 +67,8 @@ impl Peer {
             else {
                 continue;
             };
-            let Some(others) = self.others_to_agree(&held.record) else {
+            let asks_nobody = self.sabotage.has(Bug::SealWithoutAsking).then(BTreeSet::new);
+            let Some(others) = asks_nobody.or_else(|| self.others_to_agree(&held.record)) else {
                 continue;
             };
             let confirmed = self.sealing.confirmed.get(job).filter(|(version, _)| *version == held.version);
@@ -74,7 +76,7 @@ impl Peer {
                 Some((_, by)) => others.difference(by).copied().collect(),
                 None => others.into_iter().collect(),
             };
-            if open.is_empty() {
+            if open.is_empty() || self.sabotage.has(Bug::SealWithoutAsking) {
                 ready.push(*job);
             }
             for node in open.into_iter().filter(|node| !self.sealing.asked.contains_key(node)) {
@@ -165,7 +167,13 @@ impl Peer {
 
     /// Drops the sealed records whose hour is past, by this node's clock.
     pub(super) fn let_expired_go(&mut self, now: Now) {
-        for job in self.records.expired(now.wall.hour(), EXPIRED_AT_ONCE) {
+        if self.sabotage.has(Bug::DropBeforeSealed) {
+            for job in self.records.to_seal().clone() {
+                self.drop_record(job);
+            }
+        }
+        let hour = if self.sabotage.has(Bug::ExpireTooEarly) { u32::MAX } else { now.wall.hour() };
+        for job in self.records.expired(hour, EXPIRED_AT_ONCE) {
             self.counters.expired += 1;
             self.drop_record(job);
         }

@@ -22,6 +22,7 @@ use super::super::effect::Effect;
 use super::super::lifecycle::{OwnerDoes, due_at, must_pause, owner_decides, unfit};
 use super::super::outbox::Outgoing;
 use super::super::records::Held;
+use super::super::sabotage::Bug;
 use super::reconcile::majority;
 use super::{Peer, PendingSubmit, Waiting};
 
@@ -171,7 +172,7 @@ impl Peer {
         for (at, written) in awaited {
             let WrittenDown { id, revision, wanted, .. } = written;
             self.replication.wait(id, revision, wanted, deadline, Waiting::Submit(submit, at));
-            if self.outbox.is_stored(id) {
+            if self.outbox.is_stored(id) || self.sabotage.has(Bug::AcknowledgeBeforeSync) {
                 self.replication.handle_stored_here(id, revision);
             }
             self.check_copies(now, id);
@@ -231,6 +232,11 @@ impl Peer {
 
     /// One job of a submit has its copies, or its time is over.
     pub(super) fn settle_submit(&mut self, submit: u64, at: usize, job: JobId, replicas: Vec<NodeId>, wanted: u32) {
+        let replicas = if self.sabotage.has(Bug::AcknowledgeWithTooFew) {
+            self.targets(job).into_iter().chain([self.me.node]).collect()
+        } else {
+            replicas
+        };
         let state = self.records.get(job).map_or(JobState::Pending, |held| held.state);
         if let Some(pending) = self.submits.get_mut(&submit) {
             let stored = replicas.len() as u32;
@@ -430,6 +436,9 @@ impl Peer {
 
     /// Answers as soon as everything this node has written so far is on its disk.
     fn answer(&mut self, asker: Asker, response: Response) {
+        if self.sabotage.has(Bug::AnswerBeforeSync) {
+            return self.answer_at_once(asker, response);
+        }
         self.outbox.send_when_stored(outgoing(asker, response));
     }
 
