@@ -9,7 +9,7 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use flockwork::io::faults::Plan;
+use flockwork::io::faults::{Disk, Plan};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -236,11 +236,6 @@ impl Node {
         let process = Arc::clone(&self.process).try_lock_owned().ok()?;
         process.is_some().then_some(Held { node: self, process })
     }
-
-    /// Whether its process runs as far as one knows here.
-    pub fn is_up(&self) -> bool {
-        self.process.try_lock().is_ok_and(|process| process.is_some())
-    }
 }
 
 impl Held<'_> {
@@ -276,7 +271,7 @@ impl Held<'_> {
     /// Waits until it has stopped by itself, and starts it again.
     pub async fn come_back_when_it_stops(&mut self, within: Duration) -> anyhow::Result<()> {
         self.bury(within).await?;
-        *self.node.plan() = Plan { disk: Default::default(), ..self.node.plan().clone() };
+        self.node.plan().disk = Disk::Real;
         self.come_back(Duration::ZERO).await
     }
 

@@ -116,6 +116,7 @@ pub async fn reach(cluster: &Cluster, work: &Work, trouble: &Trouble, options: &
     verdict.facts = vec![
         format!("jobs      {}", work.progress()),
         format!("receipts  {}", work.latency()),
+        format!("repeated  {}", work.reasons()),
         format!("trouble   {}", trouble.progress()),
         format!("records   {} jobs on {} nodes; {runs} executions in the ledger", jobs.len(), cluster.nodes.len()),
         format!(

@@ -52,6 +52,8 @@ pub struct Node {
     name: String,
     dir: PathBuf,
     settings: Vec<String>,
+    /// Set for its process besides.
+    environment: Vec<(String, String)>,
     /// What it said when it was last ready.
     pub id: String,
     cluster_addr: String,
@@ -91,6 +93,7 @@ impl Cluster {
             name: format!("node-{place}"),
             dir: dir.path().join(format!("node-{place}")),
             settings: settings(place).split_whitespace().map(str::to_owned).collect(),
+            environment: Vec::new(),
             id: String::new(),
             cluster_addr: "127.0.0.1:0".to_owned(),
             http_addr: "127.0.0.1:0".to_owned(),
@@ -149,6 +152,55 @@ impl Cluster {
     pub async fn restart(&mut self, nodes: &[usize]) {
         let starting = self.nodes.iter_mut().enumerate().filter(|(place, _)| nodes.contains(place));
         futures_util::future::join_all(starting.map(|(_, node)| node.start())).await;
+    }
+
+    /// Cuts these nodes off from all others. The cluster must have been started with `--enable-fault-injection`.
+    pub async fn cut_off(&self, side: &[usize]) {
+        for place in 0..self.nodes.len() {
+            let others =
+                self.nodes.iter().enumerate().filter(|(other, _)| side.contains(other) != side.contains(&place));
+            let others: Vec<&str> = others.map(|(_, node)| node.cluster_addr.as_str()).collect();
+            self.pretend(place, &json!({"drop_to": others, "drop_from": others})).await;
+        }
+    }
+
+    /// Joins what was cut.
+    pub async fn heal(&self) {
+        for place in 0..self.nodes.len() {
+            self.pretend(place, &json!({})).await;
+        }
+    }
+
+    /// Makes a node pretend a fault.
+    pub async fn pretend(&self, node: usize, plan: &Value) {
+        let (status, body) = told(self.request(node, Method::POST, "/debug/faults").json(plan)).await;
+        assert_eq!(status, 200, "{body}");
+    }
+
+    /// Sets a variable for a node's next start.
+    pub fn set_environment(&mut self, node: usize, name: &str, value: &str) {
+        self.nodes[node].environment.retain(|(known, _)| known != name);
+        self.nodes[node].environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Waits until a node's process ends by itself, and says how.
+    pub async fn ends_by_itself(&mut self, node: usize) -> ExitStatus {
+        self.ended_process(node).await
+    }
+
+    /// Starts a node that cannot start, and says what it said.
+    pub async fn refuses_to_start(&mut self, node: usize) -> String {
+        let before = self.nodes[node].log().len();
+        let mut child = self.nodes[node].command().stdin(Stdio::piped()).spawn().unwrap();
+        let ended = timeout(READY_WITHIN, child.wait()).await.expect("it ends in time").unwrap();
+        assert!(!ended.success(), "{ended}");
+        self.nodes[node].log().split_off(before)
+    }
+
+    /// Starts a node whose directory is gone: it has a new id then.
+    pub async fn restart_as_somebody_new(&mut self, node: usize) {
+        self.nodes[node].id.clear();
+        self.restart(&[node]).await;
     }
 
     fn pid(&self, node: usize) -> u32 {
@@ -398,19 +450,7 @@ impl Cluster {
 impl Node {
     async fn start(&mut self) {
         assert!(self.process.is_none(), "{} runs", self.name);
-        std::fs::create_dir_all(&self.dir).unwrap();
-        let log = File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
-        let mut command = program(&self.dir);
-        command
-            .args(["node", "--config", "/dev/null", "--output", "json", "--until-stdin-closes"])
-            .args(["--profile", "local", "--cluster", "stories", "--name", &self.name])
-            .args(["--listen", &self.cluster_addr, "--http", &self.http_addr, "--data-dir"])
-            .arg(self.dir.join("data"))
-            .args(&self.settings)
-            .stdin(Stdio::piped())
-            .stderr(log)
-            .process_group(0);
-        let mut child = command.spawn().unwrap();
+        let mut child = self.command().stdin(Stdio::piped()).spawn().unwrap();
         let (pid, lifeline) = (child.id().unwrap(), child.stdin.take().unwrap());
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         self.process = Some(Process { child, pid, _lifeline: lifeline });
@@ -425,7 +465,28 @@ impl Node {
         self.http_addr = text(&ready["http_addr"]);
     }
 
-    fn log(&self) -> String {
+    fn command(&self) -> tokio::process::Command {
+        std::fs::create_dir_all(&self.dir).unwrap();
+        let log = File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
+        let mut command = program(&self.dir);
+        command
+            .args(["node", "--config", "/dev/null", "--output", "json", "--until-stdin-closes"])
+            .args(["--profile", "local", "--cluster", "stories", "--name", &self.name])
+            .args(["--listen", &self.cluster_addr, "--http", &self.http_addr, "--data-dir"])
+            .arg(self.data_dir())
+            .args(&self.settings)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .stderr(log)
+            .process_group(0);
+        command
+    }
+
+    /// Where it keeps its data.
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    pub fn log(&self) -> String {
         // A node whose directory could not even be made has no log.
         let log = std::fs::read(self.dir.join("log")).unwrap_or_default();
         String::from_utf8_lossy(&log).into_owned()

@@ -25,7 +25,9 @@ mod program;
 mod bad_input;
 mod clients;
 mod deaths;
+mod disks;
 mod local_clusters;
+mod partitions;
 mod specs;
 mod thousand_jobs;
 
