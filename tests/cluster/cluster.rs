@@ -323,7 +323,10 @@ impl Cluster {
             assert!((200..300).contains(&status), "{status}: {body}");
             let jobs = body["jobs"].as_array().unwrap();
             assert_eq!(jobs.len(), specs.len());
-            let is_short = |job: &&Value| job["receipt"]["stored"].as_u64() < job["receipt"]["wanted"].as_u64();
+            let is_short = |job: &&Value| {
+                let receipt = &job["receipt"];
+                !job["id"].is_string() || receipt["stored"].as_u64() < receipt["wanted"].as_u64()
+            };
             match jobs.iter().find(is_short) {
                 None => Ok(jobs.iter().map(|job| text(&job["id"])).collect()),
                 Some(short) => Err(format!("{status}: {short}")),
