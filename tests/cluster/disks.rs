@@ -108,6 +108,8 @@ async fn a_node_whose_disk_is_full_says_so_keeps_its_pods_and_recovers_by_itself
     assert_eq!(cluster.ended(1, &quick).await["state"], "succeeded");
     assert_eq!(just_one(&sleep, seconds(1)).await, pod);
 
+    // A file that is open still takes its room.
+    drop(file);
     std::fs::remove_file(&ballast).unwrap();
     eventually("it serves again", seconds(60), async || match status_seen_by(1).await.as_str() {
         "serving" => Ok(()),
@@ -119,7 +121,6 @@ async fn a_node_whose_disk_is_full_says_so_keeps_its_pods_and_recovers_by_itself
     assert_eq!(cluster.job(0, &long).await["attempts"].as_array().unwrap().len(), 1);
     cluster.cancel(1, &long, "the story is over").await;
     cluster.ended(1, &long).await;
-    drop(file);
     cluster.leave(2).await;
 }
 
