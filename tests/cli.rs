@@ -515,7 +515,7 @@ fn a_node_that_drains_is_asked_at_its_own_address() {
         json_reply(200, &json!({"nodes": [{"id": "0000000a", "name": "n1", "addresses": {"http": addr.clone()}}]}))
     });
     let home = Home::new();
-    home.flockwork(&["drain", "--addr", &other.addr(), "n1"]).assert().code(0);
+    home.flockwork(&["drain", "--no-wait", "--addr", &other.addr(), "n1"]).assert().code(0);
     home.flockwork(&["undrain", "--addr", &other.addr(), "0000000a"]).assert().code(0);
     assert_eq!(itself.asked(), ["POST /v1/nodes/0000000a/drain", "DELETE /v1/nodes/0000000a/drain"]);
     home.flockwork(&["drain", "--addr", &other.addr(), "n2"]).assert().code(3);

@@ -9,7 +9,7 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use flockwork::io::faults::Plan;
+use flockwork::io::faults::{Disk, Plan};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -51,6 +51,8 @@ pub struct Node {
     /// Whoever holds it may do something to the process.
     process: Arc<tokio::sync::Mutex<Option<Process>>>,
     plan: Mutex<Plan>,
+    /// How its process ended where nobody had asked it to.
+    ended_by_itself: Mutex<Vec<String>>,
 }
 
 struct Process {
@@ -106,7 +108,7 @@ impl Cluster {
         }
         for node in &self.nodes {
             let mut process = node.process.lock().await;
-            if process.as_mut().is_some_and(|process| matches!(process.child.try_wait(), Ok(Some(_)))) {
+            if node.note_its_end(&mut process) {
                 *process = None;
             }
             if process.is_none() {
@@ -136,10 +138,11 @@ impl Cluster {
         }
     }
 
-    /// Lines of the nodes' logs that tell of a panic.
-    pub fn panics(&self) -> Vec<String> {
+    /// Lines of the nodes' logs that tell of a panic, and ends that nobody caused.
+    pub fn broken_nodes(&self) -> Vec<String> {
         let mut found = Vec::new();
         for node in &self.nodes {
+            found.extend(node.ended_by_itself.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
             let log = std::fs::read(node.dir.join("log")).unwrap_or_default();
             let log = String::from_utf8_lossy(&log);
             found
@@ -183,6 +186,7 @@ impl Node {
             settings,
             process: Arc::default(),
             plan: Mutex::default(),
+            ended_by_itself: Mutex::default(),
         };
         let (process, ready) = node.start().await?;
         let text = |name: &str| ready[name].as_str().map(str::to_owned).with_context(|| format!("no {name}: {ready}"));
@@ -233,13 +237,17 @@ impl Node {
 
     /// The right to do something to it, if nobody else does at this moment.
     pub fn try_hold(&self) -> Option<Held<'_>> {
-        let process = Arc::clone(&self.process).try_lock_owned().ok()?;
+        let mut process = Arc::clone(&self.process).try_lock_owned().ok()?;
+        self.note_its_end(&mut process);
         process.is_some().then_some(Held { node: self, process })
     }
 
-    /// Whether its process runs as far as one knows here.
-    pub fn is_up(&self) -> bool {
-        self.process.try_lock().is_ok_and(|process| process.is_some())
+    /// Whether its process has ended although nobody did anything to it.
+    fn note_its_end(&self, process: &mut Option<Process>) -> bool {
+        let Some(Ok(Some(status))) = process.as_mut().map(|process| process.child.try_wait()) else { return false };
+        let mut ended = self.ended_by_itself.lock().unwrap_or_else(PoisonError::into_inner);
+        ended.push(format!("{} ended by itself: {status}", self.name));
+        true
     }
 }
 
@@ -276,7 +284,7 @@ impl Held<'_> {
     /// Waits until it has stopped by itself, and starts it again.
     pub async fn come_back_when_it_stops(&mut self, within: Duration) -> anyhow::Result<()> {
         self.bury(within).await?;
-        *self.node.plan() = Plan { disk: Default::default(), ..self.node.plan().clone() };
+        self.node.plan().disk = Disk::Real;
         self.come_back(Duration::ZERO).await
     }
 

@@ -145,19 +145,30 @@ impl Trouble {
         let Drawn { kind, place, side, lasts, clock_offset_ms, outward } = drawn;
         let node = &self.cluster.nodes[place];
         match kind {
-            Kind::Kill | Kind::Freeze | Kind::Leave | Kind::FailedSync => {
-                // Whoever is in trouble already is left to it.
+            // Whoever is in trouble already is left to it, here and below.
+            Kind::Kill => {
                 let Some(mut held) = node.try_hold() else { return Ok(()) };
                 let happened = self.begin(kind, [place], lasts);
-                match kind {
-                    Kind::Kill => held.kill(lasts).await?,
-                    Kind::Freeze => held.freeze(lasts).await,
-                    Kind::Leave => held.leave(lasts).await?,
-                    _ => {
-                        node.plan().disk = Disk::FailsToSync;
-                        held.come_back_when_it_stops(NOTICES_WITHIN).await?;
-                    }
-                }
+                held.kill(lasts).await?;
+                self.end(happened);
+            }
+            Kind::Freeze => {
+                let Some(mut held) = node.try_hold() else { return Ok(()) };
+                let happened = self.begin(kind, [place], lasts);
+                held.freeze(lasts).await;
+                self.end(happened);
+            }
+            Kind::Leave => {
+                let Some(mut held) = node.try_hold() else { return Ok(()) };
+                let happened = self.begin(kind, [place], lasts);
+                held.leave(lasts).await?;
+                self.end(happened);
+            }
+            Kind::FailedSync => {
+                let Some(mut held) = node.try_hold() else { return Ok(()) };
+                let happened = self.begin(kind, [place], lasts);
+                node.plan().disk = Disk::FailsToSync;
+                held.come_back_when_it_stops(NOTICES_WITHIN).await?;
                 self.end(happened);
             }
             Kind::KillAll => {

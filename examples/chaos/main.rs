@@ -130,7 +130,13 @@ async fn run(options: &Options) -> anyhow::Result<bool> {
     stop.cancel();
     making_trouble.await.context("the trouble maker failed")??;
     println!("{} everything is mended; handing in the last jobs, and waiting for calm", cluster::elapsed());
-    handing_in.await.context("handing in failed")?;
+    let mut handing_in = handing_in;
+    loop {
+        tokio::select! {
+            handed_in = &mut handing_in => break handed_in.context("handing in failed")?,
+            () = tokio::time::sleep(TELL_EVERY) => println!("{} {}; repeated: {}", cluster::elapsed(), work.progress(), work.reasons()),
+        }
+    }
     let verdict = verdict::reach(&cluster, &work, &trouble, options).await;
     keeping_told.abort();
     cluster.stop().await;

@@ -32,7 +32,7 @@ const PROMISES: [&str; 8] = [
     "nothing ran twice at once unreported",
     "no overlap without a fault",
     "all nodes and replicas agree",
-    "no node panicked",
+    "no node panicked or ended by itself",
 ];
 
 pub struct Verdict {
@@ -109,13 +109,14 @@ pub async fn reach(cluster: &Cluster, work: &Work, trouble: &Trouble, options: &
         check_job(&mut verdict, &mut overlaps, cluster, job, &ledger, &happened);
     }
     check_each(&mut verdict, cluster, &jobs).await;
-    for panic in cluster.panics() {
-        verdict.against(7, panic);
+    for broken in cluster.broken_nodes() {
+        verdict.against(7, broken);
     }
     let runs: usize = ledger.values().map(Vec::len).sum();
     verdict.facts = vec![
         format!("jobs      {}", work.progress()),
         format!("receipts  {}", work.latency()),
+        format!("repeated  {}", work.reasons()),
         format!("trouble   {}", trouble.progress()),
         format!("records   {} jobs on {} nodes; {runs} executions in the ledger", jobs.len(), cluster.nodes.len()),
         format!(

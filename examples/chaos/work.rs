@@ -40,6 +40,8 @@ pub struct Work {
     retries: AtomicU64,
     short: AtomicU64,
     waited: Mutex<Vec<Duration>>,
+    /// Why requests were repeated, and how often.
+    reasons: Mutex<BTreeMap<String, u64>>,
 }
 
 impl Work {
@@ -56,6 +58,7 @@ impl Work {
             retries: AtomicU64::new(0),
             short: AtomicU64::new(0),
             waited: Mutex::default(),
+            reasons: Mutex::default(),
         })
     }
 
@@ -109,9 +112,21 @@ impl Work {
             is_retry = true;
             let via = self.nodes[self.dice().random_range(0..self.nodes.len())];
             let asked = self.http.post(format!("http://{via}/v1/jobs")).json(&specs).send().await;
-            let Ok(answer) = asked else { continue };
-            let Ok(answer) = answer.json::<Value>().await else { continue };
-            let Some(jobs) = answer["jobs"].as_array().filter(|jobs| jobs.len() == specs.len()) else { continue };
+            let answer = match asked {
+                Ok(answer) => answer.json::<Value>().await,
+                Err(error) => Err(error),
+            };
+            let answer = match answer {
+                Ok(answer) => answer,
+                Err(error) => {
+                    self.count(if error.is_timeout() { "no answer in time" } else { "no connection" });
+                    continue;
+                }
+            };
+            let Some(jobs) = answer["jobs"].as_array().filter(|jobs| jobs.len() == specs.len()) else {
+                self.count(answer["error"]["message"].as_str().unwrap_or("an answer of another kind"));
+                continue;
+            };
             let mut left = Vec::new();
             for (spec, job) in specs.into_iter().zip(jobs) {
                 let receipt = &job["receipt"];
@@ -122,13 +137,27 @@ impl Work {
                         self.waited.lock().unwrap_or_else(PoisonError::into_inner).push(begun.elapsed());
                         continue;
                     }
-                    (Some(_), _) => self.short.fetch_add(1, Ordering::Relaxed),
-                    (None, _) => 0,
-                };
+                    (Some(_), _) => {
+                        self.short.fetch_add(1, Ordering::Relaxed);
+                    }
+                    (None, _) => self.count(job["error"]["message"].as_str().unwrap_or("no reason")),
+                }
                 left.push(spec);
             }
             specs = left;
         }
+    }
+
+    fn count(&self, reason: &str) {
+        let mut reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
+        *reasons.entry(reason.to_owned()).or_default() += 1;
+    }
+
+    /// Why requests were repeated, or single jobs of them, and how often.
+    pub fn reasons(&self) -> String {
+        let reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
+        let reasons: Vec<String> = reasons.iter().map(|(reason, count)| format!("{count} × {reason}")).collect();
+        reasons.join("; ")
     }
 
     fn dice(&self) -> MutexGuard<'_, StdRng> {

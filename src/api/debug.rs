@@ -221,6 +221,8 @@ pub(super) struct MemberDetailView {
     version: String,
     /// How long it usually takes to answer a probe of this node, in milliseconds.
     round_trip_ms: Option<f64>,
+    /// How far its wall clock is ahead of this node's, in milliseconds; negative if it is behind. Nothing depends on it.
+    clock_skew_ms: Option<i64>,
     /// The suspicion against it, if there is one.
     doubt: Option<DoubtView>,
     /// Whom it suspects.
@@ -263,6 +265,7 @@ pub(super) async fn members(State(app): State<App>, _: NoQuery) -> Result<Json<M
     let snapshot = app.answer(app.handle().fresh_snapshot()).await?;
     let report = app.answer(app.handle().members()).await?;
     let names = Names(&snapshot.view);
+    let skews: BTreeMap<NodeId, i64> = snapshot.clock_skews_ms.iter().copied().collect();
     let detail = |member: &Member| {
         let facts = &member.facts;
         let reported = report.members.iter().find(|reported| reported.node == facts.node);
@@ -296,6 +299,7 @@ pub(super) async fn members(State(app): State<App>, _: NoQuery) -> Result<Json<M
             wire_version: facts.wire_version,
             version: facts.version.clone(),
             round_trip_ms: reported.and_then(|reported| reported.round_trip_ms),
+            clock_skew_ms: skews.get(&facts.node).copied(),
             doubt,
             suspicions: facts.suspicions.iter().map(suspicion).collect(),
         }

@@ -152,6 +152,13 @@ fn metrics_text(app: &App, snapshot: &Snapshot) -> String {
         snapshot.complaints.len() as u64,
     );
 
+    let skew = snapshot.clock_skews_ms.iter().map(|(_, skew)| skew.unsigned_abs()).max().unwrap_or(0);
+    text.gauge(
+        "flockwork_clock_skew_max_milliseconds",
+        "How far the wall clock of a member is from this node's, at the most.",
+        skew,
+    );
+
     let mut by_state: BTreeMap<&str, u64> =
         ["alive", "suspect", "down", "left", "draining"].into_iter().map(|state| (state, 0)).collect();
     for member in snapshot.view.values() {

@@ -58,6 +58,7 @@ pub(super) struct ListView {
         ("state" = Option<JobState>, Query, description = "Only jobs in this state"),
         ("name" = Option<String>, Query, description = "Only jobs with exactly this name"),
         ("node" = Option<String>, Query, description = "Only jobs whose live or last attempt is on this node (id or name)"),
+        ("overlapped" = Option<bool>, Query, description = "Only jobs with attempts that ran, or may have run, at once"),
         ("limit" = Option<u32>, Query, description = "At most this many, 1 to 1000; 100 if not given"),
         ("cursor" = Option<String>, Query, description = "The `next_cursor` of the page before"),
     ),
@@ -72,6 +73,7 @@ pub(super) async fn list(State(app): State<App>, mut query: Query) -> Result<Jso
             (None, Ok(forgotten)) => Ok(forgotten),
             (None, Err(_)) => Err(format!("no node has the id or name `{text}`")),
         })?,
+        overlapped: query.take_flag("overlapped")?,
     };
     let limit = query.take("limit", |text| match text.parse::<u32>() {
         Ok(limit) if (1..=MAX_LIMIT).contains(&limit) => Ok(limit),

@@ -24,6 +24,7 @@ mod health;
 mod input;
 mod jobs;
 mod logs;
+mod merges;
 mod nodes;
 mod page;
 mod reason;
@@ -278,11 +279,12 @@ fn documented_routes() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
         .routes(routes!(jobs::whereabouts))
         .routes(routes!(jobs::explain))
         .routes(routes!(nodes::list))
-        .routes(routes!(nodes::drain, nodes::undrain))
+        .routes(routes!(nodes::drain, nodes::undrain, nodes::drain_progress))
         .routes(routes!(debug::convergence))
         .routes(routes!(debug::members))
         .routes(routes!(debug::ring))
         .routes(routes!(debug::copies))
+        .routes(routes!(merges::report))
         .routes(routes!(faults::show, faults::set));
     let unbounded = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(jobs::wait))
@@ -402,6 +404,7 @@ mod tests {
             convergence: Convergence::default(),
             jobs: JobCounts::default(),
             counters: Vec::new(),
+            clock_skews_ms: Vec::new(),
         }
     }
 

@@ -233,21 +233,59 @@ pub(super) async fn undrain(
     set_draining(&app, &text, false).await
 }
 
-async fn set_draining(app: &App, text: &str, on: bool) -> Result<Json<NodeView>, ApiError> {
+/// How far a node has drained.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct DrainView {
+    /// Whether it drains at all.
+    draining: bool,
+    /// Nothing runs on it, and everything it kept is with others: it can be taken away.
+    done: bool,
+    /// Jobs that still run on it.
+    running: u64,
+    /// Records that it still has to hand over.
+    to_hand_over: u32,
+    /// Partitions that it still serves; while there are any, no other node is there to take them.
+    partitions: u32,
+}
+
+/// How far a node has drained
+///
+/// As with draining, only the node itself knows.
+#[utoipa::path(get, path = "/v1/nodes/{id}/drain", tag = "nodes",
+    params(("id" = String, Path, description = "The asked node's own id or name")),
+    responses((status = 200, body = DrainView), (status = 404, description = "No such node", body = ErrorBody),
+        (status = 409, description = "That is another node; the hint says where to ask it", body = ErrorBody)))]
+pub(super) async fn drain_progress(
+    State(app): State<App>,
+    NodePath(text): NodePath,
+    _: NoQuery,
+) -> Result<Json<DrainView>, ApiError> {
     let snapshot = app.answer(app.handle().fresh_snapshot()).await?;
-    let member = find_node(&snapshot, text).ok_or_else(|| {
+    own_node(&snapshot, &text, &Method::GET)?;
+    let draining = snapshot.facts.status == Status::Draining;
+    let (running, convergence) = (snapshot.jobs.pods, &snapshot.convergence);
+    let (to_hand_over, partitions) = (convergence.strays, convergence.acting);
+    let done = draining && running == 0 && to_hand_over == 0 && partitions == 0;
+    Ok(Json(DrainView { draining, done, running, to_hand_over, partitions }))
+}
+
+/// The asked node, if it is the one that `text` names.
+fn own_node(snapshot: &Snapshot, text: &str, method: &Method) -> Result<NodeId, ApiError> {
+    let member = find_node(snapshot, text).ok_or_else(|| {
         ApiError::not_found(format!("no node has the id or name `{text}`")).with_hint("GET /v1/nodes lists them")
     })?;
     let node = member.facts.node;
-    if node != snapshot.node {
-        let method = if on { Method::POST } else { Method::DELETE };
-        let address = member.facts.http_addr;
-        return Err(ApiError::conflict(format!(
-            "{} is another node, and drains only when asked itself",
-            member.facts.name
-        ))
-        .with_hint(format!("{method} http://{address}/v1/nodes/{node}/drain")));
+    if node == snapshot.node {
+        return Ok(node);
     }
+    let address = member.facts.http_addr;
+    Err(ApiError::conflict(format!("{} is another node, and drains only when asked itself", member.facts.name))
+        .with_hint(format!("{method} http://{address}/v1/nodes/{node}/drain")))
+}
+
+async fn set_draining(app: &App, text: &str, on: bool) -> Result<Json<NodeView>, ApiError> {
+    let snapshot = app.answer(app.handle().fresh_snapshot()).await?;
+    let node = own_node(&snapshot, text, if on { &Method::POST } else { &Method::DELETE })?;
     app.answer(app.handle().drain(on)).await?;
     let snapshot = app.answer(app.handle().fresh_snapshot()).await?;
     let member = snapshot.view.get(&node).ok_or_else(|| ApiError::internal("the node does not see itself"))?;

@@ -118,8 +118,15 @@ Examples:
 
 pub(crate) const DRAIN: &str = "\
 Examples:
-  flockwork drain node-2                     before it is taken away
+  flockwork drain node-2                     before it is taken away; done when all is handed over
+  flockwork drain node-2 --deadline 10m      exit code 1 if that takes longer; it goes on draining
+  flockwork drain node-2 --no-wait           do not wait at all
   flockwork undrain node-2                   it stays after all";
+
+pub(crate) const MERGES: &str = "\
+Examples:
+  flockwork merges                           after a network was cut in two, and healed
+  flockwork merges -o json";
 
 pub(crate) const DEBUG: &str = "\
 Examples:

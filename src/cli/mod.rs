@@ -21,6 +21,7 @@ mod job_options;
 mod jobs;
 mod local_cluster;
 mod logs;
+mod merges;
 mod node;
 mod nodes;
 mod pod;
@@ -132,12 +133,15 @@ enum ActiveCommand {
     /// List the cluster's nodes
     #[command(after_help = help::NODES)]
     Nodes(nodes::NodesArgs),
-    /// Let a node finish what it runs and take nothing new
+    /// Let a node finish what it runs and hand over what it keeps, and wait until it has
     #[command(after_help = help::DRAIN)]
-    Drain(nodes::OneNode),
+    Drain(nodes::DrainArgs),
     /// Let a draining node take work again
     #[command(after_help = help::DRAIN)]
     Undrain(nodes::OneNode),
+    /// Show what became of a partition: who was away, and which jobs ran twice at once
+    #[command(after_help = help::MERGES)]
+    Merges(merges::MergesArgs),
     /// Show whether the nodes agree, as one of them sees it
     #[command(after_help = help::DEBUG)]
     Debug(nodes::DebugArgs),
@@ -321,8 +325,9 @@ async fn perform(session: &Session, command: ActiveCommand, matches: &ArgMatches
         ActiveCommand::Where(args) => jobs::locate(session, &args).await,
         ActiveCommand::Explain(args) => jobs::explain(session, &args).await,
         ActiveCommand::Nodes(args) => nodes::nodes(session, &args).await,
-        ActiveCommand::Drain(args) => nodes::drain(session, &args, true).await,
-        ActiveCommand::Undrain(args) => nodes::drain(session, &args, false).await,
+        ActiveCommand::Drain(args) => nodes::drain(session, &args).await,
+        ActiveCommand::Undrain(args) => nodes::undrain(session, &args).await,
+        ActiveCommand::Merges(args) => merges::merges(session, args).await,
         ActiveCommand::Debug(args) => nodes::debug(session, &args).await,
     }
 }

@@ -17,7 +17,7 @@ use serde_json::Value;
 use super::Session;
 use super::client::{Client, Repeat, Request};
 use super::failure::{Failure, Kind, Outcome, exit};
-use super::render::{OutputForm, Tone, now, printable, shortened, span};
+use super::render::{OutputForm, Tone, note, now, printable, shortened, span};
 
 /// `flockwork nodes`.
 #[derive(Debug, Clone, Copy, Args)]
@@ -30,6 +30,22 @@ pub(crate) struct OneNode {
     #[arg(value_name = "NODE")]
     node: String,
 }
+
+/// `flockwork drain`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DrainArgs {
+    #[command(flatten)]
+    node: OneNode,
+    /// How long to wait at the most
+    #[arg(long, value_name = "TIME", value_parser = duration::parse, conflicts_with = "no_wait")]
+    deadline: Option<Duration>,
+    /// Do not wait until it has drained
+    #[arg(long)]
+    no_wait: bool,
+}
+
+/// How often a draining node is asked how far it is.
+const DRAIN_LOOK_EVERY: Duration = Duration::from_millis(300);
 
 /// `flockwork debug`.
 #[derive(Debug, Clone, Args)]
@@ -145,36 +161,100 @@ pub(crate) async fn nodes(session: &Session, _: &NodesArgs) -> Outcome {
     Ok(exit::SUCCESS)
 }
 
-/// A node drains only when it is asked itself, so it is looked up first and then asked at its own address.
-pub(crate) async fn drain(session: &Session, args: &OneNode, on: bool) -> Outcome {
-    let nodes = list(&session.client()?).await?;
-    let named: Vec<&Node> =
-        nodes.iter().map(|(node, _)| node).filter(|node| node.id == args.node || node.name == args.node).collect();
-    let node = match named.as_slice() {
-        [] => {
-            return Err(Failure::new(Kind::NotFound, format!("no node has the id or name `{}`", args.node))
-                .with_hint("`flockwork nodes` lists them"));
+/// How far a node has drained, in its own words.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+struct Drained {
+    done: bool,
+    running: u64,
+    to_hand_over: u64,
+    partitions: u64,
+}
+
+impl Drained {
+    fn in_words(&self) -> String {
+        let mut left = Vec::new();
+        if self.running > 0 {
+            left.push(format!("{} still running", self.running));
         }
-        [node] => *node,
-        several => {
-            let ids: Vec<&str> = several.iter().map(|node| node.id.as_str()).collect();
-            return Err(Failure::usage(format!("several nodes are called {}: {}", args.node, ids.join(", ")))
-                .with_hint("name one by its id"));
+        if self.to_hand_over > 0 {
+            left.push(format!("{} records to hand over", self.to_hand_over));
         }
-    };
-    let itself = Client::new(std::slice::from_ref(&node.addresses.http))?;
+        if self.partitions > 0 {
+            left.push(format!("no other node takes {} of its partitions", self.partitions));
+        }
+        if left.is_empty() { "nothing is left".to_owned() } else { left.join(", ") }
+    }
+}
+
+/// Lets a node drain, and waits until it says that all is handed over.
+pub(crate) async fn drain(session: &Session, args: &DrainArgs) -> Outcome {
+    let (node, itself) = find(session, &args.node.node).await?;
     let path = format!("/v1/nodes/{}/drain", node.id);
-    let request = if on { Request::post(path, Repeat::Freely) } else { Request::delete(path, Repeat::Freely) };
-    let answer = itself.ask(&request).await?;
+    let answer = itself.ask(&Request::post(path.clone(), Repeat::Freely)).await?;
+    let name = printable(&node.name);
+    if !args.no_wait {
+        let until = args.deadline.map(|deadline| tokio::time::Instant::now() + deadline);
+        let mut told = Drained::default();
+        loop {
+            let now: Drained = itself.read(&Request::get(path.clone())).await?;
+            if now.done {
+                break;
+            }
+            if now != told {
+                note(&format!("{name} drains: {}", now.in_words()));
+            }
+            if until.is_some_and(|until| until <= tokio::time::Instant::now()) {
+                return Err(Failure::new(Kind::Failed, format!("{name} has not drained in time: {}", now.in_words()))
+                    .with_hint("it goes on draining; `flockwork undrain` ends that"));
+            }
+            told = now;
+            tokio::time::sleep(DRAIN_LOOK_EVERY).await;
+        }
+    }
     match session.printer.form {
+        OutputForm::Table | OutputForm::Wide if args.no_wait => {
+            session.printer.line(&format!("{name} drains: it finishes what it runs, and takes nothing new"))?;
+        }
         OutputForm::Table | OutputForm::Wide => {
-            let what = if on { "drains: it finishes what it runs, and takes nothing new" } else { "serves again" };
-            session.printer.line(&format!("{} {what}", printable(&node.name)))?;
+            session
+                .printer
+                .line(&format!("{name} is drained: nothing runs there, and others have all that it kept"))?;
         }
         OutputForm::Json | OutputForm::Jsonl => session.printer.json(&answer.body)?,
         OutputForm::Id => session.printer.line(&node.id)?,
     }
     Ok(exit::SUCCESS)
+}
+
+pub(crate) async fn undrain(session: &Session, args: &OneNode) -> Outcome {
+    let (node, itself) = find(session, &args.node).await?;
+    let answer = itself.ask(&Request::delete(format!("/v1/nodes/{}/drain", node.id), Repeat::Freely)).await?;
+    match session.printer.form {
+        OutputForm::Table | OutputForm::Wide => {
+            session.printer.line(&format!("{} serves again", printable(&node.name)))?;
+        }
+        OutputForm::Json | OutputForm::Jsonl => session.printer.json(&answer.body)?,
+        OutputForm::Id => session.printer.line(&node.id)?,
+    }
+    Ok(exit::SUCCESS)
+}
+
+/// The node that `text` names, and a client of it alone: a node drains only when it is asked itself.
+async fn find(session: &Session, text: &str) -> Result<(Node, Client), Failure> {
+    let nodes = list(&session.client()?).await?;
+    let mut named = nodes.into_iter().map(|(node, _)| node).filter(|node| node.id == text || node.name == text);
+    let Some(node) = named.next() else {
+        return Err(Failure::new(Kind::NotFound, format!("no node has the id or name `{text}`"))
+            .with_hint("`flockwork nodes` lists them"));
+    };
+    let others: Vec<String> = named.map(|node| node.id).collect();
+    if !others.is_empty() {
+        return Err(Failure::usage(format!("several nodes are called {text}: {}, {}", node.id, others.join(", ")))
+            .with_hint("name one by its id"));
+    }
+    let itself = Client::new(std::slice::from_ref(&node.addresses.http))?;
+    Ok((node, itself))
 }
 
 /// How far a node is from agreement with the others.

@@ -88,7 +88,7 @@ pub enum Request {
     },
 }
 
-/// Which jobs a list is to have; an absent condition holds for all.
+/// Which jobs a list is to have; a condition that is absent, or false, holds for all.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Filter {
@@ -98,6 +98,8 @@ pub struct Filter {
     pub name: Option<String>,
     /// With an attempt, live or the last, on this node.
     pub node: Option<NodeId>,
+    /// With attempts that ran, or may have run, at the same time.
+    pub overlapped: bool,
 }
 
 /// A place in the list of all jobs, which runs from the newest to the oldest.

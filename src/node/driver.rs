@@ -27,7 +27,7 @@ use crate::io::store::{CommitDone, CommitError, Store};
 use crate::io::transport::{Incoming, LinkEvent, Transport};
 use crate::model::blob::{Blob, BlobId, BlobRef};
 use crate::model::id::{JobIdPrefix, NodeId};
-use crate::model::member::{Facts, MemberState};
+use crate::model::member::{Facts, Member, MemberState};
 use crate::model::record::Phase;
 use crate::model::request::{Code, Event, EventKind, Refusal};
 use crate::model::time::Moment;
@@ -74,6 +74,8 @@ pub(super) struct Shells {
     pub(super) store: Store,
     pub(super) tracker: TaskTracker,
     pub(super) faults: Faults,
+    /// Of those that the disk held at the start.
+    pub(super) records_set_aside: u64,
 }
 
 /// What the driver hears.
@@ -585,6 +587,7 @@ impl Driver {
         let (gossip, datagrams) = (self.shells.gossip.status(), self.shells.datagrams.status());
         snapshot.complaints.extend(self.shells.gossip.complaint());
         snapshot.counters.extend([
+            ("records_set_aside", self.shells.records_set_aside),
             ("gossip_restarts", gossip.restarts),
             ("gossip_messages_refused", gossip.refused_messages),
             ("gossip_messages_dropped", gossip.dropped_messages),
@@ -604,6 +607,11 @@ impl Driver {
             ("datagrams_unreadable", datagrams.garbage),
             ("datagrams_overrun", datagrams.overrun),
         ]);
+        let skew_of = |(node, member): (&NodeId, &Member)| {
+            let skew = self.shells.datagrams.skew_of(member.facts.cluster_addr)?;
+            Some((*node, skew))
+        };
+        snapshot.clock_skews_ms = snapshot.view.iter().filter_map(skew_of).collect();
         snapshot
     }
 

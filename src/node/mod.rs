@@ -138,6 +138,7 @@ impl Node {
         let (store, loaded) = opening.await.map_err(|error| StartError::Executor(io::Error::other(error)))??;
         let identity = loaded.identity;
         let name = identity.name.clone().unwrap_or_else(|| format!("node-{}", identity.node));
+        let records_set_aside = loaded.damaged.len() as u64;
         for damaged in &loaded.damaged {
             let job = damaged.id.map(|id| id.to_string()).unwrap_or_default();
             tracing::error!(job, reason = damaged.reason, "a record on the disk is damaged and was set aside");
@@ -248,6 +249,7 @@ impl Node {
             store,
             tracker: tracker.clone(),
             faults: options.faults.clone(),
+            records_set_aside,
         };
         let inputs = Inputs {
             incoming,

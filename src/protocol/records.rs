@@ -311,4 +311,5 @@ fn matches(filter: &Filter, held: &Held) -> bool {
         && filter
             .node
             .is_none_or(|node| held.record.telling().is_some_and(|attempt| attempt.claim.executor.node == node))
+        && (!filter.overlapped || !held.record.overlaps().is_empty())
 }

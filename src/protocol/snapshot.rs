@@ -35,6 +35,8 @@ pub struct Snapshot {
     pub jobs: JobCounts,
     /// What has been counted since the start, by metric name.
     pub counters: Vec<(&'static str, u64)>,
+    /// How far each member's wall clock is ahead of this node's, in milliseconds, as far as it was measured.
+    pub clock_skews_ms: Vec<(NodeId, i64)>,
 }
 
 /// How far a node is from agreement with the others.

@@ -261,6 +261,7 @@ impl State {
             .values()
             .filter(|record| filter.state.is_none_or(|state| record.state() == state))
             .filter(|record| filter.name.is_none() || record.spec().name == filter.name)
+            .filter(|record| !filter.overlapped || !record.overlaps().is_empty())
             .filter(|record| filter.node.is_none_or(|node| on_node(record, node)))
             .filter(|record| after.is_none_or(|after| place(record) < (after.submitted_at, after.job)))
             .cloned()
@@ -484,5 +485,6 @@ fn snapshot(state: &State) -> Arc<Snapshot> {
         convergence: Convergence { fingerprints, acting: 16, in_sync: 15, strays: 2, ..Convergence::default() },
         jobs: JobCounts { held: 3, ..JobCounts::default() },
         counters: vec![("probes_sent", 42)],
+        clock_skews_ms: Vec::new(),
     })
 }

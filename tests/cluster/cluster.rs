@@ -52,6 +52,8 @@ pub struct Node {
     name: String,
     dir: PathBuf,
     settings: Vec<String>,
+    /// Set for its process besides.
+    environment: Vec<(String, String)>,
     /// What it said when it was last ready.
     pub id: String,
     cluster_addr: String,
@@ -59,8 +61,6 @@ pub struct Node {
     process: Option<Process>,
     is_ready: bool,
     is_frozen: bool,
-    /// The step of an attempt's life at which it kills itself.
-    dies_at: Option<&'static str>,
 }
 
 struct Process {
@@ -94,13 +94,13 @@ impl Cluster {
             name: format!("node-{place}"),
             dir: dir.path().join(format!("node-{place}")),
             settings: settings(place).split_whitespace().map(str::to_owned).collect(),
+            environment: Vec::new(),
             id: String::new(),
             cluster_addr: "127.0.0.1:0".to_owned(),
             http_addr: "127.0.0.1:0".to_owned(),
             process: None,
             is_ready: false,
             is_frozen: false,
-            dies_at: None,
         };
         let nodes = (0..nodes).map(node).collect();
         let mut cluster = Self { nodes, dir, http, _turn: turn };
@@ -158,9 +158,9 @@ impl Cluster {
 
     /// Starts a node that kills itself at this step of an attempt's life.
     pub async fn restart_to_die_at(&mut self, node: usize, step: &'static str) {
-        self.nodes[node].dies_at = Some(step);
+        self.set_environment(node, "FLOCKWORK_DIE_AT", step);
         self.restart(&[node]).await;
-        self.nodes[node].dies_at = None;
+        self.nodes[node].environment.pop();
     }
 
     /// Waits until a node has killed itself.
@@ -189,7 +189,7 @@ impl Cluster {
             process: None,
             is_ready: false,
             is_frozen: false,
-            dies_at: None,
+            environment: Vec::new(),
         });
         self.nodes.len() - 1
     }
@@ -227,6 +227,55 @@ impl Cluster {
         assert!(node.process.is_none(), "{} runs", node.name);
         std::fs::remove_dir_all(node.dir.join("data")).unwrap();
         node.id.clear();
+    }
+
+    /// Cuts these nodes off from all others. The cluster must have been started with `--enable-fault-injection`.
+    pub async fn cut_off(&self, side: &[usize]) {
+        for place in 0..self.nodes.len() {
+            let others =
+                self.nodes.iter().enumerate().filter(|(other, _)| side.contains(other) != side.contains(&place));
+            let others: Vec<&str> = others.map(|(_, node)| node.cluster_addr.as_str()).collect();
+            self.pretend(place, &json!({"drop_to": others, "drop_from": others})).await;
+        }
+    }
+
+    /// Joins what was cut.
+    pub async fn heal(&self) {
+        for place in 0..self.nodes.len() {
+            self.pretend(place, &json!({})).await;
+        }
+    }
+
+    /// Makes a node pretend a fault.
+    pub async fn pretend(&self, node: usize, plan: &Value) {
+        let (status, body) = told(self.request(node, Method::POST, "/debug/faults").json(plan)).await;
+        assert_eq!(status, 200, "{body}");
+    }
+
+    /// Sets a variable for a node's next start.
+    pub fn set_environment(&mut self, node: usize, name: &str, value: &str) {
+        self.nodes[node].environment.retain(|(known, _)| known != name);
+        self.nodes[node].environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Waits until a node's process ends by itself, and says how.
+    pub async fn ends_by_itself(&mut self, node: usize) -> ExitStatus {
+        self.ended_process(node).await
+    }
+
+    /// Starts a node that cannot start, and says what it said.
+    pub async fn refuses_to_start(&mut self, node: usize) -> String {
+        let before = self.nodes[node].log().len();
+        let mut child = self.nodes[node].command().stdin(Stdio::piped()).spawn().unwrap();
+        let ended = timeout(READY_WITHIN, child.wait()).await.expect("it ends in time").unwrap();
+        assert!(!ended.success(), "{ended}");
+        self.nodes[node].log().split_off(before)
+    }
+
+    /// Starts a node whose directory is gone: it has a new id then.
+    pub async fn restart_as_somebody_new(&mut self, node: usize) {
+        self.nodes[node].id.clear();
+        self.restart(&[node]).await;
     }
 
     fn pid(&self, node: usize) -> u32 {
@@ -350,7 +399,10 @@ impl Cluster {
             assert!((200..300).contains(&status), "{status}: {body}");
             let jobs = body["jobs"].as_array().unwrap();
             assert_eq!(jobs.len(), specs.len());
-            let is_short = |job: &&Value| job["receipt"]["stored"].as_u64() < job["receipt"]["wanted"].as_u64();
+            let is_short = |job: &&Value| {
+                let receipt = &job["receipt"];
+                !job["id"].is_string() || receipt["stored"].as_u64() < receipt["wanted"].as_u64()
+            };
             match jobs.iter().find(is_short) {
                 None => Ok(jobs.iter().map(|job| text(&job["id"])).collect()),
                 Some(short) => Err(format!("{status}: {short}")),
@@ -493,6 +545,14 @@ impl Node {
     /// Starts the process. What it prints when it is ready comes out of what is returned.
     fn spawn(&mut self) -> ChildStdout {
         assert!(self.process.is_none(), "{} runs", self.name);
+        let mut child = self.command().stdin(Stdio::piped()).spawn().unwrap();
+        let (pid, lifeline) = (child.id().unwrap(), child.stdin.take().unwrap());
+        let stdout = child.stdout.take().unwrap();
+        self.process = Some(Process { child, pid, _lifeline: lifeline });
+        stdout
+    }
+
+    fn command(&self) -> tokio::process::Command {
         std::fs::create_dir_all(&self.dir).unwrap();
         let log = File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
         let mut command = program(&self.dir);
@@ -500,20 +560,20 @@ impl Node {
             .args(["node", "--config", "/dev/null", "--output", "json", "--until-stdin-closes"])
             .args(["--profile", "local", "--cluster", "stories", "--name", &self.name])
             .args(["--listen", &self.cluster_addr, "--http", &self.http_addr, "--data-dir"])
-            .arg(self.dir.join("data"))
+            .arg(self.data_dir())
             .args(&self.settings)
-            .stdin(Stdio::piped())
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stderr(log)
-            .envs(self.dies_at.map(|step| ("FLOCKWORK_DIE_AT", step)))
             .process_group(0);
-        let mut child = command.spawn().unwrap();
-        let (pid, lifeline) = (child.id().unwrap(), child.stdin.take().unwrap());
-        let stdout = child.stdout.take().unwrap();
-        self.process = Some(Process { child, pid, _lifeline: lifeline });
-        stdout
+        command
     }
 
-    fn log(&self) -> String {
+    /// Where it keeps its data.
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    pub fn log(&self) -> String {
         // A node whose directory could not even be made has no log.
         let log = std::fs::read(self.dir.join("log")).unwrap_or_default();
         String::from_utf8_lossy(&log).into_owned()

@@ -144,6 +144,41 @@ async fn a_node_that_is_asked_to_leave_hands_over_and_says_goodbye() {
 }
 
 #[tokio::test]
+async fn a_drain_is_done_when_all_is_handed_over_and_not_before() {
+    let cluster = Cluster::of(4).await;
+    let specs: Vec<Value> = (0..60).map(|n| json!({"command": ["echo", n.to_string()]})).collect();
+    let ids = cluster.submit_all(1, &specs, false).await;
+    cluster.all_ended(0, &ids).await;
+    let sleep = long_sleep();
+    let long = cluster.submit(0, json!({"command": ["sleep", sleep]})).await;
+    let drained = cluster.runs_on(0, &long).await;
+    let other = (drained + 1) % 4;
+    let name = format!("node-{drained}");
+
+    let late = cluster.flockwork(&[other], &["drain", &name, "--deadline", "2s"]).await;
+    assert_eq!(late.code, Some(1), "{late:?}");
+    assert!(late.err.contains("has not drained in time: 1 still running"), "{late:?}");
+    just_one(&sleep, seconds(1)).await;
+    let elsewhere = cluster.shell(drained, "true").await;
+    assert_ne!(cluster.ended(other, &elsewhere).await["attempts"][0]["node_name"], name.as_str());
+
+    cluster.cancel(other, &long, "the story is over").await;
+    let done = cluster.flockwork(&[other], &["drain", &name, "--deadline", "60s"]).await.good();
+    assert!(done.contains("others have all that it kept"), "{done}");
+    let (_, view) = cluster.get(drained, "/debug/convergence").await;
+    assert_eq!(view["strays"], 0, "{view}");
+    let mine = cluster.node(drained).id.clone();
+    for id in &ids {
+        let (_, copies) = cluster.get(other, &format!("/debug/jobs/{id}")).await;
+        let holders = copies["replicas"].as_array().unwrap().iter();
+        let holders = holders.filter(|copy| copy["present"] == true && copy["node"] != mine.as_str()).count();
+        assert!(holders >= 3, "{copies}");
+    }
+    cluster.flockwork(&[other], &["undrain", &name]).await.good();
+    cluster.converge().await;
+}
+
+#[tokio::test]
 async fn every_acknowledged_job_ends_though_all_nodes_are_killed_at_once() {
     let mut cluster = Cluster::of(3).await;
     let specs: Vec<Value> = (0..60).map(|n| json!({"command": ["sh", "-c", format!("sleep 0.3; echo {n}")]})).collect();

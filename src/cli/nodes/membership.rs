@@ -3,6 +3,8 @@
 //! Who suspects whom and how long the suspect still has, how fast members answer, how far the node trusts its own
 //! ears, and its latest verdicts with their reasons.
 
+use std::time::Duration;
+
 use flockwork::model::time::Timestamp;
 use serde::Deserialize;
 
@@ -47,6 +49,8 @@ struct Member {
     cluster_addr: String,
     #[serde(default)]
     round_trip_ms: Option<f64>,
+    #[serde(default)]
+    clock_skew_ms: Option<i64>,
     #[serde(default)]
     doubt: Option<Doubt>,
 }
@@ -96,11 +100,13 @@ pub(super) fn drawn(printer: Printer, told: &Told, now: Timestamp) -> String {
             member.generation.to_string(),
             member.incarnation.to_string(),
             member.round_trip_ms.map_or_else(String::new, |ms| format!("{ms:.2}ms")),
+            member.clock_skew_ms.map(ahead).unwrap_or_default(),
             member.cluster_addr.clone(),
             member.doubt.as_ref().map(|doubt| doubt.in_words(now)).unwrap_or_default(),
         ]
     });
-    let header = ["NAME", "ID", "STATE", "STATUS", "FOR", "GENERATION", "INCARNATION", "RTT", "CLUSTER", "SUSPICION"];
+    let header =
+        ["NAME", "ID", "STATE", "STATUS", "FOR", "GENERATION", "INCARNATION", "RTT", "CLOCK", "CLUSTER", "SUSPICION"];
     let mut text = printer.drawn(&header, rows.collect());
     let seer = told.members.iter().find(|member| member.id == told.node);
     let seer = seer.map_or(told.node.as_str(), |member| member.name.as_str());
@@ -131,6 +137,15 @@ pub(super) fn drawn(printer: Printer, told: &Told, now: Timestamp) -> String {
     text
 }
 
+/// How far a clock is ahead, with its sign.
+fn ahead(skew_ms: i64) -> String {
+    let sign = if skew_ms < 0 { '-' } else { '+' };
+    match skew_ms.unsigned_abs() {
+        small @ 0..1_000 => format!("{sign}{small}ms"),
+        large => format!("{sign}{}", span(Duration::from_secs(large.saturating_add(500) / 1_000))),
+    }
+}
+
 impl Doubt {
     fn in_words(&self, now: Timestamp) -> String {
         let voters: Vec<&str> = self.voters.iter().map(|voter| voter.name.as_str()).collect();
@@ -150,8 +165,6 @@ impl Doubt {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use serde_json::json;
 
     use super::super::super::render::OutputForm;
@@ -166,7 +179,7 @@ mod tests {
             "complaints": ["two processes run as one"],
             "members": [
                 {"id": "0000000a", "name": "here", "state": "alive"},
-                {"id": "0000000b", "name": "there", "state": "suspect", "incarnation": 7, "round_trip_ms": 0.514,
+                {"id": "0000000b", "name": "there", "state": "suspect", "incarnation": 7, "round_trip_ms": 0.514, "clock_skew_ms": -7_200_001,
                  "doubt": {"since": Timestamp(now.unix_ms() - 2_000), "until": now + Duration::from_secs(3),
                            "voters": [{"node": "0000000a", "name": "here"}], "silent": true}},
             ],
@@ -176,6 +189,7 @@ mod tests {
         let text = drawn(Printer::plain(OutputForm::Wide), &serde_json::from_value(told).unwrap(), now);
         for part in [
             "0.51ms",
+            "-2h00m",
             "for 2.0s, until in 3.0s; by here; does not answer this node",
             "as here sees it; its local health is 2",
             "two processes run as one",

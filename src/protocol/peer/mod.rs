@@ -828,6 +828,7 @@ impl Peer {
             convergence: self.convergence(now),
             jobs,
             counters: counted,
+            clock_skews_ms: Vec::new(),
         }
     }
 
