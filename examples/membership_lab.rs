@@ -299,9 +299,12 @@ fn soak_all(seeds: std::ops::Range<u64>) -> bool {
 /// A seed in so many is enough to call a planted fault caught.
 const MOST_SEEDS: u64 = 500;
 
+/// Breaks the network in some way.
+type Plant = fn(&mut Network);
+
 fn planted(times: u64) -> bool {
     let whole = Rules::default();
-    let faults: [(&str, Rules, fn(&mut Network)); 3] = [
+    let faults: [(&str, Rules, Plant); 3] = [
         ("nobody refutes", Rules { refutation: false, ..whole }, |_| {}),
         ("nothing is compared", whole, |network| network.without_comparison = true),
         ("no local health", Rules { lifeguard: false, ..whole }, |_| {}),
