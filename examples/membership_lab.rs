@@ -299,12 +299,12 @@ fn soak_all(seeds: std::ops::Range<u64>) -> bool {
 /// A seed in so many is enough to call a planted fault caught.
 const MOST_SEEDS: u64 = 500;
 
-/// A fault in the members, and in their network.
-type Planted = (&'static str, Rules, fn(&mut Network));
+/// Breaks the network in some way.
+type Plant = fn(&mut Network);
 
 fn planted(times: u64) -> bool {
     let whole = Rules::default();
-    let faults: [Planted; 3] = [
+    let faults: [(&str, Rules, Plant); 3] = [
         ("nobody refutes", Rules { refutation: false, ..whole }, |_| {}),
         ("nothing is compared", whole, |network| network.without_comparison = true),
         ("no local health", Rules { lifeguard: false, ..whole }, |_| {}),
