@@ -182,7 +182,7 @@ pub(crate) struct LogReader<'a> {
     first_attempt: Option<u32>,
     /// The newest of which something was shown.
     newest_attempt: Option<u32>,
-    /// Taken away before the first output appears.
+    /// Out of sight from the first output on, until it is a bar.
     pub(crate) spinner: Option<indicatif::ProgressBar>,
 }
 
@@ -293,6 +293,8 @@ impl<'a> LogReader<'a> {
                 // The bar makes room for a moment. It cannot share a line, so half a line is the end of it.
                 let written = bar.suspend(|| write_now(piece.stream, fresh));
                 if !fresh.ends_with(b"\n") {
+                    // With a length it counts as a bar that has been, and does not come back.
+                    bar.set_length(1);
                     self.clear_spinner();
                 }
                 return Ok(written?);
@@ -332,8 +334,9 @@ impl<'a> LogReader<'a> {
     /// Makes room for output, and says where another attempt begins: it may repeat what the last one said.
     fn announce(&mut self, attempt: u32) {
         // A spinner has done its part when there is something to see; a bar, of a job that says how far it is, stays.
-        if self.spinner.as_ref().is_some_and(|spinner| spinner.length().is_none()) {
-            self.clear_spinner();
+        // It is kept, unseen, since a job may say only later how far it is.
+        if let Some(spinner) = self.spinner.as_ref().filter(|bar| bar.length().is_none() && !bar.is_finished()) {
+            spinner.finish_and_clear();
         }
         if self.newest_attempt.is_some_and(|newest| attempt > newest) {
             let say = || note(&format!("attempt {attempt} of {} begins", self.job));

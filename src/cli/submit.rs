@@ -135,8 +135,12 @@ async fn show_progress(client: &Client, id: &str, bar: Option<&indicatif::Progre
             tokio::time::sleep(PROGRESS_EVERY).await;
             let told: Result<Job, Failure> = client.read(&Request::get(format!("/v1/jobs/{id}"))).await;
             if let Ok(Job { progress: Some(progress), .. }) = told
-                && !bar.is_finished()
+                && (!bar.is_finished() || bar.length().is_none())
             {
+                if bar.is_finished() {
+                    // The first output took the spinner's place; a bar stands below what is written.
+                    bar.reset();
+                }
                 if let Some(style) = style.take() {
                     bar.set_length(PROGRESS_PARTS);
                     bar.set_style(style);
