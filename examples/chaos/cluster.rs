@@ -291,9 +291,10 @@ impl Held<'_> {
     async fn bury(&mut self, within: Duration) -> anyhow::Result<()> {
         let Some(process) = self.process.as_mut() else { return Ok(()) };
         if timeout(within, process.child.wait()).await.is_err() {
-            let mut broken = self.node.broken.lock().unwrap_or_else(PoisonError::into_inner);
-            broken.push(format!("{} did not end within {within:?} at {}", self.node.name, elapsed()));
-            drop(broken);
+            let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid)).unwrap_or_default();
+            let state = status.lines().find(|line| line.starts_with("State:")).unwrap_or("it is gone").to_owned();
+            let what = format!("{} did not end within {within:?} at {} ({state})", self.node.name, elapsed());
+            self.node.broken.lock().unwrap_or_else(PoisonError::into_inner).push(what);
             process.child.kill().await?;
         }
         *self.process = None;
