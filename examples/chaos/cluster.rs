@@ -51,8 +51,8 @@ pub struct Node {
     /// Whoever holds it may do something to the process.
     process: Arc<tokio::sync::Mutex<Option<Process>>>,
     plan: Mutex<Plan>,
-    /// How its process ended where nobody had asked it to.
-    ended_by_itself: Mutex<Vec<String>>,
+    /// Where its process ended although nobody had asked it to, or did not although somebody had.
+    broken: Mutex<Vec<String>>,
 }
 
 struct Process {
@@ -138,11 +138,11 @@ impl Cluster {
         }
     }
 
-    /// Lines of the nodes' logs that tell of a panic, and ends that nobody caused.
+    /// Lines of the nodes' logs that tell of a panic, and processes that did not end as they should.
     pub fn broken_nodes(&self) -> Vec<String> {
         let mut found = Vec::new();
         for node in &self.nodes {
-            found.extend(node.ended_by_itself.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
+            found.extend(node.broken.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
             let log = std::fs::read(node.dir.join("log")).unwrap_or_default();
             let log = String::from_utf8_lossy(&log);
             found
@@ -186,7 +186,7 @@ impl Node {
             settings,
             process: Arc::default(),
             plan: Mutex::default(),
-            ended_by_itself: Mutex::default(),
+            broken: Mutex::default(),
         };
         let (process, ready) = node.start().await?;
         let text = |name: &str| ready[name].as_str().map(str::to_owned).with_context(|| format!("no {name}: {ready}"));
@@ -245,8 +245,8 @@ impl Node {
     /// Whether its process has ended although nobody did anything to it.
     fn note_its_end(&self, process: &mut Option<Process>) -> bool {
         let Some(Ok(Some(status))) = process.as_mut().map(|process| process.child.try_wait()) else { return false };
-        let mut ended = self.ended_by_itself.lock().unwrap_or_else(PoisonError::into_inner);
-        ended.push(format!("{} ended by itself: {status}", self.name));
+        let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        broken.push(format!("{} ended by itself: {status}", self.name));
         true
     }
 }
@@ -290,8 +290,13 @@ impl Held<'_> {
 
     async fn bury(&mut self, within: Duration) -> anyhow::Result<()> {
         let Some(process) = self.process.as_mut() else { return Ok(()) };
-        let ended = timeout(within, process.child.wait()).await;
-        ended.with_context(|| format!("{} does not end", self.node.name))??;
+        if timeout(within, process.child.wait()).await.is_err() {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid)).unwrap_or_default();
+            let state = status.lines().find(|line| line.starts_with("State:")).unwrap_or("it is gone").to_owned();
+            let what = format!("{} did not end within {within:?} at {} ({state})", self.node.name, elapsed());
+            self.node.broken.lock().unwrap_or_else(PoisonError::into_inner).push(what);
+            process.child.kill().await?;
+        }
         *self.process = None;
         Ok(())
     }

@@ -120,11 +120,17 @@ async fn run(options: &Options) -> anyhow::Result<bool> {
     let handing_in = tokio::spawn(Arc::clone(&work).hand_in(stop.clone()));
     let keeping_told = tokio::spawn(Arc::clone(&cluster).keep_told());
     let trouble = Arc::new(Trouble::new(Arc::clone(&cluster), options));
-    let making_trouble = tokio::spawn(Arc::clone(&trouble).make(stop.clone()));
+    let mut making_trouble = tokio::spawn(Arc::clone(&trouble).make(stop.clone()));
 
     let until = begun + Duration::from_secs(options.seconds);
     while Instant::now() < until {
-        tokio::time::sleep(TELL_EVERY.min(until.saturating_duration_since(Instant::now()))).await;
+        tokio::select! {
+            () = tokio::time::sleep(TELL_EVERY.min(until.saturating_duration_since(Instant::now()))) => {}
+            ended = &mut making_trouble => {
+                ended.context("the trouble maker failed")??;
+                anyhow::bail!("the trouble ended too soon");
+            }
+        }
         println!("{} {}; {}", cluster::elapsed(), work.progress(), trouble.progress());
     }
     stop.cancel();
