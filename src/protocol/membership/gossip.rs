@@ -226,6 +226,13 @@ impl Membership {
         let (mine, theirs) = ((own.generation, own.cluster_addr), (facts.generation, facts.cluster_addr));
         if theirs > mine {
             self.newer_self = (facts.status != Status::Left).then_some((facts.cluster_addr, now.moment));
+            if facts.status != Status::Left {
+                // Tells it that it is not alone. What others would tell it by its id may reach this process instead.
+                let seq = self.detector.take_seq();
+                let probe = self.detector.packet(self.me, ProbeBody::Ping { seq, suspected: None });
+                let (to, addr) = (self.me, facts.cluster_addr);
+                self.outputs.push_back(MembershipOutput::Probe { to, addr, probe, by_link: false });
+            }
         } else if facts.cluster_addr != own.cluster_addr
             && facts.status != Status::Left
             && self.twin.as_ref().is_none_or(|twin| twin.facts.generation < facts.generation)
@@ -256,6 +263,11 @@ impl Membership {
             ProbeBody::Ping { seq, .. } if is_another(probe.generation) => {
                 if (probe.generation, from_addr) > (own_generation, own_addr) {
                     self.newer_self = Some((from_addr, now.moment));
+                } else if self.twin.as_ref().is_none_or(|twin| twin.is_gone() || twin.facts.cluster_addr != from_addr) {
+                    let facts = Facts { generation: probe.generation, cluster_addr: from_addr, ..self.me().clone() };
+                    let mut twin = Twin::new(facts);
+                    twin.answered(now.moment);
+                    self.twin = Some(twin);
                 }
                 self.acknowledge(self.me, from_addr, seq, by_link);
             }
