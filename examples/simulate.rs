@@ -10,6 +10,7 @@
 #![allow(dead_code, reason = "the stories of the test use more of the world than a replay does")]
 #![allow(clippy::unwrap_used, reason = "the world is shared with a test")]
 #![allow(unreachable_pub, reason = "the modules are shared with a test")]
+#![allow(clippy::disallowed_methods, reason = "the simulated time is no measure of how fast it is simulated")]
 
 #[path = "../tests/simulation/checkers.rs"]
 mod checkers;

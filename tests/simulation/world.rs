@@ -698,9 +698,9 @@ impl World {
         });
         let text = || format!("n{node} starts as generation {} with {held} records", generation.0);
         if generation.0 == 1 {
-            self.write_line(text)
+            self.write_line(text);
         } else {
-            self.log_fault(text)
+            self.log_fault(text);
         }
         let tick = self.dice.ms(1.0, 100.0);
         self.schedule(tick, Happening::GossipTick { node, process: number });
