@@ -11,6 +11,7 @@
 #![allow(clippy::disallowed_methods, reason = "it says how fast it is, and explores on all processors")]
 #![allow(clippy::unwrap_used, reason = "the world is shared with a test")]
 #![allow(unreachable_pub, reason = "the modules are shared with a test")]
+#![allow(clippy::disallowed_methods, reason = "the simulated time is no measure of how fast it is simulated")]
 
 #[path = "../tests/simulation/checkers.rs"]
 mod checkers;

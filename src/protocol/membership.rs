@@ -267,7 +267,9 @@ impl Membership {
         };
         for mut facts in remembered {
             let fits = facts.node != this.me && what_differs(&this.settings, &facts).is_none();
-            if fits && facts.status != Status::Left && !this.view.contains_key(&facts.node) {
+            if fits && facts.status == Status::Left && !this.view.contains_key(&facts.node) {
+                this.admit(now, facts, Opinion::Departed, "had left before this start");
+            } else if fits && !this.view.contains_key(&facts.node) {
                 // What it thought of others then is no vote now.
                 facts.suspicions.clear();
                 let node = facts.node;
@@ -526,10 +528,11 @@ impl Membership {
         self.detector.health()
     }
 
-    /// The members to keep on disk for the next start: all that have neither left nor been forgotten.
+    /// The members to keep on disk for the next start: all that have not been forgotten. Those that have left are
+    /// kept for others, who may have been away when they did.
     pub fn remembered(&self) -> Vec<Facts> {
         let kept = self.view.values().filter(|member| member.facts.node != self.me);
-        kept.filter(|member| member.state != MemberState::Left).map(|member| member.facts.clone()).collect()
+        kept.map(|member| member.facts.clone()).collect()
     }
 
     /// Everything at once, for people.

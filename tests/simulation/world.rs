@@ -143,6 +143,8 @@ pub struct Process {
     pub gossip: Gossip,
     pub paused: bool,
     paused_at: Duration,
+    /// When it was paused, all members were alive for it.
+    saw_all: bool,
     stalled: Vec<Happening>,
     timer: Option<Duration>,
     last_call: (Duration, u32),
@@ -723,6 +725,7 @@ impl World {
             gossip: Gossip::new(contacts),
             paused: false,
             paused_at: Duration::ZERO,
+            saw_all: false,
             stalled: Vec::new(),
             timer: None,
             last_call: (Duration::ZERO, 0),
@@ -786,6 +789,7 @@ impl World {
             self.faults.pauses += 1;
             (self.disturbances.any, self.disturbances.doubt) = (true, true);
             process.paused_at = self.now;
+            process.saw_all = process.peer.membership().view().values().all(|member| member.is_live());
             let number = process.number;
             self.clients.gateway_paused(number);
             self.log_fault(|| format!("n{node} is paused"));
@@ -798,7 +802,7 @@ impl World {
             return;
         };
         process.paused = false;
-        let paused_for = self.now - process.paused_at;
+        let paused_for = if process.saw_all { self.now - process.paused_at } else { Duration::ZERO };
         let stalled = std::mem::take(&mut process.stalled);
         self.log_fault(|| format!("n{node} is resumed, and finds {} things to see to", stalled.len()));
         for what in stalled {

@@ -151,7 +151,11 @@ fn a_node_that_leaves_is_left_and_not_down() {
         world.run_until_agreed(ms(1))?;
         ensure(world.downs.is_empty(), "nobody was condemned")?;
         let gone = world.hosts[6].id;
-        ensure(world.member(0).remembered().iter().all(|facts| facts.node != gone), "the left are not remembered")?;
+        let has_left = |facts: &Facts| facts.node == gone && facts.status == Status::Left;
+        ensure(
+            world.member(0).remembered().iter().any(has_left),
+            "its goodbye is remembered, for those who missed it",
+        )?;
         world.start(6);
         world.run_until_agreed(secs(6)).map(|_| ())
     });

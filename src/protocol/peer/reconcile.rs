@@ -231,6 +231,8 @@ impl Peer {
     fn sabotaged(&self, now: Now, record: &Record, does: OwnerDoes) -> OwnerDoes {
         let tries_again = |is_over: bool| if is_over { OwnerDoes::Place } else { does.clone() };
         let ended = record.state().is_terminal() && record.state() != JobState::Succeeded && !record.is_final();
+        // Once is enough to be caught, and a run that never ends tells nobody.
+        let ended = ended && record.attempts.len() < 12;
         if self.sabotage.has(Bug::IgnoreStop) {
             return tries_again(ended && record.stop.is_some());
         }

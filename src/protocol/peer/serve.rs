@@ -436,9 +436,6 @@ impl Peer {
 
     /// Answers as soon as everything this node has written so far is on its disk.
     fn answer(&mut self, asker: Asker, response: Response) {
-        if self.sabotage.has(Bug::AnswerBeforeSync) {
-            return self.answer_at_once(asker, response);
-        }
         self.outbox.send_when_stored(outgoing(asker, response));
     }
 
