@@ -137,8 +137,15 @@ async fn run(options: &Options) -> anyhow::Result<bool> {
     making_trouble.await.context("the trouble maker failed")??;
     println!("{} everything is mended; handing in the last jobs, and waiting for calm", cluster::elapsed());
     let mut handing_in = handing_in;
+    let patience = tokio::time::sleep(Duration::from_secs(options.calm_within));
+    tokio::pin!(patience);
     loop {
         tokio::select! {
+            () = &mut patience => {
+                // The verdict finds that some were never acknowledged.
+                handing_in.abort();
+                break;
+            }
             handed_in = &mut handing_in => break handed_in.context("handing in failed")?,
             () = tokio::time::sleep(TELL_EVERY) => println!("{} {}; repeated: {}", cluster::elapsed(), work.progress(), work.reasons()),
         }

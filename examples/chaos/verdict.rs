@@ -79,6 +79,13 @@ pub async fn reach(cluster: &Cluster, work: &Work, trouble: &Trouble, options: &
         Ok(()) => println!("{} calm after {:.1} s", elapsed(), begun.elapsed().as_secs_f64()),
         Err(why) => verdict.against(6, format!("there was no calm within {} s: {why}", options.calm_within)),
     }
+    if work.unacknowledged() > 0 {
+        let within = options.calm_within;
+        verdict.against(
+            1,
+            format!("{} jobs were not acknowledged within {within} s after the trouble", work.unacknowledged()),
+        );
+    }
     let acknowledged = work.acknowledged().clone();
     let ledger = ledger::read(&cluster.ledger)?;
     let first = cluster.nodes.first().context("there are nodes")?;

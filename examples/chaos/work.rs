@@ -169,6 +169,11 @@ impl Work {
         self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How many jobs were handed in and never acknowledged.
+    pub fn unacknowledged(&self) -> u64 {
+        self.handed_in.load(Ordering::Relaxed).saturating_sub(self.acknowledged().len() as u64)
+    }
+
     pub fn progress(&self) -> String {
         format!(
             "{} jobs handed in, {} acknowledged, {} requests repeated, {} short receipts",
