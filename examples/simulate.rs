@@ -8,7 +8,6 @@
 //!
 //! The last plants bugs, one at a time, and shows that each is caught. What the promises are, and which checker watches which, is in `docs/promises.md`.
 #![allow(dead_code, reason = "the stories of the test use more of the world than a replay does")]
-#![allow(clippy::disallowed_methods, reason = "it says how fast it is, and explores on all processors")]
 #![allow(clippy::unwrap_used, reason = "the world is shared with a test")]
 #![allow(unreachable_pub, reason = "the modules are shared with a test")]
 #![allow(clippy::disallowed_methods, reason = "the simulated time is no measure of how fast it is simulated")]

@@ -261,7 +261,6 @@ pub(super) mod tests {
             version: "0.1.0".to_owned(),
             departed: BTreeMap::from([(NodeId(9), Generation(3))]),
             suspicions: BTreeMap::from([(NodeId(7), (Generation(5), Incarnation(2)))]),
-            departed: BTreeMap::from([(NodeId(8), Generation(6))]),
         }
     }
 
