@@ -671,8 +671,10 @@ impl Peer {
                     self.tell(now, EventKind::Forgotten { node, name });
                     self.remember_members();
                 }
-                MembershipOutput::LateTick { .. } => {
-                    if self.sabotage.has(Bug::TrustViewAfterPause) {
+                MembershipOutput::LateTick { by } => {
+                    // Nobody is taken for dead, and followed in what it decides, before it has been silent for a whole
+                    // grace period; a busy machine is often late by less.
+                    if by < self.config.timing.suspicion_min / 2 || self.sabotage.has(Bug::TrustViewAfterPause) {
                         continue;
                     }
                     // This process was paused: others may have decided in its place meanwhile.
