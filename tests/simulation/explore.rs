@@ -133,10 +133,14 @@ pub fn explore(run: Run, trace: Trace) -> World {
 fn choose_kinds(world: &mut World) -> Vec<Trouble> {
     let share = [0.0, 15.0, 30.0, 60.0, 100.0][world.dice.number(0..5) as usize];
     let mut among = ALL.to_vec();
-    if world.options.retention.is_zero() || world.dice.chance(12.0) {
-        // What operators do every day, and nothing worse. What a node missed that was away while its records expired
-        // is known by how long it was away, and that is not simulated here.
+    if world.dice.chance(12.0) {
+        // What operators do every day, and nothing worse.
         among = vec![Trouble::Join, Trouble::Leave, Trouble::Drain];
+    }
+    if world.options.retention.is_zero() {
+        // A copy that is on its way between nodes, or on one that is away, while its record expires elsewhere brings it
+        // back: retention must be longer than that, and is a week unless somebody says otherwise.
+        among = vec![Trouble::Join];
     }
     among.into_iter().filter(|_| world.dice.chance(share)).collect()
 }

@@ -857,6 +857,12 @@ impl World {
         for record in commit.put.iter().filter(|record| record.is_final()) {
             self.check_seal(node, record);
         }
+        if !commit.delete.is_empty() {
+            self.note(node, || {
+                let jobs: Vec<String> = commit.delete.iter().map(|job| crate::network::short(job.0)).collect();
+                format!("disk: commit {} drops {}", commit.number, jobs.join(", "))
+            });
+        }
         let disk = &mut self.nodes[node].disk;
         assert!(disk.writing.is_none(), "one commit at a time");
         let slow = disk.slow_ms;

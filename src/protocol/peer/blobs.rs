@@ -38,7 +38,9 @@ pub(super) struct Pushed {
 
 impl Peer {
     /// Records were pushed to this node: merge them, and say so once they are stored. Those whose blobs have not all
-    /// come are acknowledged later: see [`push_again`](Self::push_again).
+    /// come, and those that this node would not keep as it sees the ring, are acknowledged later: see
+    /// [`push_again`](Self::push_again). Whoever pushes may let go of a record that is acknowledged, so two nodes that each
+    /// take the other for its place must not acknowledge it to each other.
     pub(super) fn handle_push(&mut self, now: Now, from: NodeId, pushed: Pushed) {
         let Pushed { seq, records, blobs, lacking } = pushed;
         let came = self.blobs.offer(blobs);
@@ -51,7 +53,7 @@ impl Peer {
             // Whoever pushes lets go of a record once it is acknowledged, so its word that it has the blobs counts for
             // more than an earlier one that it has not.
             names.iter().for_each(|name| self.blobs.assure(name.id, from));
-            if version.is_some() && self.expects_blobs(job) {
+            if version.is_some() && (self.expects_blobs(job) || !self.keeps(job)) {
                 self.pushed_by.entry(job).or_default().insert(from);
                 versions.push(None);
             } else {
@@ -101,7 +103,7 @@ impl Peer {
     pub(super) fn note_lacking(&mut self, job: JobId) {
         let lacking = self.names_of(job).iter().any(|name| self.blobs.lacks(name.id));
         self.records.set_lacking(job, lacking);
-        if !lacking && self.pushed_by.contains_key(&job) {
+        if !lacking && self.pushed_by.contains_key(&job) && self.keeps(job) {
             // The record that lacked something was replaced by one that does not.
             self.ask_to_push_again(job);
         }
@@ -109,6 +111,25 @@ impl Peer {
 
     pub(super) fn expects_blobs(&self, job: JobId) -> bool {
         self.names_of(job).iter().any(|name| self.blobs.expects(name.id))
+    }
+
+    /// Whether a record is to stay here: because the ring says so, or because of a pod; or is held no more, since its time
+    /// is over.
+    fn keeps(&self, job: JobId) -> bool {
+        let Some(held) = self.records.get(job) else {
+            return true;
+        };
+        let runs_here = held.record.attempts.values().any(|a| a.is_live() && a.claim.executor.node == self.me.node);
+        runs_here || self.placement.acting(self.records.partition_of(job)).contains(&self.me.node)
+    }
+
+    /// The ring has changed: asks for what was not acknowledged, and would be kept now.
+    pub(super) fn ask_for_what_is_kept_now(&mut self) {
+        let kept: Vec<JobId> =
+            self.pushed_by.keys().copied().filter(|job| self.keeps(*job) && !self.expects_blobs(*job)).collect();
+        for job in kept {
+            self.ask_to_push_again(job);
+        }
     }
 
     fn ask_to_push_again(&mut self, job: JobId) {

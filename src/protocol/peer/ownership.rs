@@ -130,6 +130,7 @@ impl Peer {
             self.replication.retarget(job, targets);
             self.dirty.insert(job);
         }
+        self.ask_for_what_is_kept_now();
     }
 
     fn follow_ring(&mut self, now: Moment, partition: Partition, before: &Placement) {
@@ -282,7 +283,8 @@ impl Peer {
     /// What a peer's list showed: who has what this node has, and who lacks it.
     pub(super) fn learn_difference(&mut self, now: Now, peer: NodeId, difference: &Difference) {
         for (job, version) in &difference.same {
-            if let Some(held) = self.records.get(*job).filter(|held| held.compared() == *version) {
+            let is_stray = !self.placement.acting(self.records.partition_of(*job)).contains(&self.me.node);
+            if let Some(held) = self.records.get(*job).filter(|held| !is_stray && held.compared() == *version) {
                 self.replication.learn(*job, peer, held.revision, *version);
                 self.check_copies(now, *job);
             }
@@ -335,6 +337,10 @@ impl Peer {
     /// The whole partition is the same at `peer`, and on its disk but for `unsaved`: so is every record of it
     /// that this node still spreads.
     fn learn_equal(&mut self, now: Now, partition: Partition, horizon: u32, peer: NodeId, unsaved: &BTreeSet<JobId>) {
+        if !self.placement.acting(partition).contains(&self.me.node) {
+            // That the other has it does not say that it keeps it; its acknowledgement does.
+            return;
+        }
         let tracked: Vec<(JobId, u64, Version)> = self
             .records
             .in_partition(partition)
