@@ -84,7 +84,7 @@ struct Spread<W> {
     stored_here: u64,
     started: Moment,
     targets: BTreeSet<NodeId>,
-    /// What each node is known to have on disk.
+    /// What each target is known to have on disk. Copies elsewhere will not stay, and count for nothing.
     copies: BTreeMap<NodeId, StoredCopy>,
     waiters: Vec<Waiter<W>>,
 }
@@ -144,7 +144,7 @@ impl<W> Replication<W> {
         let spread = self.spreads.entry(job).or_insert_with(|| Spread::new(now, revision));
         spread.insists = true;
         spread.revision = revision;
-        spread.targets = targets;
+        spread.aim_at(targets);
         for node in spread.missing() {
             self.lanes.entry(node).or_default().urgent.insert(job);
         }
@@ -153,13 +153,13 @@ impl<W> Replication<W> {
     /// This node holds a record that others should hold: keeps account of who does, pushing nothing yet.
     pub fn track(&mut self, now: Moment, job: JobId, revision: u64, targets: BTreeSet<NodeId>) {
         let spread = self.spreads.entry(job).or_insert_with(|| Spread::new(now, revision));
-        spread.targets = targets;
+        spread.aim_at(targets);
     }
 
     /// The targets of a record that is being spread changed. Those that were targets before are being served.
     pub fn retarget(&mut self, job: JobId, targets: BTreeSet<NodeId>) {
         if let Some(spread) = self.spreads.get_mut(&job) {
-            let before = std::mem::replace(&mut spread.targets, targets);
+            let before = spread.aim_at(targets);
             if spread.insists {
                 for node in spread.missing().filter(|node| !before.contains(node)) {
                     self.lanes.entry(node).or_default().urgent.insert(job);
@@ -215,7 +215,8 @@ impl<W> Replication<W> {
         let push = self.under_way.remove(&seq).expect("it was just there");
         self.one_less_under_way(from);
         for ((job, revision), version) in push.jobs.iter().zip(versions) {
-            if let (Some(spread), Some(version)) = (self.spreads.get_mut(job), version) {
+            let spread = self.spreads.get_mut(job).filter(|spread| spread.targets.contains(&from));
+            if let (Some(spread), Some(version)) = (spread, version) {
                 let copy = spread.copies.entry(from).or_insert(StoredCopy { revision: 0, version: *version });
                 if *revision >= copy.revision {
                     *copy = StoredCopy { revision: *revision, version: *version };
@@ -227,7 +228,7 @@ impl<W> Replication<W> {
 
     /// A comparison showed that `node` has exactly this node's present revision.
     pub fn learn(&mut self, job: JobId, node: NodeId, revision: u64, version: Version) {
-        if let Some(spread) = self.spreads.get_mut(&job) {
+        if let Some(spread) = self.spreads.get_mut(&job).filter(|spread| spread.targets.contains(&node)) {
             spread.copies.insert(node, StoredCopy { revision, version });
         }
     }
@@ -405,8 +406,64 @@ impl<W> Spread<W> {
         }
     }
 
+    /// Changes the targets. What is known of those that are none any more is forgotten: they let go of the record once
+    /// the others have it, and may be targets again before they have got it back.
+    fn aim_at(&mut self, targets: BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+        self.copies.retain(|node, _| targets.contains(node));
+        std::mem::replace(&mut self.targets, targets)
+    }
+
     fn missing(&self) -> impl Iterator<Item = NodeId> + '_ {
         let has = |node: &NodeId| self.copies.get(node).is_some_and(|copy| copy.revision >= self.revision);
         self.targets.iter().filter(move |node| !has(node)).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const JOB: JobId = JobId(1);
+    const ME: NodeId = NodeId(0xa);
+    const B: NodeId = NodeId(0xb);
+    const C: NodeId = NodeId(0xc);
+    const VERSION: Version = Version(7);
+
+    fn after(ms: u64) -> Moment {
+        Moment::default() + Duration::from_millis(ms)
+    }
+
+    /// A record in revision 1 that this node wrote and stored, and that `targets` should get; two copies are wanted.
+    fn awaited(targets: &[NodeId]) -> Replication<()> {
+        let mut replication = Replication::new(Duration::from_millis(300));
+        replication.spread(after(0), JOB, 1, targets.iter().copied().collect());
+        replication.wait(JOB, 1, 2, after(2_000), ());
+        replication.handle_stored_here(JOB, 1);
+        replication
+    }
+
+    #[test]
+    fn a_copy_with_somebody_who_will_hand_it_over_is_not_counted() {
+        let mut replication = awaited(&[B]);
+        // A comparison finds it with C, which held it before the ring changed.
+        replication.learn(JOB, C, 1, VERSION);
+        assert!(replication.satisfied(after(1), JOB, ME).is_empty());
+        replication.learn(JOB, B, 1, VERSION);
+        let waited = replication.satisfied(after(2), JOB, ME);
+        assert_eq!(waited.iter().map(|waited| waited.replicas.clone()).collect::<Vec<_>>(), [vec![ME, B]]);
+    }
+
+    #[test]
+    fn what_a_node_had_before_it_handed_over_does_not_count_when_it_is_a_target_again() {
+        let mut replication = awaited(&[B, C]);
+        replication.learn(JOB, B, 1, VERSION);
+        // B is drained, and hands over; a moment later it serves again, and asks for what it lacks.
+        replication.retarget(JOB, BTreeSet::from([C]));
+        replication.retarget(JOB, BTreeSet::from([B, C]));
+        assert!(replication.satisfied(after(1), JOB, ME).is_empty());
+        replication.learn(JOB, C, 1, VERSION);
+        assert!(!replication.is_complete(JOB), "B is still to get it");
+        let waited = replication.satisfied(after(2), JOB, ME);
+        assert_eq!(waited.iter().map(|waited| waited.replicas.clone()).collect::<Vec<_>>(), [vec![ME, C]]);
     }
 }

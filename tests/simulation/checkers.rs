@@ -14,6 +14,7 @@ use flockwork::model::id::{Dot, JobId, NodeId, Partition};
 use flockwork::model::member::{MemberState, Status, View};
 use flockwork::model::record::{Attempt, JobState, Phase, Record};
 use flockwork::model::request::Receipt;
+use flockwork::protocol::effect::Commit;
 use flockwork::protocol::peer::Peer;
 
 use crate::network::short;
@@ -498,15 +499,32 @@ impl World {
 }
 
 impl World {
-    /// The nodes that a receipt counts have the record on their disks; those that have handed it over since need not.
+    /// Notes what `node` lets go of in the hands of those who should have it, by its own ring, or by the ring that has
+    /// become of it since: it may act for the job again already, with the record still on its way back.
+    pub fn note_handovers(&mut self, node: usize, commit: &Commit) {
+        for record in &commit.put {
+            self.nodes[node].handed_over.remove(&record.id);
+        }
+        for job in &commit.delete {
+            let Some(placement) = self.peer(node).map(Peer::placement) else { continue };
+            let acting = placement.acting(placement.partition_of(*job));
+            let others: Vec<usize> =
+                acting.iter().filter_map(|id| self.place_of(*id)).filter(|at| *at != node).collect();
+            let on = self.disks_with(*job);
+            if !others.is_empty() && others.iter().all(|other| on.contains(other)) {
+                self.note(node, || format!("lets go of {}, which {others:?} have", short(job.0)));
+                self.nodes[node].handed_over.insert(*job);
+            }
+        }
+    }
+
+    /// The nodes that a receipt counts have the record on their disks. Those that have handed it over since need not:
+    /// a receipt may be on its way for seconds, behind the others of its batch.
     pub fn check_receipt(&mut self, job: JobId, receipt: &Receipt) {
         let keeps = |id: &NodeId| {
-            let Some(place) = self.place_of(*id) else {
-                return false;
-            };
-            let acts = |peer: &Peer| peer.placement().acting(peer.placement().partition_of(job)).contains(id);
-            let has_it = self.nodes[place].disk.records.contains_key(&job);
-            has_it || self.peer(place).is_some_and(|peer| !acts(peer)) || self.nodes[place].has_left
+            self.place_of(*id).map(|place| &self.nodes[place]).is_some_and(|node| {
+                node.disk.records.contains_key(&job) || node.handed_over.contains(&job) || node.has_left
+            })
         };
         let is_true = receipt.replicas.iter().all(keeps) && !self.disks_with(job).is_empty();
         if receipt.stored as usize != receipt.replicas.len() || (!is_true && !self.may_have_expired(job)) {

@@ -9,7 +9,7 @@
 //! What it deliberately does not know: what a Peer should do. That is for the checkers to judge.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -120,6 +120,8 @@ pub struct Node {
     pub id: NodeId,
     pub addr: SocketAddr,
     pub disk: Disk,
+    /// What it let go of when all others that should have it had it on their disks, and has not got back since.
+    pub handed_over: BTreeSet<JobId>,
     pub process: Option<Process>,
     /// Off, so that nothing even refuses a connection.
     pub powered_off: bool,
@@ -386,6 +388,7 @@ impl World {
             id: NodeId(self.dice.bits() as u32),
             addr: SocketAddr::from(([10, 0, 0, at as u8 + 1], 7_000)),
             disk: Disk::default(),
+            handed_over: BTreeSet::new(),
             process: None,
             powered_off: false,
             has_left: false,
@@ -863,6 +866,7 @@ impl World {
                 format!("disk: commit {} drops {}", commit.number, jobs.join(", "))
             });
         }
+        self.note_handovers(node, &commit);
         let disk = &mut self.nodes[node].disk;
         assert!(disk.writing.is_none(), "one commit at a time");
         let slow = disk.slow_ms;
