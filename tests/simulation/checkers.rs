@@ -18,12 +18,10 @@ use flockwork::protocol::effect::Commit;
 use flockwork::protocol::peer::Peer;
 
 use crate::network::short;
-use crate::pods::all_attempts_take;
 use crate::world::{Node, World};
 
-/// How long the cluster may take to come to rest when nothing disturbs it any longer, besides the time that its slots
-/// need for what they were still given to do. The longest jobs of the clients take less than half of it, all attempts
-/// included.
+/// How long the cluster may take to come to rest when nothing disturbs it any longer. The longest jobs of the
+/// clients take less than half of it, all attempts included.
 pub const CALM_WITHIN: Duration = Duration::from_secs(240);
 
 /// How long after a fault a job may still come to run twice at once because of it: an owner that was cut off, or a
@@ -82,24 +80,11 @@ impl World {
                 self.start(node);
             }
         }
-        let until = self.now + CALM_WITHIN + self.work_left();
+        let until = self.now + CALM_WITHIN;
         while self.now < until && !self.is_at_rest() {
             self.run_for(Duration::from_secs(1));
         }
         self.judge();
-    }
-
-    /// How long all slots that there are would take for the open jobs, at the most: a single node may be left with what
-    /// many were given to do.
-    fn work_left(&self) -> Duration {
-        let mut open = BTreeMap::new();
-        for peer in self.up().into_iter().filter_map(|node| self.peer(node)) {
-            let records = peer.records();
-            let held = records.open().iter().filter_map(|job| records.get(*job));
-            open.extend(held.map(|held| (held.record.id, all_attempts_take(held.record.spec()))));
-        }
-        let slots: u32 = self.up().into_iter().map(|node| self.nodes[node].slots).sum();
-        open.values().sum::<Duration>() / slots.max(1)
     }
 
     fn is_at_rest(&self) -> bool {
@@ -216,16 +201,15 @@ impl World {
     }
 
     /// Whether some nodes still count a member that is off for good, whose goodbye nobody heard, and others, who came
-    /// after it, have never heard of it, or not what it last said. That lasts until it is forgotten: a known gap, see
-    /// `docs/promises.md`.
+    /// after it, have never heard of it. That lasts until it is forgotten: a known gap, see `docs/promises.md`.
     fn differ_about_the_gone(&self) -> bool {
         let is_off = |id: &NodeId| self.place_of(*id).is_some_and(|place| self.nodes[place].process.is_none());
-        let down = |node: &usize| -> BTreeSet<(NodeId, Status)> {
+        let down = |node: &usize| -> BTreeSet<NodeId> {
             let view = self.peer(*node).map(|peer| peer.membership().view());
             let gone = view.into_iter().flat_map(View::values).filter(|member| member.state == MemberState::Down);
-            gone.map(|member| (member.facts.node, member.facts.status)).filter(|(id, _)| is_off(id)).collect()
+            gone.map(|member| member.facts.node).filter(is_off).collect()
         };
-        let all: BTreeSet<BTreeSet<(NodeId, Status)>> = self.up().iter().map(down).collect();
+        let all: BTreeSet<BTreeSet<NodeId>> = self.up().iter().map(down).collect();
         all.len() > 1
     }
 
@@ -316,12 +300,8 @@ impl World {
             if record.stop.as_ref().is_some_and(|stop| knew(&stop.dot)) {
                 self.find("nothing is claimed by a node that knows of the stop", format!("{name}, claim {dot}"));
             }
-            // Who holds an attempt gives the next one a higher number. Where it does not, the claim's owner had let go of
-            // the record and wrote the job down anew, on its own side of a partition: then it had written the end of the
-            // other attempt before, and did not know of it any longer.
-            let held = |other: &Attempt| other.claim.number < attempt.claim.number && knew(&other.fate.dot);
             let ended: Vec<&Attempt> =
-                record.attempts.values().filter(|other| !other.is_live() && held(other)).collect();
+                record.attempts.values().filter(|other| !other.is_live() && knew(&other.fate.dot)).collect();
             let count = |phase| {
                 let numbers = ended.iter().filter(|other| other.fate.phase == phase).map(|other| other.claim.number);
                 numbers.collect::<BTreeSet<u32>>().len() as u32
@@ -483,9 +463,8 @@ impl World {
             let disk = self.place_of(*id).and_then(|place| self.nodes[place].disk.records.get(&record.id));
             disk.is_none_or(|held| held.attempts == record.attempts && held.stop == record.stop)
         };
-        let executors = record.attempts.values().map(|attempt| attempt.claim.executor.node);
-        let asked: BTreeSet<NodeId> = record.submission.home.iter().copied().chain(executors).collect();
-        let ignorant: Vec<NodeId> = asked.into_iter().filter(|id| *id != me && counts(id) && !knows(id)).collect();
+        let ignorant: Vec<NodeId> =
+            record.submission.home.iter().copied().filter(|id| *id != me && counts(id) && !knows(id)).collect();
         if !ignorant.is_empty() {
             let text = format!("n{node} seals {}, which {ignorant:?} hold differently", short(record.id.0));
             self.find("a seal is asked for", text);

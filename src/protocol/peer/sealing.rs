@@ -1,10 +1,9 @@
 //! The end of a record: sealed when nothing can be added to it any more, dropped when its time is over.
 //!
 //! A terminal record could still be surprised: by a replica that knows of another attempt, by an executor that
-//! was believed lost and reports after all. So the owner asks every node of the record's home list, and every one
-//! that ran an attempt, whether it holds the very same version, and when all do, and every attempt's own executor
-//! has said how it ended, it writes the seal. One that has handed the record over has nothing against it. A node
-//! that has left or was forgotten is not waited for; one that is merely down is: cut off, it may have gone on alone.
+//! was believed lost and reports after all. So the owner asks every node of the record's home list whether it
+//! holds the very same version, and when all do, and every attempt's own executor has said how it ended, it
+//! writes the seal. A node that has left or was forgotten is not waited for; one that is merely down is.
 //! Sealing is lazy: many records in one question, now and then, with no time limit.
 //!
 //! A seal names the hour after which the record may go. Each node drops it by its own clock; comparisons leave
@@ -108,23 +107,18 @@ impl Peer {
             return None;
         }
         let partition = self.records.partition_of(record.id);
-        let executors = record.attempts.values().map(|attempt| attempt.claim.executor.node);
-        let lists = record.submission.home.iter().chain(self.placement.home(partition)).copied();
-        let others: BTreeSet<NodeId> =
-            lists.chain(executors).filter(|node| *node != self.me.node && !waived(*node)).collect();
+        let lists = record.submission.home.iter().chain(self.placement.home(partition));
+        let others: BTreeSet<NodeId> = lists.copied().filter(|node| *node != self.me.node && !waived(*node)).collect();
         others.iter().all(|node| view.get(node).is_some_and(|member| member.is_live())).then_some(others)
     }
 
-    /// The owner wants to know whether this node holds the same, or needs to hold nothing.
+    /// The owner wants to know whether this node holds the same.
     pub(super) fn handle_check(&mut self, from: NodeId, round: u64, versions: &[(JobId, Version)]) {
         let same = versions
             .iter()
             .map(|(job, version)| {
-                let Some(held) = self.records.get(*job) else {
-                    let acting = self.placement.acting(self.placement.partition_of(*job));
-                    return !acting.contains(&self.me.node);
-                };
-                held.version == *version && self.outbox.is_stored(*job) && !self.expects_blobs(*job)
+                let is_same = self.records.get(*job).is_some_and(|held| held.version == *version);
+                is_same && self.outbox.is_stored(*job) && !self.expects_blobs(*job)
             })
             .collect();
         self.send(from, Message::Checked { round, same });
