@@ -139,8 +139,8 @@ pub struct Peer {
     leaving: bool,
     /// Since when it leaves.
     left_since: Option<Moment>,
-    /// The members that were last saved for the next start: who, in which start, where.
-    remembered: Vec<(NodeId, Generation, SocketAddr)>,
+    /// The members that were last saved for the next start: who, in which start, where, doing what.
+    remembered: Vec<(NodeId, Generation, SocketAddr, Status)>,
     settled_since: Option<Now>,
     unsettled_since: Now,
     last_trouble: Moment,
@@ -687,11 +687,12 @@ impl Peer {
         progress
     }
 
-    /// Saves whom to look for after a restart, if that has changed. Verdicts do not matter then: everybody is asked.
+    /// Saves whom to look for after a restart, if that has changed. Verdicts do not matter then: everybody is asked. But
+    /// whether one that is down by then has its places on the ring depends on what it last said that it does.
     fn remember_members(&mut self) {
         let members = self.membership.remembered();
         let where_they_are: Vec<_> =
-            members.iter().map(|facts| (facts.node, facts.generation, facts.cluster_addr)).collect();
+            members.iter().map(|facts| (facts.node, facts.generation, facts.cluster_addr, facts.status)).collect();
         if self.remembered != where_they_are {
             self.remembered = where_they_are;
             self.outbox.save_members(members);
