@@ -289,7 +289,7 @@ impl Drop for Store {
 
 impl BlobReader {
     /// Part `part` of a blob, counted from 0; each but the last has
-    /// [`BLOB_PART_BYTES`](crate::model::wire::BLOB_PART_BYTES).
+    /// [`BLOB_PART_BYTES`].
     ///
     /// # Errors
     /// There is no such part, it is damaged, or the store is closed.
