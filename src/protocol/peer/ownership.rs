@@ -135,7 +135,8 @@ impl Peer {
 
     fn follow_ring(&mut self, now: Moment, partition: Partition, before: &Placement) {
         let me = self.me.node;
-        let has_company = || self.placement.acting(partition).iter().any(|node| !before.acting(partition).contains(node));
+        let has_company =
+            || self.placement.acting(partition).iter().any(|node| !before.acting(partition).contains(node));
         if self.ownership.is_caught_up(partition) && has_company() {
             // Whoever is back may have decided in this node's place while they did not see each other.
             self.ownership.owned.remove(&partition);
