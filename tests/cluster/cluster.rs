@@ -639,7 +639,12 @@ impl Events {
 
 /// The status and the JSON body.
 pub async fn told(request: RequestBuilder) -> (u16, Value) {
-    let response = request.send().await.unwrap();
+    let again = request.try_clone();
+    let response = match (request.send().await, again) {
+        // A node that refuses a large body need not read it all, and the answer may be lost with the connection.
+        (Err(error), Some(again)) if error.is_request() => again.send().await.unwrap(),
+        (sent, _) => sent.unwrap(),
+    };
     let status = response.status().as_u16();
     let text = response.text().await.unwrap();
     (status, serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}")))
