@@ -138,7 +138,6 @@ pub struct Peer {
     disk_again_at: Option<Moment>,
     leaving: bool,
     /// Since when it leaves.
-    left_since: Option<Moment>,
     /// The members that were last saved for the next start: who, in which start, where, doing what.
     remembered: Vec<(NodeId, Generation, SocketAddr, Status)>,
     settled_since: Option<Now>,
@@ -284,7 +283,6 @@ impl Peer {
             gossip_urgently: true,
             disk_again_at: None,
             leaving: false,
-            left_since: None,
             remembered: Vec::new(),
             settled_since: None,
             unsettled_since: now,
@@ -487,7 +485,6 @@ impl Peer {
     /// [`has_handed_over`](Self::has_handed_over) says when that is done.
     pub fn leave(&mut self, now: Now) {
         self.leaving = true;
-        self.left_since = Some(now.moment);
         self.membership.set_status(now, Status::Draining);
         for (claim, pod) in &mut self.pods {
             pod.state = PodState::Ending;
@@ -497,17 +494,13 @@ impl Peer {
     }
 
     /// Whether nothing is left here that others should have: no pod, no stray, nothing unsent or unsaved.
-    pub fn has_handed_over(&self, now: Moment) -> bool {
+    pub fn has_handed_over(&self) -> bool {
         if self.sabotage.has(Bug::LeaveWithoutHandover) {
             return self.pods.is_empty();
         }
-        // Those who have not heard yet that this node leaves may still count on it.
-        let was_heard = self.left_since.is_some_and(|since| now.since(since) >= self.config.timing.gossip_interval * 3);
-        was_heard
-            && self.pods.is_empty()
-            && self.strays().next().is_none()
-            && self.outbox.is_settled()
-            && self.nothing_spreads()
+        // Whoever has not heard yet that this node leaves does not keep what it is given for it, and so does not
+        // acknowledge it: what is handed over was heard of.
+        self.pods.is_empty() && self.strays().next().is_none() && self.outbox.is_settled() && self.nothing_spreads()
     }
 
     /// Says goodbye: the last thing a leaving node gossips.
