@@ -99,6 +99,8 @@ pub struct Peer {
     placement: Arc<Placement>,
     /// The partitions whose acting list names this node.
     acting_for: Vec<Partition>,
+    /// Those of them that are this node's to own.
+    first_of: Vec<Partition>,
     placed_epoch: Option<u64>,
     placed_standings: Option<Vec<ownership::Standing>>,
     records: Records,
@@ -252,6 +254,7 @@ impl Peer {
             has_seeds,
             placement: Arc::new(placement),
             acting_for: Vec::new(),
+            first_of: Vec::new(),
             placed_epoch: None,
             placed_standings: None,
             outbox,
@@ -705,7 +708,7 @@ impl Peer {
         if !due && !self.gossip_urgently {
             return false;
         }
-        let (load, held, ring) = (self.load(), self.records.partitions_held(), self.placement.fingerprint());
+        let (load, held, ring) = (self.load(), self.records.partitions_held().clone(), self.placement.fingerprint());
         let departed = self.membership.departed();
         self.membership.update_own(|facts| {
             facts.departed = departed;
@@ -779,7 +782,7 @@ impl Peer {
 
     /// What this node knows at this moment.
     pub fn snapshot(&self, now: Now) -> Snapshot {
-        let owned = self.acting_for.iter().filter(|partition| self.ownership.is_caught_up(**partition));
+        let owned = self.first_of.iter().filter(|partition| self.ownership.is_caught_up(**partition));
         let jobs = JobCounts {
             held: self.records.len() as u64,
             open: self.records.open().len() as u64,
@@ -867,7 +870,7 @@ impl Peer {
             fingerprints,
             acting,
             in_sync: acting - behind.len() as u32,
-            behind,
+            behind: behind.into_iter().collect(),
             strays: self.strays().count() as u32,
         }
     }
