@@ -13,6 +13,7 @@
 //! Ownership of partitions is in `ownership`, what peers and clients are answered in `serve`.
 
 mod blobs;
+mod full_disk;
 mod ownership;
 mod reconcile;
 mod sealing;
@@ -36,6 +37,7 @@ use crate::model::ring::Placement;
 use crate::model::time::{Moment, Now, Timestamp};
 use crate::model::wire::{Message, Probe};
 
+use self::full_disk::{Due, FullDisk};
 use super::blobs::Blobs;
 use super::comparison::{Answer, Comparison};
 use super::effect::{Effect, PodEnd, PodEvent};
@@ -61,8 +63,6 @@ const EVENTS_KEPT: usize = 4_096;
 const CPU_STEP_PERMILLE: u16 = 100;
 /// By what part of itself the free memory must move.
 const MEMORY_STEPS: u64 = 16;
-/// How long a full disk is left alone before it is tried again.
-const DISK_PAUSE: Duration = Duration::from_secs(1);
 /// Records in one answer to a fetch, at the most.
 const FETCHED_RECORDS: usize = 256;
 
@@ -137,7 +137,9 @@ pub struct Peer {
 
     published: Option<(Moment, Facts)>,
     gossip_urgently: bool,
-    disk_again_at: Option<Moment>,
+    full_disk: FullDisk,
+    /// What this node was doing when its disk was found full, and does again when there is room.
+    before_full_disk: Status,
     leaving: bool,
     /// Since when it leaves.
     /// The members that were last saved for the next start: who, in which start, where, doing what.
@@ -284,7 +286,8 @@ impl Peer {
             next_event: 1,
             published: None,
             gossip_urgently: true,
-            disk_again_at: None,
+            full_disk: FullDisk::default(),
+            before_full_disk: Status::Serving,
             leaving: false,
             remembered: Vec::new(),
             settled_since: None,
@@ -459,17 +462,18 @@ impl Peer {
             self.check_copies(now, job);
         }
         if self.status() == Status::ReadOnly {
-            self.disk_again_at = None;
-            let status = if self.leaving { Status::Draining } else { Status::Serving };
-            self.membership.set_status(now, status);
+            self.full_disk.handle_success(now.moment);
         }
     }
 
     /// Commit `number` failed for want of space; the disk is as it was.
     pub fn handle_commit_failed(&mut self, now: Now, number: u64) {
         self.outbox.handle_commit_failed(number);
-        self.disk_again_at = Some(now.moment + DISK_PAUSE);
-        self.membership.set_status(now, Status::ReadOnly);
+        self.full_disk.handle_failure(now.moment);
+        if self.status() != Status::ReadOnly {
+            self.before_full_disk = self.status();
+            self.membership.set_status(now, Status::ReadOnly);
+        }
     }
 
     /// Takes nothing new (`true`), or serves again.
@@ -480,7 +484,8 @@ impl Peer {
         match (on, self.status()) {
             (true, Status::Serving) => self.membership.set_status(now, Status::Draining),
             (false, Status::Draining) => self.membership.set_status(now, Status::Serving),
-            (_, Status::Joining | Status::Serving | Status::Draining | Status::ReadOnly | Status::Left) => {}
+            (_, Status::ReadOnly) => self.before_full_disk = full_disk::drained(self.before_full_disk, on),
+            (_, Status::Joining | Status::Serving | Status::Draining | Status::Left) => {}
         }
     }
 
@@ -546,7 +551,7 @@ impl Peer {
             self.parked_until.first().map(|(at, _)| *at),
             self.blobs.poll_timeout(),
             self.starting.values().map(|starting| starting.until).min(),
-            self.disk_again_at,
+            self.full_disk.poll_timeout(),
             Some(self.next_comparison),
             gossip,
         ]
@@ -581,9 +586,13 @@ impl Peer {
         self.answer_parked_until(now);
         self.blobs.handle_timeout(moment);
         self.start_without_checkpoints(now);
-        if self.disk_again_at.is_some_and(|at| at <= moment) {
-            self.disk_again_at = None;
-            self.outbox.resume();
+        match self.full_disk.handle_timeout(moment) {
+            Some(Due::Retry) => self.outbox.resume(),
+            Some(Due::Recovery) => {
+                let status = if self.leaving { Status::Draining } else { self.before_full_disk };
+                self.membership.set_status(now, status);
+            }
+            None => {}
         }
         if self.next_comparison <= moment {
             self.next_comparison = moment + self.jittered(self.config.timing.compare_interval);
