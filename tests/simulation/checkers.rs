@@ -154,9 +154,6 @@ impl World {
     fn judge_views(&mut self) {
         let up = self.up();
         let mut faults = Vec::new();
-        // Rings that differ, or nodes that are not content, because of members that are gone for good.
-        let mut about_the_gone = Vec::new();
-        let differ_about_the_gone = self.differ_about_the_gone();
         for node in &up {
             let snapshot = self.peer(*node).expect("it is up").snapshot(self.local_now(*node));
             for other in &up {
@@ -180,37 +177,18 @@ impl World {
                     gone.map(|member| (member.facts.name.clone(), member.state, member.facts.status)).collect()
                 };
                 let (gone_here, gone_there) = (absent(&snapshot.view), absent(&first.view));
-                let text = format!("the rings of n{node} and n{} differ: {gone_here:?}, {gone_there:?}", up[0]);
-                if differ_about_the_gone { about_the_gone.push(text) } else { faults.push(text) }
+                faults.push(format!("the rings of n{node} and n{} differ: {gone_here:?}, {gone_there:?}", up[0]));
             }
             let convergence = snapshot.convergence;
             if !convergence.converged {
                 let (behind, strays) = (convergence.behind, convergence.strays);
-                let is_well = behind.is_empty() && strays == 0 && snapshot.not_ready.is_none();
-                let text =
-                    format!("n{node} is not converged: behind {behind:?}, strays {strays}, {:?}", snapshot.not_ready);
-                if differ_about_the_gone && is_well { about_the_gone.push(text) } else { faults.push(text) }
+                let not_ready = snapshot.not_ready;
+                faults.push(format!("n{node} is not converged: behind {behind:?}, strays {strays}, {not_ready:?}"));
             }
         }
         for fault in faults {
             self.find("all nodes see the same", fault);
         }
-        for text in about_the_gone {
-            self.except(text);
-        }
-    }
-
-    /// Whether some nodes still count a member that is off for good, whose goodbye nobody heard, and others, who came
-    /// after it, have never heard of it. That lasts until it is forgotten: a known gap, see `docs/promises.md`.
-    fn differ_about_the_gone(&self) -> bool {
-        let is_off = |id: &NodeId| self.place_of(*id).is_some_and(|place| self.nodes[place].process.is_none());
-        let down = |node: &usize| -> BTreeSet<NodeId> {
-            let view = self.peer(*node).map(|peer| peer.membership().view());
-            let gone = view.into_iter().flat_map(View::values).filter(|member| member.state == MemberState::Down);
-            gone.map(|member| member.facts.node).filter(is_off).collect()
-        };
-        let all: BTreeSet<BTreeSet<NodeId>> = self.up().iter().map(down).collect();
-        all.len() > 1
     }
 
     /// Every node of an acting list has the same copy, on disk too, and nobody else has one.

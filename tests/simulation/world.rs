@@ -701,6 +701,7 @@ impl World {
             load: Load::default(),
             labels: config.labels.clone(),
             drivers: config.drivers.clone(),
+            revision: 0,
             held: PartitionSet::default(),
             ring: Fingerprint::default(),
             cluster: config.cluster.clone(),

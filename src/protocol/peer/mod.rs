@@ -29,7 +29,7 @@ use rand::{Rng, SeedableRng};
 use crate::model::blob::BlobRef;
 use crate::model::config::Config;
 use crate::model::id::{Actor, AttemptKey, Dot, Generation, JobId, NodeId, Partition};
-use crate::model::member::{Facts, Load, MemberState, Status};
+use crate::model::member::{Facts, Load, Member, MemberState, Status};
 use crate::model::record::{Attempt, Exit, Fate, Phase, Record, Version};
 use crate::model::request::{Event, EventKind, SubmitOutcome};
 use crate::model::ring::Placement;
@@ -377,6 +377,11 @@ impl Peer {
             Message::Compare { round, takeover, horizon, digests } => {
                 self.handle_compare(now, from, round, takeover, horizon, &digests);
             }
+            Message::Remember { memories } => {
+                if self.membership.view().get(&from).is_some_and(Member::is_live) {
+                    self.membership.handle_memories(now, memories);
+                }
+            }
             Message::Differ { round, horizon, partitions, unsaved } => {
                 let answer = Answer { round, horizon, partitions, unsaved };
                 // A node that only holds strays hands them over; if it fetched what is newer, it would never be done.
@@ -670,6 +675,7 @@ impl Peer {
                     self.handle_gone(node);
                     self.tell(now, EventKind::Forgotten { node, name });
                     self.remember_members();
+                MembershipOutput::TellOfTheGone { to, memories } => self.send(to, Message::Remember { memories }),
                 }
                 MembershipOutput::LateTick { by } => {
                     // Nobody is taken for dead, and followed in what it decides, before it has been silent for a whole
