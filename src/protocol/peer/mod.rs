@@ -116,6 +116,8 @@ pub struct Peer {
     pods: BTreeMap<Dot, Pod>,
     /// Claims of this node whose checkpoint is waited for, and until when.
     starting: BTreeMap<Dot, Starting>,
+    /// Checkpoints that pods are to begin with which have not started yet.
+    kept_for_start: BTreeMap<Dot, (JobId, BlobRef)>,
     /// Who pushed a record and waits until its blobs have come.
     pushed_by: BTreeMap<JobId, BTreeSet<NodeId>>,
     confirming: BTreeMap<JobId, Confirming>,
@@ -267,6 +269,7 @@ impl Peer {
             next_comparison: moment + timing.compare_interval,
             pods: BTreeMap::new(),
             starting: BTreeMap::new(),
+            kept_for_start: BTreeMap::new(),
             pushed_by: BTreeMap::new(),
             confirming: BTreeMap::new(),
             timers: BTreeSet::new(),
@@ -374,13 +377,13 @@ impl Peer {
                     self.check_copies(now, job);
                 }
             }
-            Message::Compare { round, takeover, horizon, digests } => {
-                self.handle_compare(now, from, round, takeover, horizon, &digests);
-            }
             Message::Remember { memories } => {
                 if self.membership.view().get(&from).is_some_and(Member::is_live) {
                     self.membership.handle_memories(now, memories);
                 }
+            }
+            Message::Compare { round, takeover, horizon, digests } => {
+                self.handle_compare(now, from, round, takeover, horizon, &digests);
             }
             Message::Differ { round, horizon, partitions, unsaved } => {
                 let answer = Answer { round, horizon, partitions, unsaved };
@@ -435,12 +438,14 @@ impl Peer {
     pub fn handle_pod(&mut self, now: Now, event: PodEvent) {
         match event {
             PodEvent::Started { key, at } => {
+                self.keep_no_longer(key);
                 let dot = self.next_dot();
                 let remark = self.remark_on_start(key);
                 self.change(now, key.job, |record| record.start_remarkably(dot, key.claim, at, remark));
             }
             PodEvent::Reported { key, report } => self.handle_report(now, key, report),
             PodEvent::Ended { key, at, end, left } => {
+                self.keep_no_longer(key);
                 let because = self.pods.remove(&key.claim).map_or("", |pod| pod.ended_because);
                 self.must_schedule |= self.room.release(key.claim);
                 if self.sabotage.has(Bug::SwallowLateReports)
@@ -670,12 +675,12 @@ impl Peer {
                     }
                     self.remember_members();
                 }
+                MembershipOutput::TellOfTheGone { to, memories } => self.send(to, Message::Remember { memories }),
                 MembershipOutput::Call { addr } => self.outbox.send(Effect::Call { addr }),
                 MembershipOutput::Forgotten { node, name } => {
                     self.handle_gone(node);
                     self.tell(now, EventKind::Forgotten { node, name });
                     self.remember_members();
-                MembershipOutput::TellOfTheGone { to, memories } => self.send(to, Message::Remember { memories }),
                 }
                 MembershipOutput::LateTick { by } => {
                     // Nobody is taken for dead, and followed in what it decides, before it has been silent for a whole
