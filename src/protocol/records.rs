@@ -60,6 +60,8 @@ pub struct Records {
     expiring: BTreeSet<(u32, JobId)>,
     by_age: BTreeSet<Cursor>,
     digests: Vec<Digest>,
+    /// The partitions of which any record is held.
+    inhabited: PartitionSet,
     next_revision: u64,
 }
 
@@ -100,6 +102,7 @@ impl Records {
             expiring: BTreeSet::new(),
             by_age: BTreeSet::new(),
             digests: vec![Digest::default(); partitions as usize],
+            inhabited: PartitionSet::default(),
             next_revision: 1,
         }
     }
@@ -139,6 +142,7 @@ impl Records {
         digest.toggle(expires_hour, held.compared());
         digest.count += 1;
         digest.open += u32::from(!state.is_terminal());
+        self.inhabited.insert(self.partition_of(id));
         self.held.insert(id, held);
         revision
     }
@@ -186,6 +190,9 @@ impl Records {
         digest.toggle(expires_hour, version);
         digest.count -= 1;
         digest.open -= u32::from(was_open);
+        if digest.count == 0 {
+            self.inhabited.remove(self.partition_of(job));
+        }
     }
 
     fn digest_mut(&mut self, job: JobId) -> &mut Digest {
@@ -223,9 +230,8 @@ impl Records {
     }
 
     /// The partitions of which any record is held.
-    pub fn partitions_held(&self) -> PartitionSet {
-        let held = self.digests.iter().enumerate().filter(|(_, digest)| digest.count > 0);
-        held.map(|(at, _)| Partition(at as u16)).collect()
+    pub fn partitions_held(&self) -> &PartitionSet {
+        &self.inhabited
     }
 
     /// The records of `partition`, by id.

@@ -99,6 +99,8 @@ pub struct Peer {
     placement: Arc<Placement>,
     /// The partitions whose acting list names this node.
     acting_for: Vec<Partition>,
+    /// Those of them that are this node's to own.
+    first_of: Vec<Partition>,
     placed_epoch: Option<u64>,
     placed_standings: Option<Vec<ownership::Standing>>,
     records: Records,
@@ -140,7 +142,6 @@ pub struct Peer {
     disk_again_at: Option<Moment>,
     leaving: bool,
     /// Since when it leaves.
-    left_since: Option<Moment>,
     /// The members that were last saved for the next start: who, in which start, where, doing what.
     remembered: Vec<(NodeId, Generation, SocketAddr, Status)>,
     settled_since: Option<Now>,
@@ -255,6 +256,7 @@ impl Peer {
             has_seeds,
             placement: Arc::new(placement),
             acting_for: Vec::new(),
+            first_of: Vec::new(),
             placed_epoch: None,
             placed_standings: None,
             outbox,
@@ -287,7 +289,6 @@ impl Peer {
             gossip_urgently: true,
             disk_again_at: None,
             leaving: false,
-            left_since: None,
             remembered: Vec::new(),
             settled_since: None,
             unsettled_since: now,
@@ -497,7 +498,6 @@ impl Peer {
     /// [`has_handed_over`](Self::has_handed_over) says when that is done.
     pub fn leave(&mut self, now: Now) {
         self.leaving = true;
-        self.left_since = Some(now.moment);
         self.membership.set_status(now, Status::Draining);
         for (claim, pod) in &mut self.pods {
             pod.state = PodState::Ending;
@@ -507,17 +507,13 @@ impl Peer {
     }
 
     /// Whether nothing is left here that others should have: no pod, no stray, nothing unsent or unsaved.
-    pub fn has_handed_over(&self, now: Moment) -> bool {
+    pub fn has_handed_over(&self) -> bool {
         if self.sabotage.has(Bug::LeaveWithoutHandover) {
             return self.pods.is_empty();
         }
-        // Those who have not heard yet that this node leaves may still count on it.
-        let was_heard = self.left_since.is_some_and(|since| now.since(since) >= self.config.timing.gossip_interval * 3);
-        was_heard
-            && self.pods.is_empty()
-            && self.strays().next().is_none()
-            && self.outbox.is_settled()
-            && self.nothing_spreads()
+        // Whoever has not heard yet that this node leaves does not keep what it is given for it, and so does not
+        // acknowledge it: what is handed over was heard of.
+        self.pods.is_empty() && self.strays().next().is_none() && self.outbox.is_settled() && self.nothing_spreads()
     }
 
     /// Says goodbye: the last thing a leaving node gossips.
@@ -723,7 +719,7 @@ impl Peer {
         if !due && !self.gossip_urgently {
             return false;
         }
-        let (load, held, ring) = (self.load(), self.records.partitions_held(), self.placement.fingerprint());
+        let (load, held, ring) = (self.load(), self.records.partitions_held().clone(), self.placement.fingerprint());
         let departed = self.membership.departed();
         self.membership.update_own(|facts| {
             facts.departed = departed;
@@ -797,7 +793,7 @@ impl Peer {
 
     /// What this node knows at this moment.
     pub fn snapshot(&self, now: Now) -> Snapshot {
-        let owned = self.acting_for.iter().filter(|partition| self.ownership.is_caught_up(**partition));
+        let owned = self.first_of.iter().filter(|partition| self.ownership.is_caught_up(**partition));
         let jobs = JobCounts {
             held: self.records.len() as u64,
             open: self.records.open().len() as u64,
@@ -885,7 +881,7 @@ impl Peer {
             fingerprints,
             acting,
             in_sync: acting - behind.len() as u32,
-            behind,
+            behind: behind.into_iter().collect(),
             strays: self.strays().count() as u32,
         }
     }
