@@ -141,7 +141,6 @@ pub struct Peer {
     gossip_urgently: bool,
     disk_again_at: Option<Moment>,
     leaving: bool,
-    /// Since when it leaves.
     /// The members that were last saved for the next start: who, in which start, where, doing what.
     remembered: Vec<(NodeId, Generation, SocketAddr, Status)>,
     settled_since: Option<Now>,
