@@ -179,6 +179,7 @@ impl Node {
             cluster_addr,
             http_addr: SocketAddr::new(at_host(cluster_addr.ip(), options.http_addr.ip()), options.http_addr.port()),
             status: Status::Joining,
+            revision: 0,
             capacity: config.capacity,
             weight: config.weight,
             load: Load::default(),
