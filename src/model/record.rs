@@ -293,6 +293,14 @@ impl JobState {
 #[serde(transparent)]
 pub struct Version(pub u128);
 
+impl Version {
+    /// Of the record that has these canonical bytes.
+    pub fn of(canonical: &[u8]) -> Self {
+        let hash = blake3::hash(canonical);
+        Self(u128::from_be_bytes(hash.as_bytes()[..16].try_into().expect("16 of 32 bytes")))
+    }
+}
+
 impl std::fmt::Debug for Version {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:032x}", self.0)
@@ -387,9 +395,14 @@ impl Record {
     /// A digest of the whole record.
     pub fn version(&self) -> Version {
         let mut canonical = Vec::with_capacity(USUAL_BYTES);
-        rmp_serde::encode::write_named(&mut canonical, self).expect("a record consists of what MessagePack can write");
-        let hash = blake3::hash(&canonical);
-        Version(u128::from_be_bytes(hash.as_bytes()[..16].try_into().expect("16 of 32 bytes")))
+        self.encode(&mut canonical);
+        Version::of(&canonical)
+    }
+
+    /// Its bytes, in place of what was in `canonical`: equal for equal records.
+    pub fn encode(&self, canonical: &mut Vec<u8>) {
+        canonical.clear();
+        rmp_serde::encode::write_named(canonical, self).expect("a record consists of what MessagePack can write");
     }
 
     /// The state the job is in, by what this copy knows.
@@ -607,6 +620,11 @@ impl Record {
     pub fn blobs(&self) -> BTreeSet<BlobRef> {
         let checkpoint = self.checkpoint.as_ref().map(|checkpoint| checkpoint.blob);
         checkpoint.into_iter().chain(self.attempts.values().flat_map(Attempt::blobs)).collect()
+    }
+
+    /// Whether it names any blob at all.
+    pub fn names_blobs(&self) -> bool {
+        self.checkpoint.is_some() || self.attempts.values().any(|attempt| attempt.blobs().next().is_some())
     }
 
     /// Somebody asks that the job end.

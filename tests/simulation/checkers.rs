@@ -220,19 +220,20 @@ impl World {
             return;
         };
         let placement = first.snapshot(self.local_now(up[0])).placement;
-        let mut copies: BTreeMap<JobId, BTreeMap<usize, &Record>> = BTreeMap::new();
+        let mut copies: BTreeMap<JobId, BTreeMap<usize, Arc<Record>>> = BTreeMap::new();
         let mut faults = Vec::new();
         for node in &up {
             let peer = self.peer(*node).expect("it is up");
             let disk = &self.nodes[*node].disk.records;
             for (job, held) in peer.records().iter() {
-                copies.entry(job).or_default().insert(*node, &held.record);
-                if disk.get(&job) != Some(&held.record) {
+                let record = held.record();
+                if disk.get(&job) != Some(&record) {
                     faults.push(("what is known is on disk", format!("n{node} has another {} there", short(job.0))));
                 }
-                if held.version != held.record.version() {
+                if held.version != record.version() {
                     faults.push(("versions are right", format!("n{node}, {}", short(job.0))));
                 }
+                copies.entry(job).or_default().insert(*node, record);
             }
             if disk.len() != peer.records().len() {
                 let (on_disk, known) = (disk.len(), peer.records().len());

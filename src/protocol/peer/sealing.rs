@@ -68,7 +68,7 @@ impl Peer {
                 continue;
             };
             let asks_nobody = self.sabotage.has(Bug::SealWithoutAsking).then(BTreeSet::new);
-            let Some(others) = asks_nobody.or_else(|| self.others_to_agree(&held.record)) else {
+            let Some(others) = asks_nobody.or_else(|| self.others_to_agree(&held.record())) else {
                 continue;
             };
             let confirmed = self.sealing.confirmed.get(job).filter(|(version, _)| *version == held.version);
@@ -131,8 +131,7 @@ impl Peer {
         let answered = question.versions.clone();
         self.sealing.asked.remove(&from);
         for ((job, version), same) in answered.into_iter().zip(same) {
-            let Some(held) = self.records.get(job).filter(|held| held.version == version && !held.record.is_final())
-            else {
+            let Some(held) = self.records.get(job).filter(|held| held.version == version && !held.is_final()) else {
                 self.sealing.confirmed.remove(&job);
                 continue;
             };
@@ -143,7 +142,7 @@ impl Peer {
                 }
                 continue;
             }
-            let record = std::sync::Arc::clone(&held.record);
+            let record = held.record();
             let confirmed = self.sealing.confirmed.entry(job).or_insert_with(|| (version, BTreeSet::new()));
             if confirmed.0 != version {
                 *confirmed = (version, BTreeSet::new());
