@@ -377,19 +377,19 @@ impl Database {
     fn read_records(&mut self) -> rusqlite::Result<(Vec<PackedRecord>, Vec<SetAside>)> {
         let mut select = self.connection.prepare("SELECT row, id, value FROM record")?;
         let mut rows = select.query([])?;
-        let read = unpacking::all(|| -> rusqlite::Result<Option<StoredRow>> {
+        let read = unpacking::all(|values| -> rusqlite::Result<Option<StoredRow>> {
             let Some(row) = rows.next()? else { return Ok(None) };
             let number: i64 = row.get(0)?;
             if number < FIRST_ABSURD_ROW {
                 self.next_row = self.next_row.max(number + 1);
             }
             let id = row.get::<_, [u8; 16]>(1).ok().map(|bytes| JobId(u128::from_be_bytes(bytes)));
-            let value = match row.get_ref(2)? {
-                ValueRef::Blob(bytes) => bytes,
-                // Not even a header: it is told from a value by being unreadable.
-                ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_) | ValueRef::Text(_) => &[],
-            };
-            Ok(Some(StoredRow { number, id, value: value.to_vec() }))
+            match row.get_ref(2)? {
+                ValueRef::Blob(bytes) => values.extend_from_slice(bytes),
+                // Nothing, not even a header, and unreadable like all that is cut short.
+                ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_) | ValueRef::Text(_) => {}
+            }
+            Ok(Some(StoredRow { number, id }))
         })?;
         let mut found: Vec<(i64, PackedRecord)> = Vec::with_capacity(read.len());
         let mut unreadable = Vec::new();

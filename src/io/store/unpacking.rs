@@ -13,8 +13,9 @@ use crate::model::record::Record;
 
 use super::envelope::{self, Unreadable};
 
-/// Rows handed over at one time.
+/// Rows handed over at one time, at the most, and about how many bytes of them.
 const BASKET: usize = 2_048;
+const BASKET_BYTES: usize = 1 << 20;
 /// Baskets that wait for each thread, at the most.
 const BASKETS_WAITING: usize = 4;
 /// More threads than this would wait for the one that reads.
@@ -27,8 +28,26 @@ pub(super) struct StoredRow {
     pub(super) number: i64,
     /// The job, as its column says.
     pub(super) id: Option<JobId>,
-    /// The record.
-    pub(super) value: Vec<u8>,
+}
+
+/// Rows on their way to whoever unpacks them, with their values in one piece.
+#[derive(Debug, Default)]
+struct Basket {
+    /// Each with the place where its value ends; it begins where the one before ends.
+    rows: Vec<(StoredRow, usize)>,
+    values: Vec<u8>,
+}
+
+impl Basket {
+    fn unpack(self, packer: &mut Packer) -> impl Iterator<Item = Unpacked> {
+        let Self { rows, values } = self;
+        let mut begin = 0;
+        rows.into_iter().map(move |(row, end)| {
+            let value = &values[std::mem::replace(&mut begin, end)..end];
+            let result = envelope::unpack::<Record>(value).map(|record| packer.pack_with_label(&record));
+            Unpacked { row: row.number, id: row.id, result }
+        })
+    }
 }
 
 /// What a row holds.
@@ -43,30 +62,31 @@ pub(super) struct Unpacked {
 }
 
 /// A thread that unpacks, and where its baskets are put.
-type Hand<'scope> = (SyncSender<Vec<StoredRow>>, ScopedJoinHandle<'scope, Vec<Unpacked>>);
+type Hand<'scope> = (SyncSender<Basket>, ScopedJoinHandle<'scope, Vec<Unpacked>>);
 
-/// Reads rows until there are none, and unpacks them all.
-pub(super) fn all<E>(mut next_row: impl FnMut() -> Result<Option<StoredRow>, E>) -> Result<Vec<Unpacked>, E> {
+/// Reads rows until there are none, and unpacks them all. Each row's value is added to the bytes that it is given.
+pub(super) fn all<E>(
+    mut next_row: impl FnMut(&mut Vec<u8>) -> Result<Option<StoredRow>, E>,
+) -> Result<Vec<Unpacked>, E> {
     scope(|scope| {
         let threads = available_parallelism().map_or(1, |count| count.get().min(MOST_THREADS));
         let mut hands: Vec<Hand<'_>> = Vec::new();
-        let mut basket = Vec::new();
+        let mut basket = Basket::default();
         let mut baskets = 0;
-        while let Some(row) = next_row()? {
-            basket.push(row);
-            if basket.len() == BASKET {
+        while let Some(row) = next_row(&mut basket.values)? {
+            basket.rows.push((row, basket.values.len()));
+            if basket.rows.len() == BASKET || basket.values.len() >= BASKET_BYTES {
                 if hands.len() < threads {
                     let (baskets, waiting) = sync_channel(BASKETS_WAITING);
                     hands.push((baskets, scope.spawn(move || unpack_all(&waiting))));
                 }
-                let full = std::mem::replace(&mut basket, Vec::with_capacity(BASKET));
+                let full = std::mem::take(&mut basket);
                 // A thread ends before its baskets do only if it panics, which the join below passes on.
                 let _ = hands[baskets % hands.len()].0.send(full);
                 baskets += 1;
             }
         }
-        let mut packer = Packer::default();
-        let mut unpacked: Vec<Unpacked> = basket.into_iter().map(|row| unpack(&mut packer, row)).collect();
+        let mut unpacked: Vec<Unpacked> = basket.unpack(&mut Packer::default()).collect();
         for (baskets, thread) in hands {
             drop(baskets);
             match thread.join() {
@@ -78,12 +98,11 @@ pub(super) fn all<E>(mut next_row: impl FnMut() -> Result<Option<StoredRow>, E>)
     })
 }
 
-fn unpack_all(baskets: &Receiver<Vec<StoredRow>>) -> Vec<Unpacked> {
+fn unpack_all(baskets: &Receiver<Basket>) -> Vec<Unpacked> {
     let mut packer = Packer::default();
-    baskets.iter().flatten().map(|row| unpack(&mut packer, row)).collect()
-}
-
-fn unpack(packer: &mut Packer, row: StoredRow) -> Unpacked {
-    let result = envelope::unpack::<Record>(&row.value).map(|record| packer.pack_with_label(&record));
-    Unpacked { row: row.number, id: row.id, result }
+    let mut unpacked = Vec::new();
+    for basket in baskets {
+        unpacked.extend(basket.unpack(&mut packer));
+    }
+    unpacked
 }
