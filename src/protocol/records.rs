@@ -23,8 +23,8 @@ use crate::model::record::{JobState, Record, Version};
 use crate::model::request::{Cursor, Filter};
 use crate::model::time::{Moment, Timestamp};
 
-/// Records that lie open at one time, at the most. Each takes 2 to 5 KiB there.
-const DESK_RECORDS: usize = 4_096;
+/// Records that lie open at one time, at the most. Each takes about 2 KiB there.
+const DESK_RECORDS: usize = 8_192;
 /// A record that takes more bytes than this when written down is never left open: it takes as long to read as it
 /// takes to unpack.
 const DESK_BYTES: usize = 16 << 10;

@@ -301,8 +301,12 @@ impl World {
             if record.stop.as_ref().is_some_and(|stop| knew(&stop.dot)) {
                 self.find("nothing is claimed by a node that knows of the stop", format!("{name}, claim {dot}"));
             }
-            let ended: Vec<&Attempt> =
-                record.attempts.values().filter(|other| !other.is_live() && knew(&other.fate.dot)).collect();
+            let ended: Vec<&Attempt> = record
+                .attempts
+                .values()
+                .map(|other| &**other)
+                .filter(|other| !other.is_live() && knew(&other.fate.dot))
+                .collect();
             let count = |phase| {
                 let numbers = ended.iter().filter(|other| other.fate.phase == phase).map(|other| other.claim.number);
                 numbers.collect::<BTreeSet<u32>>().len() as u32

@@ -177,6 +177,8 @@ impl Database {
         let (records, unreadable) = database.read_records().map_err(explain)?;
         let damaged = database.quarantine(unreadable, now).map_err(explain)?;
         let blobs = database.find_blobs().map_err(explain)?;
+        // The pages were read once, and are never read again.
+        database.connection.execute_batch("PRAGMA shrink_memory").map_err(explain)?;
         Ok((database, Loaded { identity, records, blobs, members, damaged, was_running }))
     }
 

@@ -14,10 +14,10 @@ use crate::model::record::Record;
 use super::envelope::{self, Unreadable};
 
 /// Rows handed over at one time, at the most, and about how many bytes of them.
-const BASKET: usize = 2_048;
-const BASKET_BYTES: usize = 1 << 20;
+const BASKET: usize = 1_024;
+const BASKET_BYTES: usize = 512 << 10;
 /// Baskets that wait for each thread, at the most.
-const BASKETS_WAITING: usize = 4;
+const BASKETS_WAITING: usize = 2;
 /// More threads than this would wait for the one that reads.
 const MOST_THREADS: usize = 8;
 
