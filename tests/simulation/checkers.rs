@@ -199,19 +199,20 @@ impl World {
             return;
         };
         let placement = first.snapshot(self.local_now(up[0])).placement;
-        let mut copies: BTreeMap<JobId, BTreeMap<usize, &Record>> = BTreeMap::new();
+        let mut copies: BTreeMap<JobId, BTreeMap<usize, Arc<Record>>> = BTreeMap::new();
         let mut faults = Vec::new();
         for node in &up {
             let peer = self.peer(*node).expect("it is up");
             let disk = &self.nodes[*node].disk.records;
             for (job, held) in peer.records().iter() {
-                copies.entry(job).or_default().insert(*node, &held.record);
-                if disk.get(&job) != Some(&held.record) {
+                let record = held.record();
+                if disk.get(&job) != Some(&record) {
                     faults.push(("what is known is on disk", format!("n{node} has another {} there", short(job.0))));
                 }
-                if held.version != held.record.version() {
+                if held.version != record.version() {
                     faults.push(("versions are right", format!("n{node}, {}", short(job.0))));
                 }
+                copies.entry(job).or_default().insert(*node, record);
             }
             if disk.len() != peer.records().len() {
                 let (on_disk, known) = (disk.len(), peer.records().len());
@@ -279,8 +280,12 @@ impl World {
             if record.stop.as_ref().is_some_and(|stop| knew(&stop.dot)) {
                 self.find("nothing is claimed by a node that knows of the stop", format!("{name}, claim {dot}"));
             }
-            let ended: Vec<&Attempt> =
-                record.attempts.values().filter(|other| !other.is_live() && knew(&other.fate.dot)).collect();
+            let ended: Vec<&Attempt> = record
+                .attempts
+                .values()
+                .map(|other| &**other)
+                .filter(|other| !other.is_live() && knew(&other.fate.dot))
+                .collect();
             let count = |phase| {
                 let numbers = ended.iter().filter(|other| other.fate.phase == phase).map(|other| other.claim.number);
                 numbers.collect::<BTreeSet<u32>>().len() as u32
@@ -442,7 +447,7 @@ impl World {
         let knows_more = |at: &usize| {
             let in_memory = self.peer(*at).and_then(|peer| peer.records().get(record.id));
             let on_disk = self.nodes[*at].disk.records.get(&record.id);
-            in_memory.map(|held| &held.record).into_iter().chain(on_disk).any(|held| lacks(record, held))
+            in_memory.map(|held| held.record()).iter().chain(on_disk).any(|held| lacks(record, held))
         };
         let others = (0..self.nodes.len()).filter(|at| *at != node);
         let wiser: Vec<usize> = others.filter(counts).filter(knows_more).collect();

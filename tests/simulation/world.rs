@@ -19,6 +19,7 @@ use flockwork::model::blob::{BlobId, BlobRef};
 use flockwork::model::config::{Config, Profile};
 use flockwork::model::id::{Generation, Incarnation, JobId, NodeId};
 use flockwork::model::member::{ClusterSettings, Facts, Fingerprint, Load, PartitionSet, Status, WIRE_VERSION};
+use flockwork::model::packed::PackedRecord;
 use flockwork::model::record::Record;
 use flockwork::model::resources::Resources;
 use flockwork::model::time::{Moment, Now, Timestamp};
@@ -715,7 +716,7 @@ impl World {
             suspicions: BTreeMap::new(),
             departed: BTreeMap::new(),
         };
-        let records: Vec<_> = place.disk.records.values().map(|record| (**record).clone()).collect();
+        let records: Vec<_> = place.disk.records.values().map(|record| PackedRecord::from(&**record)).collect();
         let blobs = place.disk.blobs.values().map(flockwork::model::blob::Blob::reference).collect();
         let members = place.disk.members.clone();
         let mut contacts: Vec<NodeId> = members.iter().map(|member| member.node).collect();
@@ -936,7 +937,7 @@ impl World {
     /// All that the running nodes know of a job, merged.
     pub fn merged(&self, job: JobId) -> Option<flockwork::model::record::Record> {
         let copies = self.up().into_iter().filter_map(|node| self.peer(node)?.records().get(job));
-        let mut copies = copies.map(|held| Arc::clone(&held.record));
+        let mut copies = copies.map(|held| held.record());
         let first = copies.next()?;
         Some(copies.fold((*first).clone(), |mut merged, copy| {
             merged.merge(&copy);

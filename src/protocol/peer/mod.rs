@@ -31,7 +31,8 @@ use crate::model::blob::BlobRef;
 use crate::model::config::Config;
 use crate::model::id::{Actor, AttemptKey, Dot, Generation, JobId, NodeId, Partition};
 use crate::model::member::{Facts, Load, Member, MemberState, Status};
-use crate::model::record::{Attempt, Exit, Fate, Phase, Record, Version};
+use crate::model::packed::PackedRecord;
+use crate::model::record::{Exit, Fate, Phase, Record, Version};
 use crate::model::request::{Event, EventKind, SubmitOutcome};
 use crate::model::ring::Placement;
 use crate::model::time::{Moment, Now, Timestamp};
@@ -76,7 +77,7 @@ pub struct Start {
     /// Whether it was given anybody to join.
     pub has_seeds: bool,
     /// The records on its disk.
-    pub records: Vec<Record>,
+    pub records: Vec<PackedRecord>,
     /// The blobs on its disk.
     pub blobs: Vec<BlobRef>,
     /// The members it knew when it last ran.
@@ -226,25 +227,25 @@ impl Peer {
         let me = Actor { node: facts.node, generation: facts.generation };
         let mut rng = StdRng::seed_from_u64(seed);
         let timing = &config.timing;
-        let mut records = Records::new(config.cluster.partitions);
-        let mut dirty = BTreeSet::new();
-        for record in stored {
-            let (id, submitted_at) = (record.id, record.submission.submitted_at);
-            let version = record.version();
-            records.put(moment, Arc::new(record), version);
-            // Best effort: the only clock that ran on while this process did not is the wall's.
-            records.backdate(id, moment - now.wall.since(submitted_at));
-            dirty.insert(id);
-        }
+        // Best effort: the only clock that ran on while this process did not is the wall's.
+        let known_since = |submitted_at| moment - now.wall.since(submitted_at);
+        let mut records = Records::load(config.cluster.partitions, stored, known_since);
+        // What has ended is looked at only if somebody has yet to say how; what is open will be when the ring is known.
+        let in_doubt = records.iter().filter(|(_, held)| held.summary.has_open_fates());
+        let dirty = in_doubt.map(|(job, _)| job).collect();
         let mut blobs = Blobs::new();
         let mut outbox = Outbox::default();
-        let named = records.iter().flat_map(|(job, held)| held.record.blobs().into_iter().map(move |blob| (job, blob)));
+        let naming = || records.iter().filter(|(_, held)| held.summary.names_blobs());
+        let named = naming().flat_map(|(job, held)| held.record().blobs().into_iter().map(move |blob| (job, blob)));
         for unnamed in blobs.load(&stored_blobs, named) {
             outbox.save_blob(unnamed);
         }
-        let lacking = |record: &Record| record.blobs().iter().any(|blob| blobs.lacks(blob.id));
-        let lacking: Vec<JobId> =
-            records.iter().filter(|(_, held)| lacking(&held.record)).map(|(job, _)| job).collect();
+        let lacking: Vec<JobId> = if blobs.lacking() == 0 {
+            Vec::new()
+        } else {
+            let lacks_any = |record: &Record| record.blobs().iter().any(|blob| blobs.lacks(blob.id));
+            naming().filter(|(_, held)| lacks_any(&held.record())).map(|(job, _)| job).collect()
+        };
         for job in lacking {
             records.set_lacking(job, true);
         }
@@ -393,9 +394,8 @@ impl Peer {
                 // A node that only holds strays hands them over; if it fetched what is newer, it would never be done.
                 let (me, placement, records) = (self.me, &self.placement, &self.records);
                 let wants = |job: JobId| {
-                    let runs_here = |attempt: &Attempt| attempt.is_live() && attempt.claim.executor == me;
                     placement.acting(records.partition_of(job)).contains(&me.node)
-                        || records.get(job).is_some_and(|held| held.record.attempts.values().any(runs_here))
+                        || records.get(job).is_some_and(|held| held.live_executors().contains(&me))
                 };
                 let (difference, step) = self.comparison.handle_differ(now.moment, from, answer, records, wants);
                 self.learn_difference(now, from, &difference);
@@ -452,7 +452,7 @@ impl Peer {
                 let because = self.pods.remove(&key.claim).map_or("", |pod| pod.ended_because);
                 self.must_schedule |= self.room.release(key.claim);
                 if self.sabotage.has(Bug::SwallowLateReports)
-                    && self.records.get(key.job).is_some_and(|held| held.record.is_superseded(key.claim))
+                    && self.records.get(key.job).is_some_and(|held| held.record().is_superseded(key.claim))
                 {
                     return;
                 }
@@ -609,6 +609,7 @@ impl Peer {
             self.push_what_lingers(moment);
             self.seal_what_can_be(now);
             self.let_expired_go(now);
+            self.records.clear_desk();
         }
     }
 

@@ -241,7 +241,7 @@ impl Peer {
 
     fn become_owner(&mut self, partition: Partition) {
         self.ownership.owned.insert(partition, Owning::CaughtUp);
-        let open = self.records.in_partition(partition).filter(|(_, held)| !held.state.is_terminal());
+        let open = self.records.in_partition(partition).filter(|(_, held)| !held.state().is_terminal());
         self.dirty.extend(open.map(|(job, _)| job));
     }
 
@@ -293,15 +293,14 @@ impl Peer {
             self.ownership.taken_by.insert(partition, for_whom);
             let hold_off = self.config.timing.gossip_interval * 4;
             self.ownership.stepped_down.insert(partition, now + hold_off);
-            let open = self.records.in_partition(partition).filter(|(_, held)| !held.state.is_terminal());
+            let open = self.records.in_partition(partition).filter(|(_, held)| !held.state().is_terminal());
             self.dirty.extend(open.map(|(job, _)| job));
         }
     }
 
     /// Sends the records that a comparison showed to be wanting. A part at a time: a frame has its limits.
     pub(super) fn handle_fetch(&mut self, from: NodeId, round: u64, jobs: &[JobId]) {
-        let records: Vec<_> =
-            jobs.iter().filter_map(|job| self.records.get(*job)).map(|held| Arc::clone(&held.record)).collect();
+        let records: Vec<_> = jobs.iter().filter_map(|job| self.records.get(*job)).map(|held| held.record()).collect();
         let mut parts: Vec<Vec<_>> = records.chunks(FETCHED_RECORDS).map(<[_]>::to_vec).collect();
         let last = parts.pop().unwrap_or_default();
         for records in parts {
@@ -434,7 +433,7 @@ impl Peer {
             .iter()
             .filter(move |partition| !self.placement.acting(*partition).contains(&me))
             .flat_map(|partition| self.records.in_partition(partition))
-            .filter(move |(_, held)| !held.record.attempts.values().any(|a| a.is_live() && a.claim.executor == self.me))
+            .filter(move |(_, held)| !held.live_executors().contains(&self.me))
             .map(|(job, _)| job)
     }
 
@@ -447,8 +446,8 @@ impl Peer {
         let acting = self.placement.acting(self.records.partition_of(job)).iter().copied();
         let view = self.membership.view();
         let live = |node: &NodeId| view.get(node).is_some_and(|member| member.is_live());
-        let attempts = self.records.get(job).into_iter().flat_map(|held| held.record.attempts.values());
-        let executors = attempts.filter(|attempt| attempt.is_live()).map(|attempt| attempt.claim.executor.node);
+        let executors = self.records.get(job).map(|held| held.live_executors()).unwrap_or_default();
+        let executors = executors.into_iter().map(|executor| executor.node);
         acting.chain(executors).filter(|node| *node != self.me.node && live(node)).collect()
     }
 
@@ -474,7 +473,7 @@ impl Peer {
 
     /// Whether records of the partition are changing at this moment: then copies differ for a moment, too.
     fn is_busy(&self, partition: Partition) -> bool {
-        self.records.in_partition(partition).any(|(_, held)| !held.state.is_terminal())
+        self.records.in_partition(partition).any(|(_, held)| !held.state().is_terminal())
     }
 
     /// Notes whether all is well, for the debug page.

@@ -86,7 +86,7 @@ impl Peer {
                 continue;
             };
             let asks_nobody = self.sabotage.has(Bug::SealWithoutAsking).then(BTreeSet::new);
-            let Some(others) = asks_nobody.or_else(|| self.others_to_agree(&held.record, &mut holders)) else {
+            let Some(others) = asks_nobody.or_else(|| self.others_to_agree(&held.record(), &mut holders)) else {
                 continue;
             };
             let confirmed = self.sealing.confirmed.get(job).filter(|confirmed| confirmed.version == held.version);
@@ -164,8 +164,7 @@ impl Peer {
         self.sealing.asked.remove(&from);
         let mut holders = Holders::new();
         for ((job, version), same) in answered.into_iter().zip(same) {
-            let Some(held) = self.records.get(job).filter(|held| held.version == version && !held.record.is_final())
-            else {
+            let Some(held) = self.records.get(job).filter(|held| held.version == version && !held.is_final()) else {
                 self.sealing.confirmed.remove(&job);
                 continue;
             };
@@ -176,7 +175,7 @@ impl Peer {
                 }
                 continue;
             }
-            let record = std::sync::Arc::clone(&held.record);
+            let record = held.record();
             let fresh = || Confirmation { version, by: BTreeSet::new(), again: false };
             let confirmed = self.sealing.confirmed.entry(job).or_insert_with(fresh);
             if confirmed.version != version {
