@@ -18,10 +18,12 @@ use flockwork::protocol::effect::Commit;
 use flockwork::protocol::peer::Peer;
 
 use crate::network::short;
+use crate::pods::all_attempts_take;
 use crate::world::{Node, World};
 
-/// How long the cluster may take to come to rest when nothing disturbs it any longer. The longest jobs of the
-/// clients take less than half of it, all attempts included.
+/// How long the cluster may take to come to rest when nothing disturbs it any longer, besides the time that its slots
+/// need for what they were still given to do. The longest jobs of the clients take less than half of it, all attempts
+/// included.
 pub const CALM_WITHIN: Duration = Duration::from_secs(240);
 
 /// How long after a fault a job may still come to run twice at once because of it: an owner that was cut off, or a
@@ -81,11 +83,25 @@ impl World {
                 self.start(node);
             }
         }
-        let until = self.now + CALM_WITHIN;
+        let until = self.now + CALM_WITHIN + self.work_left();
         while self.now < until && !self.is_at_rest() {
             self.run_for(Duration::from_secs(1));
         }
         self.judge();
+    }
+
+    /// How long all slots that there are would take for the open jobs, at the most. Where nodes leave and do not come back, a
+    /// single one may be left with what many were given to do: that every job ends is promised, not that it ends sooner than
+    /// there is room for it. The bound is of the work, so a job that is not worked at is still found.
+    fn work_left(&self) -> Duration {
+        let mut open = BTreeMap::new();
+        for peer in self.up().into_iter().filter_map(|node| self.peer(node)) {
+            let records = peer.records();
+            let held = records.open().iter().filter_map(|job| records.get(*job));
+            open.extend(held.map(|held| held.record()).map(|record| (record.id, all_attempts_take(record.spec()))));
+        }
+        let slots: u32 = self.up().into_iter().map(|node| self.nodes[node].slots).sum();
+        open.values().sum::<Duration>() / slots.max(1)
     }
 
     fn is_at_rest(&self) -> bool {

@@ -96,6 +96,18 @@ fn plan_of(spec: &Spec, number: u32) -> Plan {
     }
 }
 
+/// How long a slot is busy with a job of this spec, or several are in all, if it has every attempt that it may need.
+pub fn all_attempts_take(spec: &Spec) -> Duration {
+    let mut takes = Duration::ZERO;
+    for plan in (1..=spec.retries.saturating_add(1)).map(|number| plan_of(spec, number)) {
+        takes += plan.takes * spec.slots;
+        if plan.exit == Exit::Code(0) {
+            break;
+        }
+    }
+    takes
+}
+
 impl World {
     pub fn start_pod(&mut self, node: usize, start: PodStart) {
         let PodStart { key, number, submission, checkpoint, .. } = start;
