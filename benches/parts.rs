@@ -96,6 +96,7 @@ fn facts(node: u32, config: &Config) -> Facts {
         cluster_addr: addr,
         http_addr: addr,
         status: Status::Joining,
+        revision: 0,
         capacity: config.capacity,
         weight: config.weight,
         load: Load::default(),
