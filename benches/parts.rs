@@ -241,7 +241,7 @@ mod records {
     #[divan::bench]
     fn first_page(bencher: Bencher<'_, '_>) {
         let records = known(100_000);
-        let all = records.partitions_held();
+        let all = records.partitions_held().clone();
         bencher.bench(|| records.list(black_box(&Filter::default()), None, 100, &all));
     }
 
@@ -249,7 +249,7 @@ mod records {
     #[divan::bench]
     fn page_of_a_name_that_none_has(bencher: Bencher<'_, '_>) {
         let records = known(100_000);
-        let all = records.partitions_held();
+        let all = records.partitions_held().clone();
         let filter = Filter { name: Some("nightly".into()), ..Filter::default() };
         bencher.bench(|| records.list(black_box(&filter), None, 100, &all));
     }

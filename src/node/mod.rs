@@ -9,6 +9,7 @@
 mod driver;
 pub mod handle;
 pub mod options;
+mod publisher;
 
 use std::collections::BTreeSet;
 use std::io;

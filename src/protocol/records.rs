@@ -29,6 +29,9 @@ const DESK_RECORDS: usize = 8_192;
 /// takes to unpack.
 const DESK_BYTES: usize = 16 << 10;
 
+/// Open jobs are few where they are less than this part of all.
+const FEW: usize = 8;
+
 /// A record, and what is known of it besides.
 #[derive(Debug, Clone, Copy)]
 pub struct Held<'a> {
@@ -173,6 +176,8 @@ pub struct Records {
     to_seal: BTreeSet<JobId>,
     by_age: BTreeSet<Place>,
     digests: Vec<Digest>,
+    /// The partitions of which any record is held.
+    inhabited: PartitionSet,
     next_revision: u64,
     /// Those that lie open, and some that do not any more, in the order in which they were laid there.
     desk: VecDeque<JobId>,
@@ -240,15 +245,18 @@ impl Records {
         let by_age = stored.iter().map(|stored| Place::of(stored.id, stored.submitted_at)).collect();
         let held: BTreeMap<JobId, Entry> = stored.into_iter().map(&mut entry).collect();
         let mut digests = vec![Digest::default(); partitions as usize];
+        let mut inhabited = PartitionSet::default();
         for (job, entry) in &held {
-            digests[usize::from(job.partition(partitions).0)].add(entry);
+            let partition = job.partition(partitions);
+            digests[usize::from(partition.0)].add(entry);
+            inhabited.insert(partition);
         }
         let those = |holds: fn(&Entry) -> bool| {
             held.iter().filter(|(_, entry)| holds(entry)).map(|(job, _)| *job).collect::<BTreeSet<_>>()
         };
         let (open, to_seal) = (those(|entry| !entry.state().is_terminal()), those(Entry::is_to_seal));
         let (desk, packer) = (VecDeque::new(), Packer::default());
-        Self { held, open, to_seal, by_age, digests, next_revision, desk, packer }
+        Self { held, open, to_seal, by_age, digests, inhabited, next_revision, desk, packer }
     }
 
     /// The record of `job`, if held.
@@ -299,6 +307,7 @@ impl Records {
             self.to_seal.insert(id);
         }
         self.digest_mut(id).add(&entry);
+        self.inhabited.insert(self.partition_of(id));
         self.held.insert(id, entry);
         if is_small && !was_open {
             self.desk.push_back(id);
@@ -363,7 +372,11 @@ impl Records {
         }
         self.open.remove(&job);
         self.to_seal.remove(&job);
-        self.digest_mut(job).take_away(&entry);
+        let digest = self.digest_mut(job);
+        digest.take_away(&entry);
+        if digest.count == 0 {
+            self.inhabited.remove(self.partition_of(job));
+        }
         Some(entry)
     }
 
@@ -402,9 +415,8 @@ impl Records {
     }
 
     /// The partitions of which any record is held.
-    pub fn partitions_held(&self) -> PartitionSet {
-        let held = self.digests.iter().enumerate().filter(|(_, digest)| digest.count > 0);
-        held.map(|(at, _)| Partition(at as u16)).collect()
+    pub fn partitions_held(&self) -> &PartitionSet {
+        &self.inhabited
     }
 
     /// The records of `partition`, by id.
@@ -468,9 +480,14 @@ impl Records {
         partitions: &PartitionSet,
     ) -> (Vec<Arc<Record>>, bool) {
         let newest = Place { submitted_at: u64::MAX, job: [u64::MAX; 2] };
-        let mut matching = self
-            .by_age
-            .range(..after.map_or(newest, Place::from))
+        let before = after.map_or(newest, Place::from);
+        let few = self.few_open(filter);
+        let places = match &few {
+            Some(open) => open,
+            None => &self.by_age,
+        };
+        let mut matching = places
+            .range(..before)
             .rev()
             .map(Place::job)
             .filter(|job| partitions.contains(self.partition_of(*job)))
@@ -478,6 +495,17 @@ impl Records {
         let page: Vec<_> = matching.by_ref().take(limit).collect();
         let more = matching.next().is_some();
         (page, more)
+    }
+
+    /// The places of all jobs in a state that only few are in: those are sought out, where going through all the others
+    /// would take long.
+    fn few_open(&self, filter: &Filter) -> Option<BTreeSet<Place>> {
+        let wanted = filter.state.filter(|state| !state.is_terminal())?;
+        if self.open.len() > self.held.len() / FEW {
+            return None;
+        }
+        let held = self.open.iter().filter_map(|job| self.get(*job)).filter(|held| held.state() == wanted);
+        Some(held.map(|held| Place::from(cursor_of(&held.record()))).collect())
     }
 }
 
@@ -585,7 +613,7 @@ mod tests {
     fn lists_are_the_same_whether_packed_or_open() {
         let mut records =
             held((0..200).map(|number| if number % 4 == 0 { cancelled(record(number)) } else { record(number) }));
-        let all = records.partitions_held();
+        let all = records.partitions_held().clone();
         let named = Filter { name: Some("tenth".into()), ..Filter::default() };
         let stopped = Filter { state: Some(JobState::Cancelled), ..named.clone() };
         let list = |records: &Records, filter: &Filter| {
@@ -599,6 +627,21 @@ mod tests {
         assert_eq!((list(&records, &named), list(&records, &stopped)), open);
         assert_eq!(open.0, ((5..20).rev().map(|tenth| record(tenth * 10).id).collect(), true));
         assert_eq!(open.1, ((0..10).rev().map(|twentieth| record(twentieth * 20).id).collect(), false));
+    }
+
+    #[test]
+    fn few_open_jobs_among_many_are_listed_as_if_they_were_many() {
+        let records = held((0..400).map(|number| {
+            if number % 40 == 0 { record(number) } else { cancelled(record(number)) }
+        }));
+        let all = records.partitions_held();
+        let pending = Filter { state: Some(JobState::Pending), ..Filter::default() };
+        assert!(records.few_open(&pending).is_some() && records.few_open(&Filter::default()).is_none());
+        let (first, more) = records.list(&pending, None, 4, all);
+        let (rest, no_more) = records.list(&pending, first.last().map(|record| cursor_of(record)), 10, all);
+        assert_eq!((first.len(), more, rest.len(), no_more), (4, true, 6, false));
+        let listed: Vec<JobId> = first.iter().chain(&rest).map(|record| record.id).collect();
+        assert_eq!(listed, (0..10).rev().map(|number| record(number * 40).id).collect::<Vec<_>>());
     }
 
     #[test]

@@ -644,8 +644,8 @@ impl World {
         let Some(until) = process.leave_until.filter(|_| !process.said_goodbye) else {
             return;
         };
-        if process.peer.has_handed_over(now.moment) || until <= self.now {
-            let in_time = process.peer.has_handed_over(now.moment);
+        if process.peer.has_handed_over() || until <= self.now {
+            let in_time = process.peer.has_handed_over();
             process.said_goodbye = true;
             process.handed_over = in_time;
             process.peer.say_goodbye(now);

@@ -13,6 +13,7 @@
 //! Ownership of partitions is in `ownership`, what peers and clients are answered in `serve`.
 
 mod blobs;
+mod full_disk;
 mod ownership;
 mod reconcile;
 mod sealing;
@@ -37,6 +38,7 @@ use crate::model::ring::Placement;
 use crate::model::time::{Moment, Now, Timestamp};
 use crate::model::wire::{Message, Probe};
 
+use self::full_disk::{Due, FullDisk};
 use super::blobs::Blobs;
 use super::comparison::{Answer, Comparison};
 use super::effect::{Effect, PodEnd, PodEvent};
@@ -62,8 +64,6 @@ const EVENTS_KEPT: usize = 4_096;
 const CPU_STEP_PERMILLE: u16 = 100;
 /// By what part of itself the free memory must move.
 const MEMORY_STEPS: u64 = 16;
-/// How long a full disk is left alone before it is tried again.
-const DISK_PAUSE: Duration = Duration::from_secs(1);
 /// Records in one answer to a fetch, at the most.
 const FETCHED_RECORDS: usize = 256;
 
@@ -100,6 +100,8 @@ pub struct Peer {
     placement: Arc<Placement>,
     /// The partitions whose acting list names this node.
     acting_for: Vec<Partition>,
+    /// Those of them that are this node's to own.
+    first_of: Vec<Partition>,
     placed_epoch: Option<u64>,
     placed_standings: Option<Vec<ownership::Standing>>,
     records: Records,
@@ -136,10 +138,11 @@ pub struct Peer {
 
     published: Option<(Moment, Facts)>,
     gossip_urgently: bool,
-    disk_again_at: Option<Moment>,
+    full_disk: FullDisk,
+    /// What this node was doing when its disk was found full, and does again when there is room.
+    before_full_disk: Status,
     leaving: bool,
     /// Since when it leaves.
-    left_since: Option<Moment>,
     /// The members that were last saved for the next start: who, in which start, where, doing what.
     remembered: Vec<(NodeId, Generation, SocketAddr, Status)>,
     settled_since: Option<Now>,
@@ -254,6 +257,7 @@ impl Peer {
             has_seeds,
             placement: Arc::new(placement),
             acting_for: Vec::new(),
+            first_of: Vec::new(),
             placed_epoch: None,
             placed_standings: None,
             outbox,
@@ -283,9 +287,9 @@ impl Peer {
             next_event: 1,
             published: None,
             gossip_urgently: true,
-            disk_again_at: None,
+            full_disk: FullDisk::default(),
+            before_full_disk: Status::Serving,
             leaving: false,
-            left_since: None,
             remembered: Vec::new(),
             settled_since: None,
             unsettled_since: now,
@@ -458,17 +462,18 @@ impl Peer {
             self.check_copies(now, job);
         }
         if self.status() == Status::ReadOnly {
-            self.disk_again_at = None;
-            let status = if self.leaving { Status::Draining } else { Status::Serving };
-            self.membership.set_status(now, status);
+            self.full_disk.handle_success(now.moment);
         }
     }
 
     /// Commit `number` failed for want of space; the disk is as it was.
     pub fn handle_commit_failed(&mut self, now: Now, number: u64) {
         self.outbox.handle_commit_failed(number);
-        self.disk_again_at = Some(now.moment + DISK_PAUSE);
-        self.membership.set_status(now, Status::ReadOnly);
+        self.full_disk.handle_failure(now.moment);
+        if self.status() != Status::ReadOnly {
+            self.before_full_disk = self.status();
+            self.membership.set_status(now, Status::ReadOnly);
+        }
     }
 
     /// Takes nothing new (`true`), or serves again.
@@ -479,7 +484,8 @@ impl Peer {
         match (on, self.status()) {
             (true, Status::Serving) => self.membership.set_status(now, Status::Draining),
             (false, Status::Draining) => self.membership.set_status(now, Status::Serving),
-            (_, Status::Joining | Status::Serving | Status::Draining | Status::ReadOnly | Status::Left) => {}
+            (_, Status::ReadOnly) => self.before_full_disk = full_disk::drained(self.before_full_disk, on),
+            (_, Status::Joining | Status::Serving | Status::Draining | Status::Left) => {}
         }
     }
 
@@ -487,7 +493,6 @@ impl Peer {
     /// [`has_handed_over`](Self::has_handed_over) says when that is done.
     pub fn leave(&mut self, now: Now) {
         self.leaving = true;
-        self.left_since = Some(now.moment);
         self.membership.set_status(now, Status::Draining);
         for (claim, pod) in &mut self.pods {
             pod.state = PodState::Ending;
@@ -497,17 +502,13 @@ impl Peer {
     }
 
     /// Whether nothing is left here that others should have: no pod, no stray, nothing unsent or unsaved.
-    pub fn has_handed_over(&self, now: Moment) -> bool {
+    pub fn has_handed_over(&self) -> bool {
         if self.sabotage.has(Bug::LeaveWithoutHandover) {
             return self.pods.is_empty();
         }
-        // Those who have not heard yet that this node leaves may still count on it.
-        let was_heard = self.left_since.is_some_and(|since| now.since(since) >= self.config.timing.gossip_interval * 3);
-        was_heard
-            && self.pods.is_empty()
-            && self.strays().next().is_none()
-            && self.outbox.is_settled()
-            && self.nothing_spreads()
+        // Whoever has not heard yet that this node leaves does not keep what it is given for it, and so does not
+        // acknowledge it: what is handed over was heard of.
+        self.pods.is_empty() && self.strays().next().is_none() && self.outbox.is_settled() && self.nothing_spreads()
     }
 
     /// Says goodbye: the last thing a leaving node gossips.
@@ -550,7 +551,7 @@ impl Peer {
             self.parked_until.first().map(|(at, _)| *at),
             self.blobs.poll_timeout(),
             self.starting.values().map(|starting| starting.until).min(),
-            self.disk_again_at,
+            self.full_disk.poll_timeout(),
             Some(self.next_comparison),
             gossip,
         ]
@@ -585,9 +586,13 @@ impl Peer {
         self.answer_parked_until(now);
         self.blobs.handle_timeout(moment);
         self.start_without_checkpoints(now);
-        if self.disk_again_at.is_some_and(|at| at <= moment) {
-            self.disk_again_at = None;
-            self.outbox.resume();
+        match self.full_disk.handle_timeout(moment) {
+            Some(Due::Retry) => self.outbox.resume(),
+            Some(Due::Recovery) => {
+                let status = if self.leaving { Status::Draining } else { self.before_full_disk };
+                self.membership.set_status(now, status);
+            }
+            None => {}
         }
         if self.next_comparison <= moment {
             self.next_comparison = moment + self.jittered(self.config.timing.compare_interval);
@@ -713,7 +718,7 @@ impl Peer {
         if !due && !self.gossip_urgently {
             return false;
         }
-        let (load, held, ring) = (self.load(), self.records.partitions_held(), self.placement.fingerprint());
+        let (load, held, ring) = (self.load(), self.records.partitions_held().clone(), self.placement.fingerprint());
         let departed = self.membership.departed();
         self.membership.update_own(|facts| {
             facts.departed = departed;
@@ -787,7 +792,7 @@ impl Peer {
 
     /// What this node knows at this moment.
     pub fn snapshot(&self, now: Now) -> Snapshot {
-        let owned = self.acting_for.iter().filter(|partition| self.ownership.is_caught_up(**partition));
+        let owned = self.first_of.iter().filter(|partition| self.ownership.is_caught_up(**partition));
         let jobs = JobCounts {
             held: self.records.len() as u64,
             open: self.records.open().len() as u64,
@@ -875,7 +880,7 @@ impl Peer {
             fingerprints,
             acting,
             in_sync: acting - behind.len() as u32,
-            behind,
+            behind: behind.into_iter().collect(),
             strays: self.strays().count() as u32,
         }
     }
