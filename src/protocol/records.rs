@@ -631,9 +631,8 @@ mod tests {
 
     #[test]
     fn few_open_jobs_among_many_are_listed_as_if_they_were_many() {
-        let records = held((0..400).map(|number| {
-            if number % 40 == 0 { record(number) } else { cancelled(record(number)) }
-        }));
+        let records =
+            held((0..400).map(|number| if number % 40 == 0 { record(number) } else { cancelled(record(number)) }));
         let all = records.partitions_held();
         let pending = Filter { state: Some(JobState::Pending), ..Filter::default() };
         assert!(records.few_open(&pending).is_some() && records.few_open(&Filter::default()).is_none());
