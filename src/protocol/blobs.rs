@@ -264,6 +264,8 @@ impl Blobs {
             && !search.absent.contains(&from)
             && search.likely.insert(from)
         {
+            // It speaks, so it is worth another question even if it left the last one unanswered.
+            search.failed.remove(&from);
             search.nowhere = false;
             if let Some(until) = search.paused_until.take() {
                 self.pauses.remove(&(until, id));

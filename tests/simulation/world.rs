@@ -128,6 +128,8 @@ pub struct Node {
     pub powered_off: bool,
     /// It said goodbye, and is not to be started again by itself.
     pub has_left: bool,
+    /// It went before it had handed everything over.
+    pub took_records_along: bool,
     /// How often its process died.
     pub crashes: u32,
     pub slots: u32,
@@ -393,6 +395,7 @@ impl World {
             process: None,
             powered_off: false,
             has_left: false,
+            took_records_along: false,
             crashes: 0,
             slots: self.options.slots,
             drift_ppm: around_zero(&mut self.dice, drift),
@@ -504,6 +507,8 @@ impl World {
                 if self.process(*node).is_some_and(|up| up.number == *process) {
                     self.note(*node, || "has left".into());
                     self.check_handed_over(*node);
+                    let handed_over = self.process(*node).is_some_and(|process| process.handed_over);
+                    self.nodes[*node].took_records_along = !handed_over;
                     self.end_process(*node);
                     self.nodes[*node].has_left = true;
                 }
@@ -697,6 +702,7 @@ impl World {
             cluster_addr: place.addr,
             http_addr: place.addr,
             status: Status::Joining,
+            revision: 0,
             capacity: config.capacity,
             weight: config.weight,
             load: Load::default(),

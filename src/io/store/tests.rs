@@ -77,6 +77,7 @@ fn member(node: u32) -> Facts {
         cluster_addr: ([127, 0, 0, 1], 7_000).into(),
         http_addr: ([127, 0, 0, 1], 7_001).into(),
         status: Status::Serving,
+        revision: 0,
         capacity: Resources::default(),
         weight: 1,
         load: Load::default(),

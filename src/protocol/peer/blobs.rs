@@ -81,7 +81,8 @@ impl Peer {
     /// A record is about to be put in place of what is held: its blobs are named.
     pub(super) fn name_blobs(&mut self, job: JobId, record: &Record) {
         let before = self.names_of(job);
-        for id in self.blobs.rename(job, &before, &record.blobs()) {
+        let after = record.blobs().into_iter().chain(self.awaited_by_pods(job)).collect();
+        for id in self.blobs.rename(job, &before, &after) {
             self.outbox.save_blob(id);
         }
     }
@@ -89,15 +90,40 @@ impl Peer {
     /// A record is about to be removed: its blobs are named by it no more.
     pub(super) fn unname_blobs(&mut self, job: JobId) {
         let before = self.names_of(job);
-        for id in self.blobs.rename(job, &before, &BTreeSet::new()) {
+        let after = self.awaited_by_pods(job).collect();
+        for id in self.blobs.rename(job, &before, &after) {
             self.outbox.save_blob(id);
         }
         self.pushed_by.remove(&job);
     }
 
+    /// Keeps the checkpoint with which a pod is to begin until that has happened: a newer one may come meanwhile, and the
+    /// record would name this one no more.
+    pub(super) fn keep_for_start(&mut self, key: AttemptKey, checkpoint: BlobRef) {
+        self.kept_for_start.insert(key.claim, (key.job, checkpoint));
+    }
+
+    /// The pod has its checkpoint, or needs none any more.
+    pub(super) fn keep_no_longer(&mut self, key: AttemptKey) {
+        if !self.kept_for_start.contains_key(&key.claim) {
+            return;
+        }
+        let before = self.names_of(key.job);
+        self.kept_for_start.remove(&key.claim);
+        let after = self.names_of(key.job);
+        for id in self.blobs.rename(key.job, &before, &after) {
+            self.outbox.save_blob(id);
+        }
+    }
+
+    fn awaited_by_pods(&self, job: JobId) -> impl Iterator<Item = BlobRef> + '_ {
+        self.kept_for_start.values().filter(move |(of, _)| *of == job).map(|(_, blob)| *blob)
+    }
+
     fn names_of(&self, job: JobId) -> BTreeSet<BlobRef> {
         let held = self.records.get(job).filter(|held| held.summary.names_blobs());
-        held.map(|held| held.record().blobs()).unwrap_or_default()
+        let named = held.map(|held| held.record().blobs()).unwrap_or_default();
+        named.into_iter().chain(self.awaited_by_pods(job)).collect()
     }
 
     /// Notes whether the record that is held now has all its blobs.

@@ -30,7 +30,7 @@ use rand::{Rng, SeedableRng};
 use crate::model::blob::BlobRef;
 use crate::model::config::Config;
 use crate::model::id::{Actor, AttemptKey, Dot, Generation, JobId, NodeId, Partition};
-use crate::model::member::{Facts, Load, MemberState, Status};
+use crate::model::member::{Facts, Load, Member, MemberState, Status};
 use crate::model::packed::PackedRecord;
 use crate::model::record::{Exit, Fate, Phase, Record, Version};
 use crate::model::request::{Event, EventKind, SubmitOutcome};
@@ -119,6 +119,8 @@ pub struct Peer {
     pods: BTreeMap<Dot, Pod>,
     /// Claims of this node whose checkpoint is waited for, and until when.
     starting: BTreeMap<Dot, Starting>,
+    /// Checkpoints that pods are to begin with which have not started yet.
+    kept_for_start: BTreeMap<Dot, (JobId, BlobRef)>,
     /// Who pushed a record and waits until its blobs have come.
     pushed_by: BTreeMap<JobId, BTreeSet<NodeId>>,
     confirming: BTreeMap<JobId, Confirming>,
@@ -142,7 +144,6 @@ pub struct Peer {
     /// What this node was doing when its disk was found full, and does again when there is room.
     before_full_disk: Status,
     leaving: bool,
-    /// Since when it leaves.
     /// The members that were last saved for the next start: who, in which start, where, doing what.
     remembered: Vec<(NodeId, Generation, SocketAddr, Status)>,
     settled_since: Option<Now>,
@@ -272,6 +273,7 @@ impl Peer {
             next_comparison: moment + timing.compare_interval,
             pods: BTreeMap::new(),
             starting: BTreeMap::new(),
+            kept_for_start: BTreeMap::new(),
             pushed_by: BTreeMap::new(),
             confirming: BTreeMap::new(),
             timers: BTreeSet::new(),
@@ -379,6 +381,11 @@ impl Peer {
                     self.check_copies(now, job);
                 }
             }
+            Message::Remember { memories } => {
+                if self.membership.view().get(&from).is_some_and(Member::is_live) {
+                    self.membership.handle_memories(now, memories);
+                }
+            }
             Message::Compare { round, takeover, horizon, digests } => {
                 self.handle_compare(now, from, round, takeover, horizon, &digests);
             }
@@ -434,12 +441,14 @@ impl Peer {
     pub fn handle_pod(&mut self, now: Now, event: PodEvent) {
         match event {
             PodEvent::Started { key, at } => {
+                self.keep_no_longer(key);
                 let dot = self.next_dot();
                 let remark = self.remark_on_start(key);
                 self.change(now, key.job, |record| record.start_remarkably(dot, key.claim, at, remark));
             }
             PodEvent::Reported { key, report } => self.handle_report(now, key, report),
             PodEvent::Ended { key, at, end, left } => {
+                self.keep_no_longer(key);
                 let because = self.pods.remove(&key.claim).map_or("", |pod| pod.ended_because);
                 self.must_schedule |= self.room.release(key.claim);
                 if self.sabotage.has(Bug::SwallowLateReports)
@@ -671,6 +680,7 @@ impl Peer {
                     }
                     self.remember_members();
                 }
+                MembershipOutput::TellOfTheGone { to, memories } => self.send(to, Message::Remember { memories }),
                 MembershipOutput::Call { addr } => self.outbox.send(Effect::Call { addr }),
                 MembershipOutput::Forgotten { node, name } => {
                     self.handle_gone(node);

@@ -447,8 +447,12 @@ impl Peer {
         };
         self.pods.insert(claim, pod);
         self.counters.started += 1;
+        let key = AttemptKey { job, claim };
+        if let Some(checkpoint) = checkpoint {
+            self.keep_for_start(key, checkpoint.blob);
+        }
         self.outbox.send_when_stored(Effect::StartPod(PodStart {
-            key: AttemptKey { job, claim },
+            key,
             number: attempt.claim.number,
             fence: attempt.fence(),
             submission: Arc::clone(&record.submission),
