@@ -159,6 +159,7 @@ impl Node {
                 handlers,
                 guard,
                 blobs: Some(blob_reader.clone()),
+                docker: options.docker.clone(),
                 ..ExecutorConfig::new(options.data_dir.join("pods"), name.clone())
             },
             pod_events,
@@ -168,6 +169,9 @@ impl Node {
         // Before this start is heard of: it is about to say that its earlier pods are gone.
         for key in executor.reap_leftovers().await {
             tracing::warn!(job = %key.job, claim = %key.claim, "ended what an earlier start of this node had left running");
+        }
+        if executor.has_containers() {
+            config.drivers.insert(PodDriver::Container);
         }
 
         let facts = Facts {

@@ -2,8 +2,8 @@
 //!
 //! Picture a workshop with a foreman. The driver hands in slips (start this, stop that) and never waits; the
 //! foreman gives every pod a task that looks after it from its start to its end, and puts what happens into the
-//! driver's letter box. A pod is either a group of processes (`process`) or an async function of the
-//! embedding program (`handler`); what it writes goes into a capped log (`log`), which outlives it until its
+//! driver's letter box. A pod is a group of processes (`process`), a container (`container`) or an async function of
+//! the embedding program (`handler`); what it writes goes into a capped log (`log`), which outlives it until its
 //! job is swept.
 //!
 //! What always holds:
@@ -16,6 +16,7 @@
 //!   ([`reap_leftovers`](Executor::reap_leftovers)). Processes that left their group are found by a mark in
 //!   their environment (`marker`), as well as Linux allows: before the end is reported where they hold the
 //!   pod's output open, and otherwise about a second later.
+//! - The same goes for containers, by the same three, as far as Docker answers (`docker`).
 //!
 //! On disk, below the configured directory: `id`, a number that says whose marks are this node's;
 //! `<job>/<claim>/`, the logs of an attempt; `tmp/<job>.<claim>/`, the directory that an attempt has for itself
@@ -25,12 +26,15 @@
 //! nodes.
 
 mod cells;
+mod container;
+mod docker;
 mod guard;
 mod handler;
 mod identity;
 mod log;
 mod marker;
 mod memory;
+mod overseer;
 mod process;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,7 +49,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal};
+use rustix::process::Pid;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::Instant;
@@ -61,17 +65,18 @@ use crate::io::pod_api::{PodApi, Voice};
 use crate::io::store::BlobReader;
 use crate::model::blob::{Blob, MAX_RESULT_BYTES, MAX_TAIL_BYTES};
 use crate::model::id::{AttemptKey, JobId};
-use crate::model::record::Exit;
 use crate::model::request::Receipt;
 use crate::model::spec::Driver;
 use crate::model::time::Timestamp;
 use crate::model::wire::{LogChunk, LogRequest, Stream};
 use crate::protocol::effect::{Leavings, PodEnd, PodEvent, PodStart, Rejected};
 use cells::{Cell, Cells};
+use docker::Docker;
 use guard::Guard;
 use log::StreamLog;
 use marker::{Mark, Origin};
 use memory::MemoryWatch;
+use overseer::Cause;
 
 /// How many processes are being spawned at one time. More than the machine has processors helps only where
 /// spawning waits for a slow file system.
@@ -114,6 +119,8 @@ pub struct ExecutorConfig {
     pub guard: GuardProgram,
     /// Where checkpoints are read from. Without it, pods that have one to go on from cannot be started.
     pub blobs: Option<BlobReader>,
+    /// The socket of this machine's Docker daemon, which need not be there yet. Without it no container is run.
+    pub docker: Option<PathBuf>,
 }
 
 impl ExecutorConfig {
@@ -128,6 +135,7 @@ impl ExecutorConfig {
             handlers: Handlers::new(),
             guard: GuardProgram::default(),
             blobs: None,
+            docker: None,
         }
     }
 }
@@ -153,6 +161,7 @@ struct Core {
     runtime: Handle,
     pod_api: PodApi,
     memory: MemoryWatch,
+    docker: Docker,
     guard: Option<Arc<Guard>>,
     spawning: Semaphore,
     sweeping: Semaphore,
@@ -179,63 +188,14 @@ struct Pod {
     token: String,
     /// How many processes the kernel had killed for want of memory when it started.
     memory_kills: OnceLock<u64>,
+    /// What people should know about its end, as far as it is known before it is cleared up.
+    remark: OnceLock<String>,
     stdout: Arc<StreamLog>,
     stderr: Arc<StreamLog>,
     /// Its job was swept while it ran: sweep again when it has ended.
     swept: AtomicBool,
     /// Its own directories, while it runs.
     cell: Mutex<Option<Cell>>,
-}
-
-/// Why a pod is being ended. The first reason counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Cause {
-    Stopped,
-    TimedOut,
-    /// It said nothing of itself for this long.
-    Silent(Duration),
-}
-
-impl Cause {
-    /// What to report of a pod that ended with `exit`, by itself or for a cause.
-    fn end(cause: Option<Self>, exit: Exit) -> PodEnd {
-        match cause {
-            None => PodEnd::Exited(exit),
-            Some(Self::Stopped) => PodEnd::Stopped(exit),
-            Some(Self::TimedOut) => PodEnd::Exited(Exit::TimedOut),
-            Some(Self::Silent(limit)) => PodEnd::Silent(limit),
-        }
-    }
-
-    /// What to report of a pod that was ended before there was anything to end.
-    fn before_start(self) -> PodEnd {
-        Self::end(Some(self), Exit::Signal(Signal::TERM.as_raw()))
-    }
-}
-
-/// How long a pod may say nothing of itself, where its job has a limit for that.
-#[derive(Debug)]
-struct Silence {
-    limit: Option<Duration>,
-    too_long_at: Option<Instant>,
-}
-
-impl Silence {
-    fn watch(limit: Option<Duration>, pod: &Pod) -> Self {
-        Self { limit, too_long_at: limit.and_then(|limit| pod.voice.heard_at().checked_add(limit)) }
-    }
-
-    /// Returns the limit when it has passed, and never where there is none.
-    async fn lasts_too_long(&mut self, pod: &Pod) -> Duration {
-        loop {
-            until(self.too_long_at).await;
-            let limit = self.limit.unwrap_or_default();
-            self.too_long_at = pod.voice.heard_at().checked_add(limit);
-            if self.too_long_at.is_some_and(|at| at <= Instant::now()) {
-                return limit;
-            }
-        }
-    }
 }
 
 /// Where things are on disk.
@@ -274,7 +234,7 @@ impl Executor {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.dir)?;
         let layout = Layout { dir: fs::canonicalize(&config.dir)? };
         let origin = Origin { directory: directory_id(&layout)?, start: rand::random() };
-        let guard = match Guard::start(config.guard.clone(), origin.clone()) {
+        let guard = match Guard::start(config.guard.clone(), origin.clone(), config.docker.clone()) {
             Ok(started) => Some(started),
             Err(error) if config.guard == GuardProgram::Awk => {
                 tracing::warn!(%error, "no pod guard: pods will outlive this program if it is killed");
@@ -287,7 +247,6 @@ impl Executor {
         let pod_api = PodApi::start(events.clone(), tracker.clone(), closing.clone())?;
         let core = Arc::new(Core {
             passed_on: process::passed_on(),
-            config,
             cells: Cells::new(layout.dir.join("tmp")),
             layout,
             origin,
@@ -297,6 +256,8 @@ impl Executor {
             runtime,
             pod_api,
             memory: MemoryWatch::new(),
+            docker: Docker::at(config.docker.clone()),
+            config,
             guard,
             spawning: Semaphore::new(SPAWNS_AT_ONCE),
             sweeping: Semaphore::new(1),
@@ -309,11 +270,12 @@ impl Executor {
             core.tracker.spawn_on(Arc::clone(guard).keep_leases(core.closing.clone()), &core.runtime);
         }
         core.tracker.spawn_on(watch_for_strays(Arc::clone(&core)), &core.runtime);
+        core.tracker.spawn_on(docker::keep_looking(Arc::clone(&core)), &core.runtime);
         Ok(Self { core })
     }
 
     /// Ends what an earlier start of this node has left running, removes its pods' own directories, and says whose
-    /// processes were found. To be called once, before the first pod is started.
+    /// processes and containers were found. To be called once, before the first pod is started.
     pub async fn reap_leftovers(&self) -> Vec<AttemptKey> {
         let (origin, tmp) = (self.core.origin.clone(), self.core.cells.dir().to_owned());
         let reaping = tokio::task::spawn_blocking(move || {
@@ -332,11 +294,18 @@ impl Executor {
             if let Err(error) = remove_all(&tmp) {
                 tracing::warn!(dir = %tmp.display(), %error, "leftovers of an earlier start cannot be removed");
             }
-            keys.sort();
-            keys.dedup();
             keys
         });
-        reaping.await.unwrap_or_default()
+        let mut keys = reaping.await.unwrap_or_default();
+        keys.extend(docker::look_and_tidy(&self.core).await.into_iter().map(|mark| mark.key));
+        keys.sort();
+        keys.dedup();
+        keys
+    }
+
+    /// Whether containers can be run at the moment.
+    pub fn has_containers(&self) -> bool {
+        self.core.docker.client().is_some()
     }
 
     /// Starts a pod. What becomes of it is reported as events; nothing blocks here.
@@ -476,12 +445,18 @@ impl Pod {
             voice,
             token,
             memory_kills: OnceLock::new(),
+            remark: OnceLock::new(),
             stop: CancellationToken::new(),
             stdout: log(Stream::Stdout),
             stderr: log(Stream::Stderr),
             swept: AtomicBool::new(false),
             cell: Mutex::default(),
         }
+    }
+
+    /// Notes what people should know about its end. The first remark counts.
+    fn note(&self, remark: String) {
+        let _ = self.remark.set(remark);
     }
 
     fn log(&self, stream: Stream) -> &Arc<StreamLog> {
@@ -511,6 +486,18 @@ impl Core {
     fn guard_removes(&self, group: Pid) {
         if let Some(guard) = &self.guard {
             guard.remove(group);
+        }
+    }
+
+    fn guard_adds_container(&self, name: &str, leased: Option<&Mark>) {
+        if let Some(guard) = &self.guard {
+            guard.add_container(name, leased);
+        }
+    }
+
+    fn guard_removes_container(&self, name: &str) {
+        if let Some(guard) = &self.guard {
+            guard.remove_container(name);
         }
     }
 
@@ -574,6 +561,7 @@ async fn run_pod(core: Arc<Core>, pod: Arc<Pod>, start: PodStart) {
     } else {
         match driver {
             Driver::Process => process::run(&core, &pod, &start).await,
+            Driver::Container => container::run(&core, &pod, &start).await,
             Driver::Handler => handler::run(&core, &pod, &start).await,
         }
     };
@@ -588,13 +576,14 @@ async fn run_pod(core: Arc<Core>, pod: Arc<Pod>, start: PodStart) {
     let clearing = tokio::task::spawn_blocking(move || {
         let mut left = clear_up(&clearing, &ended, key);
         let kills = ended.memory_kills.get().copied();
-        if let Some(remark) = by_itself.and_then(|exit| clearing.memory.remark(exit, kills)) {
+        let seen = || by_itself.and_then(|exit| clearing.memory.remark(exit, kills));
+        if let Some(remark) = ended.remark.get().cloned().or_else(seen) {
             left.remark = if left.remark.is_empty() { remark } else { format!("{remark}; {}", left.remark) };
         }
         left
     });
     let left = clearing.await.unwrap_or_default();
-    if driver == Driver::Process {
+    if driver != Driver::Handler {
         core.strays.notify_one();
     }
     core.retire(key, end, left);
@@ -705,14 +694,6 @@ fn directory_id(layout: &Layout) -> io::Result<u64> {
     let id: u64 = rand::random();
     fs::write(&file, format!("{id:016x}\n"))?;
     Ok(id)
-}
-
-/// Returns at `deadline`, or never.
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
 }
 
 fn now() -> Timestamp {

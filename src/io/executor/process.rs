@@ -35,11 +35,11 @@ use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::cells::Cell;
 use super::identity::{self, Identity};
 use super::log::StreamLog;
 use super::marker::{self, Mark};
-use super::{Cause, Core, Pod, Silence, until};
+use super::overseer::{Cause, Order, Overseer};
+use super::{Core, Pod};
 use crate::io::crash_points::{self, Step};
 use crate::model::blob::Blob;
 use crate::model::record::Exit;
@@ -125,38 +125,21 @@ async fn supervise(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart, mut spawn
     let mut feeding = std::pin::pin!(feed(stdin, input));
     let mut exited = std::pin::pin!(wait_for_exit(group));
     let (mut drained, mut fed) = (false, false);
-    let mut cause = None;
     let begun = Instant::now();
-    let mut deadline = spec.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-    let mut silence = Silence::watch(spec.heartbeat_timeout, pod);
+    let mut overseer = Overseer::new(core, pod, spec);
     loop {
         tokio::select! {
             biased;
             () = &mut exited => break,
-            () = pod.stop.cancelled(), if cause.is_none() => {
-                cause = Some(Cause::Stopped);
-                ask_to_end(group);
-                deadline = Instant::now().checked_add(core.config.stop_grace);
-            }
-            limit = silence.lasts_too_long(pod), if cause.is_none() => {
-                cause = Some(Cause::Silent(limit));
-                ask_to_end(group);
-                deadline = Instant::now().checked_add(core.config.stop_grace);
-            }
-            () = until(deadline) => {
-                if cause.is_some() {
-                    kill(group);
-                    deadline = None;
-                } else {
-                    cause = Some(Cause::TimedOut);
-                    ask_to_end(group);
-                    deadline = Instant::now().checked_add(core.config.stop_grace);
-                }
-            }
+            order = overseer.next_order() => match order {
+                Order::AskToEnd => ask_to_end(group),
+                Order::Kill => kill(group),
+            },
             () = &mut outputs, if !drained => drained = true,
             () = &mut feeding, if !fed => fed = true,
         }
     }
+    let cause = overseer.cause();
     kill(group);
     core.guard_removes(group);
     let exit = match spawned.child.wait() {
@@ -199,7 +182,8 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
     let cell = core.cells.take().map_err(|error| {
         unable(&format!("a directory for the job cannot be made in {}: {error}", core.cells.dir().display()))
     })?;
-    let (own_dir, told) = (cell.own(), told_to_job(core, pod, start, &cell));
+    let places = Places { checkpoint: cell.checkpoint_file(), result: cell.result_file(), tmp: cell.own() };
+    let (own_dir, told) = (cell.own(), told_to_job(core, pod, start, places));
     let (rooms, checkpoint_file) = ([cell.own(), cell.exchange()], cell.checkpoint_file());
     let above = [core.layout.dir.clone(), core.cells.dir().to_owned(), cell.path().to_owned()];
     // Whatever comes of it now, the cell is taken back when the attempt is over.
@@ -263,8 +247,15 @@ fn let_others_through(dirs: &[PathBuf]) -> io::Result<()> {
     Ok(())
 }
 
+/// Where a job finds what is its own, as it sees it.
+pub(super) struct Places {
+    pub(super) checkpoint: PathBuf,
+    pub(super) result: PathBuf,
+    pub(super) tmp: PathBuf,
+}
+
 /// The variables by which a job knows what it is. They win over the job's own of the same name.
-fn told_to_job(core: &Core, pod: &Pod, start: &PodStart, cell: &Cell) -> Vec<(&'static str, OsString)> {
+pub(super) fn told_to_job(core: &Core, pod: &Pod, start: &PodStart, places: Places) -> Vec<(&'static str, OsString)> {
     let (mark_name, mark) = Mark { origin: core.origin.clone(), key: start.key }.variable();
     vec![
         (mark_name, mark.into()),
@@ -275,9 +266,9 @@ fn told_to_job(core: &Core, pod: &Pod, start: &PodStart, cell: &Cell) -> Vec<(&'
         ("FLOCKWORK_NODE", core.config.node_name.clone().into()),
         ("FLOCKWORK_POD_URL", core.pod_api.url().into()),
         ("FLOCKWORK_POD_TOKEN", pod.token.clone().into()),
-        ("FLOCKWORK_CHECKPOINT_FILE", cell.checkpoint_file().into()),
-        ("FLOCKWORK_RESULT_FILE", cell.result_file().into()),
-        ("FLOCKWORK_TMPDIR", cell.own().into()),
+        ("FLOCKWORK_CHECKPOINT_FILE", places.checkpoint.into()),
+        ("FLOCKWORK_RESULT_FILE", places.result.into()),
+        ("FLOCKWORK_TMPDIR", places.tmp.into()),
     ]
 }
 
@@ -356,11 +347,11 @@ fn spawn_failure(error: &io::Error, name: &str, program: &Path) -> PodEnd {
     }
 }
 
-fn unable(reason: &str) -> PodEnd {
+pub(super) fn unable(reason: &str) -> PodEnd {
     PodEnd::Unable { reason: reason.to_owned() }
 }
 
-fn cannot(code: i32, reason: String) -> PodEnd {
+pub(super) fn cannot(code: i32, reason: String) -> PodEnd {
     PodEnd::CouldNotStart { code, reason }
 }
 
