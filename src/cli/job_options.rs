@@ -41,10 +41,10 @@ pub(crate) struct JobOptions {
     /// What the job reads from its standard input: a file of this machine, or - for this command's own
     #[arg(long, value_name = "FILE|-")]
     stdin: Option<String>,
-    /// Processors to set aside, for instance 0.5
+    /// Processors to set aside, for instance 0.5; no more than these on nodes with the label limits=enforced
     #[arg(long, value_name = "N")]
     cpus: Option<Cpus>,
-    /// Memory to set aside, for instance 512MiB
+    /// Memory to set aside, for instance 512MiB; no more than this on nodes with the label limits=enforced
     #[arg(long, visible_alias = "memory", value_name = "SIZE")]
     mem: Option<Memory>,
     /// Slots to take

@@ -32,6 +32,7 @@ mod deaths;
 mod disks;
 mod identity;
 mod leases;
+mod limits;
 mod local_clusters;
 mod partitions;
 mod rough_guests;

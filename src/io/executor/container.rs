@@ -108,14 +108,14 @@ pub(super) async fn run(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart) -> P
     let mark = Mark { origin: core.origin.clone(), key: start.key };
     let container = Container { core, client, name: docker::container_name(&mark), mark };
     match container.prepare(pod, start).await {
-        Ok(attached) => container.supervise(pod, start, attached).await,
+        Ok((attached, begun)) => container.supervise(pod, start, attached, begun).await,
         Err(end) => end,
     }
 }
 
 impl Container<'_> {
-    /// Gets the image, makes the container, listens to it and starts it.
-    async fn prepare(&self, pod: &Arc<Pod>, start: &PodStart) -> Result<AttachContainerResults, PodEnd> {
+    /// Gets the image, makes the container, listens to it and starts it. Says since when the guard knows of it.
+    async fn prepare(&self, pod: &Arc<Pod>, start: &PodStart) -> Result<(AttachContainerResults, Instant), PodEnd> {
         let spec = &start.submission.spec;
         let saved = read_checkpoint(self.core, start).await?;
         let image = spec.image.as_deref().unwrap_or_default();
@@ -134,12 +134,13 @@ impl Container<'_> {
         let making = tokio::task::spawn_blocking(move || make_rooms(&core, &kept, &own_start, saved.as_ref()));
         let body = making.await.map_err(|_| unable("this node is shutting down"))??;
         let leased = (spec.on_partition == OnPartition::Pause).then_some(&self.mark);
+        let guarded_since = Instant::now();
         self.core.guard_adds_container(&self.name, leased);
         let begun = self.begin(pod, body).await;
         if begun.is_err() && !self.remove().await {
             self.kill_by_mark().await;
         }
-        begun
+        begun.map(|attached| (attached, guarded_since))
     }
 
     async fn begin(&self, pod: &Pod, body: ContainerCreateBody) -> Result<AttachContainerResults, PodEnd> {
@@ -186,7 +187,13 @@ impl Container<'_> {
         }
     }
 
-    async fn supervise(&self, pod: &Arc<Pod>, start: &PodStart, attached: AttachContainerResults) -> PodEnd {
+    async fn supervise(
+        &self,
+        pod: &Arc<Pod>,
+        start: &PodStart,
+        attached: AttachContainerResults,
+        guarded_since: Instant,
+    ) -> PodEnd {
         pod.voice.begin();
         self.core.report_started(start.key);
         let spec = &start.submission.spec;
@@ -195,7 +202,6 @@ impl Container<'_> {
         let mut feeding = std::pin::pin!(feed(input, spec.stdin.as_ref().map_or(&[][..], |stdin| &stdin.0)));
         let mut ended = std::pin::pin!(self.wait());
         let mut overseer = Overseer::new(self.core, pod, spec);
-        let begun = Instant::now();
         let (mut is_open, mut is_fed, mut pause) = (true, false, LISTEN_AGAIN);
         let mut ending = None;
         let how = loop {
@@ -234,7 +240,7 @@ impl Container<'_> {
             if was_away {
                 return unable("Docker stopped answering on its node while it ran");
             }
-            if spec.on_partition == OnPartition::Pause && self.core.leases_lapsed_since(begun) {
+            if spec.on_partition == OnPartition::Pause && self.core.leases_lapsed_since(guarded_since) {
                 return unable("its node stood still for so long that its guard ended it");
             }
         }

@@ -17,6 +17,9 @@
 //! the group too. That is long before the other nodes, which wait out such jobs' pause, start them elsewhere. A node that
 //! was only slow learns from its own watch that it let the leases lapse ([`Guard::has_lapsed_since`]).
 //!
+//! Control groups, where the node makes any, are all below a few directories of its own (`g /sys/fs/cgroup/…`): whoever is
+//! in there at the end is killed, whatever became of groups and marks.
+//!
 //! Containers are not children of anybody here, so it is Docker that must end them. The guard is told the daemon's socket
 //! (`d /run/docker.sock`) and each container by its name, before it is made (`c+name`, and `c*name` and its mark for a
 //! leased one) and after it is gone (`c-name`). At the end it asks the daemon to remove them, in a few lines of HTTP of its
@@ -45,6 +48,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::groups;
 use super::marker::{self, Mark, Origin};
 
 /// The argument that makes the `flockwork` program a guard: its `main` calls [`guard_main`] then.
@@ -128,12 +132,22 @@ impl GuardProgram {
     }
 }
 
+/// What every guard of a node is told at first.
+#[derive(Debug)]
+pub(super) struct Watched {
+    /// Whose marks are the node's.
+    pub(super) origin: Origin,
+    /// The socket of the daemon that has its containers.
+    pub(super) docker: Option<PathBuf>,
+    /// The control groups below which nobody but its pods is.
+    pub(super) groups: Vec<PathBuf>,
+}
+
 /// The node's end.
 #[derive(Debug)]
 pub(super) struct Guard {
     program: GuardProgram,
-    origin: Origin,
-    docker: Option<PathBuf>,
+    watched: Watched,
     roll: Mutex<Roll>,
     broken: Notify,
 }
@@ -178,9 +192,10 @@ fn tell(pipe: &OwnedFd, line: &str) -> Result<(), Errno> {
     rustix::io::retry_on_intr(|| rustix::io::write(pipe, line.as_bytes())).map(drop)
 }
 
-fn tell_all(pipe: &OwnedFd, guard: &Guard, roll: &Roll) -> Result<(), Errno> {
-    tell(pipe, &format!("of {}\n", guard.origin))?;
-    if let Some(socket) = &guard.docker {
+fn tell_all(pipe: &OwnedFd, watched: &Watched, roll: &Roll) -> Result<(), Errno> {
+    tell(pipe, &format!("of {}\n", watched.origin))?;
+    watched.groups.iter().try_for_each(|base| tell(pipe, &format!("g {}\n", base.display())))?;
+    if let Some(socket) = &watched.docker {
         tell(pipe, &format!("d {}\n", socket.display()))?;
     }
     roll.groups.iter().try_for_each(|(group, leased)| tell(pipe, &introduction(*group, leased.as_deref())))?;
@@ -203,13 +218,8 @@ fn introduction(group: i32, leased: Option<&str>) -> String {
 
 impl Guard {
     /// Starts the guard, which can then be told of pods. [`keep`](Self::keep) must be run beside it.
-    /// `docker` is the socket of the daemon that has the containers.
-    pub(super) fn start(
-        program: GuardProgram,
-        origin: Origin,
-        docker: Option<PathBuf>,
-    ) -> io::Result<(Arc<Self>, Child)> {
-        let guard = Arc::new(Self { program, origin, docker, roll: Mutex::default(), broken: Notify::new() });
+    pub(super) fn start(program: GuardProgram, watched: Watched) -> io::Result<(Arc<Self>, Child)> {
+        let guard = Arc::new(Self { program, watched, roll: Mutex::default(), broken: Notify::new() });
         let child = guard.spawn()?;
         Ok((guard, child))
     }
@@ -222,7 +232,7 @@ impl Guard {
         let _ = rustix::pipe::fcntl_setpipe_size(&ours, PIPE_BYTES);
         let mut child = self.program.command()?.stdin(Stdio::from(theirs)).spawn()?;
         let mut roll = self.roll();
-        if let Err(error) = tell_all(&ours, self, &roll) {
+        if let Err(error) = tell_all(&ours, &self.watched, &roll) {
             // Before its pipe is closed, for the reason given in `keep`.
             child.start_kill()?;
             return Err(error.into());
@@ -355,6 +365,7 @@ async fn end(child: &mut Child) {
 struct Watch {
     origin: Option<Origin>,
     docker: Option<PathBuf>,
+    control_groups: Vec<PathBuf>,
     groups: BTreeMap<i32, Option<Mark>>,
     containers: BTreeMap<String, Option<Mark>>,
     /// When the leased ones are to be killed.
@@ -368,8 +379,11 @@ impl Watch {
             self.origin = Origin::parse(text);
         } else if let Some(socket) = line.strip_prefix("d ") {
             self.docker = Some(socket.into());
+        } else if let Some(base) = line.strip_prefix("g ") {
+            self.control_groups.push(base.into());
         } else if line == "bye" {
             self.origin = None;
+            self.control_groups.clear();
         } else if line == "t" {
             self.lapse_at = self.lapse_at.and(now.checked_add(LEASE));
         } else if let Some(group) = line.strip_prefix('+').and_then(number) {
@@ -412,6 +426,9 @@ impl Watch {
         let containers: Vec<(String, Mark)> =
             self.containers.iter().filter_map(|(name, mark)| Some((name.clone(), mark.clone()?))).collect();
         let marks: Vec<&Mark> = leased.iter().map(|(_, mark)| mark).chain(containers.iter().map(|(_, m)| m)).collect();
+        for base in &self.control_groups {
+            marks.iter().for_each(|mark| groups::kill_all_in(&base.join(groups::name_of(&mark.key))));
+        }
         // What was just forking when its group was killed has a child.
         for _ in 0..LOOKS {
             if marker::kill_marked(|mark| marks.contains(&mark)).is_empty() {
@@ -430,12 +447,14 @@ impl Watch {
     /// The node is gone: ends everything.
     fn end_all(self) {
         self.groups.keys().copied().for_each(kill_group);
+        self.control_groups.iter().for_each(|base| groups::kill_all_in(base));
         if let Some(origin) = &self.origin {
             for _ in 0..LOOKS {
                 marker::kill_marked(|mark| mark.origin == *origin);
                 std::thread::sleep(BETWEEN_LOOKS);
             }
         }
+        self.control_groups.iter().for_each(|base| groups::kill_and_remove(base));
         self.ask_docker(self.containers.keys().map(|name| format!("DELETE /containers/{name}?force=true&v=true")));
     }
 

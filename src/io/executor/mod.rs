@@ -16,7 +16,9 @@
 //!   ([`reap_leftovers`](Executor::reap_leftovers)). Processes that left their group are found by a mark in
 //!   their environment (`marker`), as well as Linux allows: before the end is reported where they hold the
 //!   pod's output open, and otherwise about a second later.
-//! - The same goes for containers, by the same three, as far as Docker answers (`docker`).
+//! - Pods of jobs that set processors or memory aside are held to it by control groups (`groups`) where the machine
+//!   lets this node make any. Nobody leaves those.
+//! - What is said of process groups goes for containers, by the same three, as far as Docker answers (`docker`).
 //!
 //! On disk, below the configured directory: `id`, a number that says whose marks are this node's;
 //! `<job>/<claim>/`, the logs of an attempt; `tmp/<job>.<claim>/`, the directory that an attempt has for itself
@@ -28,6 +30,7 @@
 mod cells;
 mod container;
 mod docker;
+mod groups;
 mod guard;
 mod handler;
 mod identity;
@@ -61,10 +64,12 @@ pub use guard::{GUARD_ARGUMENT, GuardProgram, guard_main};
 pub use handler::{HandlerContext, HandlerError, Handlers, LogWriter, Reporter};
 
 use crate::io::crash_points::{self, Step};
+use crate::io::machine::OwnGroups;
 use crate::io::pod_api::{PodApi, Voice};
 use crate::io::store::BlobReader;
 use crate::model::blob::{Blob, MAX_RESULT_BYTES, MAX_TAIL_BYTES};
 use crate::model::id::{AttemptKey, JobId};
+use crate::model::record::Usage;
 use crate::model::request::Receipt;
 use crate::model::spec::Driver;
 use crate::model::time::Timestamp;
@@ -72,7 +77,8 @@ use crate::model::wire::{LogChunk, LogRequest, Stream};
 use crate::protocol::effect::{Leavings, PodEnd, PodEvent, PodStart, Rejected};
 use cells::{Cell, Cells};
 use docker::Docker;
-use guard::Guard;
+use groups::Groups;
+use guard::{Guard, Watched};
 use log::StreamLog;
 use marker::{Mark, Origin};
 use memory::MemoryWatch;
@@ -162,6 +168,8 @@ struct Core {
     pod_api: PodApi,
     memory: MemoryWatch,
     docker: Docker,
+    /// Where control groups are made, if this machine allows it.
+    groups: Option<Groups>,
     guard: Option<Arc<Guard>>,
     spawning: Semaphore,
     sweeping: Semaphore,
@@ -190,6 +198,8 @@ struct Pod {
     memory_kills: OnceLock<u64>,
     /// What people should know about its end, as far as it is known before it is cleared up.
     remark: OnceLock<String>,
+    /// What it used, where that is counted.
+    usage: OnceLock<Usage>,
     stdout: Arc<StreamLog>,
     stderr: Arc<StreamLog>,
     /// Its job was swept while it ran: sweep again when it has ended.
@@ -234,7 +244,14 @@ impl Executor {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.dir)?;
         let layout = Layout { dir: fs::canonicalize(&config.dir)? };
         let origin = Origin { directory: directory_id(&layout)?, start: rand::random() };
-        let guard = match Guard::start(config.guard.clone(), origin.clone(), config.docker.clone()) {
+        // Before the guard is started: a node must be alone in its group to move out of the way.
+        let groups = find_groups(&origin);
+        let watched = Watched {
+            origin: origin.clone(),
+            docker: config.docker.clone(),
+            groups: groups.as_ref().map(Groups::bases).unwrap_or_default(),
+        };
+        let guard = match Guard::start(config.guard.clone(), watched) {
             Ok(started) => Some(started),
             Err(error) if config.guard == GuardProgram::Awk => {
                 tracing::warn!(%error, "no pod guard: pods will outlive this program if it is killed");
@@ -257,6 +274,7 @@ impl Executor {
             pod_api,
             memory: MemoryWatch::new(),
             docker: Docker::at(config.docker.clone()),
+            groups,
             config,
             guard,
             spawning: Semaphore::new(SPAWNS_AT_ONCE),
@@ -277,7 +295,7 @@ impl Executor {
     /// Ends what an earlier start of this node has left running, removes its pods' own directories, and says whose
     /// processes and containers were found. To be called once, before the first pod is started.
     pub async fn reap_leftovers(&self) -> Vec<AttemptKey> {
-        let (origin, tmp) = (self.core.origin.clone(), self.core.cells.dir().to_owned());
+        let (core, origin, tmp) = (Arc::clone(&self.core), self.core.origin.clone(), self.core.cells.dir().to_owned());
         let reaping = tokio::task::spawn_blocking(move || {
             let mut keys = Vec::new();
             for _ in 0..LOOKS_FOR_LEFTOVERS {
@@ -291,6 +309,9 @@ impl Executor {
                 keys.extend(found.into_iter().map(|mark| mark.key));
                 std::thread::sleep(BETWEEN_LOOKS);
             }
+            if let Some(groups) = &core.groups {
+                groups.clear_earlier(&origin);
+            }
             if let Err(error) = remove_all(&tmp) {
                 tracing::warn!(dir = %tmp.display(), %error, "leftovers of an earlier start cannot be removed");
             }
@@ -301,6 +322,11 @@ impl Executor {
         keys.sort();
         keys.dedup();
         keys
+    }
+
+    /// Whether the processors and the memory that jobs set aside are enforced for processes.
+    pub fn enforces_limits(&self) -> bool {
+        self.core.groups.is_some()
     }
 
     /// Whether containers can be run at the moment.
@@ -427,7 +453,13 @@ impl Executor {
         core.kill_strays().await;
         let clearing = Arc::clone(core);
         // Nothing is lost where this fails: the next start removes what it finds.
-        let _ = tokio::task::spawn_blocking(move || clearing.cells.remove_spare()).await;
+        let _ = tokio::task::spawn_blocking(move || {
+            clearing.cells.remove_spare();
+            if let Some(groups) = &clearing.groups {
+                groups.remove();
+            }
+        })
+        .await;
         core.closing.cancel();
     }
 
@@ -446,6 +478,7 @@ impl Pod {
             token,
             memory_kills: OnceLock::new(),
             remark: OnceLock::new(),
+            usage: OnceLock::new(),
             stop: CancellationToken::new(),
             stdout: log(Stream::Stdout),
             stderr: log(Stream::Stderr),
@@ -552,6 +585,22 @@ impl Core {
     }
 }
 
+fn find_groups(origin: &Origin) -> Option<Groups> {
+    match Groups::find(OwnGroups::of_this_process(), origin) {
+        Ok(groups) => {
+            tracing::info!(groups = ?groups.bases(), "processors and memory that jobs set aside are enforced");
+            Some(groups)
+        }
+        Err(why) => {
+            tracing::info!(
+                why,
+                "processors and memory that jobs set aside are reserved, but not enforced: no control groups"
+            );
+            None
+        }
+    }
+}
+
 /// Looks after one pod from its start to its end.
 async fn run_pod(core: Arc<Core>, pod: Arc<Pod>, start: PodStart) {
     let key = start.key;
@@ -595,7 +644,8 @@ async fn run_pod(core: Arc<Core>, pod: Arc<Pod>, start: PodStart) {
 /// Gathers what a pod that has ended leaves behind, and removes the rest. Blocks.
 fn clear_up(core: &Core, pod: &Pod, key: AttemptKey) -> Leavings {
     let (progress, told) = pod.voice.revoke();
-    let mut left = Leavings { progress, result: told.map(Blob::new), ..Leavings::default() };
+    let usage = pod.usage.get().copied();
+    let mut left = Leavings { progress, result: told.map(Blob::new), usage, ..Leavings::default() };
     for (log, tail) in [(&pod.stdout, &mut left.stdout), (&pod.stderr, &mut left.stderr)] {
         match log.tail(MAX_TAIL_BYTES) {
             Ok(newest) => *tail = newest.map(|(offset, bytes)| (offset, Blob::new(bytes))),

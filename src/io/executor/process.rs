@@ -35,6 +35,7 @@ use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::groups::{self, Group};
 use super::identity::{self, Identity};
 use super::log::StreamLog;
 use super::marker::{self, Mark};
@@ -43,7 +44,7 @@ use super::{Core, Pod};
 use crate::io::crash_points::{self, Step};
 use crate::model::blob::Blob;
 use crate::model::record::Exit;
-use crate::model::spec::OnPartition;
+use crate::model::spec::{OnPartition, Spec};
 use crate::protocol::effect::{PodEnd, PodStart};
 
 /// The variables of the node's own environment that every pod is given beside `PATH`. Who is who, where programs are, how to
@@ -89,11 +90,12 @@ struct Spawned {
     stdin: Option<OwnedFd>,
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
+    control: Option<Group>,
 }
 
 /// Runs the pod to its end.
 pub(super) async fn run(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart) -> PodEnd {
-    let spawned = {
+    let (spawned, guarded_since) = {
         let Ok(_permit) = core.spawning.acquire().await else { return unable("this node is shutting down") };
         if pod.stop.is_cancelled() {
             return Cause::Stopped.before_start();
@@ -103,18 +105,26 @@ pub(super) async fn run(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart) -> P
             Err(end) => return end,
         };
         let (core, pod, start) = (Arc::clone(core), Arc::clone(pod), start.clone());
+        // The node may stand still at any moment from now on.
+        let before = Instant::now();
         match tokio::task::spawn_blocking(move || spawn(&core, &pod, &start, saved.as_ref())).await {
-            Ok(Ok(spawned)) => spawned,
+            Ok(Ok(spawned)) => (spawned, before),
             Ok(Err(end)) => return end,
             Err(_) => return unable("this node is shutting down"),
         }
     };
     pod.voice.begin();
     core.report_started(start.key);
-    supervise(core, pod, start, spawned).await
+    supervise(core, pod, start, spawned, guarded_since).await
 }
 
-async fn supervise(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart, mut spawned: Spawned) -> PodEnd {
+async fn supervise(
+    core: &Arc<Core>,
+    pod: &Arc<Pod>,
+    start: &PodStart,
+    mut spawned: Spawned,
+    guarded_since: Instant,
+) -> PodEnd {
     let group = spawned.group;
     let spec = &start.submission.spec;
     let input = spec.stdin.as_ref().map_or(&[][..], |stdin| &stdin.0);
@@ -125,7 +135,6 @@ async fn supervise(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart, mut spawn
     let mut feeding = std::pin::pin!(feed(stdin, input));
     let mut exited = std::pin::pin!(wait_for_exit(group));
     let (mut drained, mut fed) = (false, false);
-    let begun = Instant::now();
     let mut overseer = Overseer::new(core, pod, spec);
     loop {
         tokio::select! {
@@ -151,6 +160,9 @@ async fn supervise(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart, mut spawn
         }
     };
     wait_until_empty(group).await;
+    if let Some(control) = spawned.control.take() {
+        end_control(pod, spec, control).await;
+    }
     if !drained && tokio::time::timeout(DRAIN, &mut outputs).await.is_err() {
         let (origin, key) = (core.origin.clone(), start.key);
         let killing = tokio::task::spawn_blocking(move || {
@@ -162,7 +174,11 @@ async fn supervise(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart, mut spawn
         tracing::debug!(job = %start.key.job, killed, given_up, "a pod's output was held open after its end");
     }
     let is_killed = exit == Exit::Signal(Signal::KILL.as_raw());
-    if spec.on_partition == OnPartition::Pause && cause.is_none() && is_killed && core.leases_lapsed_since(begun) {
+    if spec.on_partition == OnPartition::Pause
+        && cause.is_none()
+        && is_killed
+        && core.leases_lapsed_since(guarded_since)
+    {
         return unable("its node stood still for so long that its guard ended it");
     }
     Cause::end(cause, exit)
@@ -224,7 +240,14 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
         // It is set nowhere else.
         let _ = pod.memory_kills.set(count);
     }
-    let mut child = command.spawn().map_err(|error| spawn_failure(&error, name, &program))?;
+    let control = control_group(core, start, &mut command)?;
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        Err(error) => {
+            control.map(Group::end);
+            return Err(spawn_failure(&error, name, &program));
+        }
+    };
     crash_points::pass(Step::Spawn);
     let group = Pid::from_child(&child);
     let mark = Mark { origin: core.origin.clone(), key: start.key };
@@ -235,7 +258,39 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
         stdout: child.stdout.take().map(OwnedFd::from),
         stderr: child.stderr.take().map(OwnedFd::from),
         child,
+        control,
     })
+}
+
+/// Makes the pod's control group, if its job is to have one, and has `command` run in it.
+fn control_group(core: &Core, start: &PodStart, command: &mut Command) -> Result<Option<Group>, PodEnd> {
+    let spec = &start.submission.spec;
+    let sets_aside = spec.cpus.millis > 0 || spec.memory.bytes > 0;
+    let Some(groups) = core.groups.as_ref().filter(|_| sets_aside) else { return Ok(None) };
+    let wrong = |error: io::Error| unable(&format!("a control group for it cannot be made on this node: {error}"));
+    let group = groups.make(&groups::name_of(&start.key), spec.cpus, spec.memory).map_err(wrong)?;
+    match group.apply(command) {
+        Ok(()) => Ok(Some(group)),
+        Err(error) => {
+            group.end();
+            Err(wrong(error))
+        }
+    }
+}
+
+/// Ends the pod's control group, and notes what it has seen.
+async fn end_control(pod: &Pod, spec: &Spec, control: Group) {
+    let Ok(seen) = tokio::task::spawn_blocking(move || control.end()).await else { return };
+    let _ = pod.usage.set(seen.usage);
+    if seen.memory_kills > 0 {
+        let processes = if seen.memory_kills == 1 { "process" } else { "processes" };
+        let killed = format!("the kernel killed {} {processes} of it", seen.memory_kills);
+        pod.note(if spec.memory.bytes > 0 {
+            format!("out of memory: it reached its limit of {}, and {killed}", spec.memory)
+        } else {
+            format!("out of memory: {killed}")
+        });
+    }
 }
 
 /// Lets other users reach what is theirs below these directories, without showing them what else is there.
