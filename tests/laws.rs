@@ -372,6 +372,7 @@ fn facts(node: u32, weight: u16) -> Facts {
         cluster_addr: addr,
         http_addr: addr,
         status: Status::Serving,
+        revision: 0,
         capacity: Resources::default(),
         weight,
         load: Load::default(),

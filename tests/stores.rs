@@ -8,6 +8,7 @@ use std::path::Path;
 
 use flockwork::io::store::Store;
 use flockwork::model::id::NodeId;
+use flockwork::model::packed::PackedRecord;
 use flockwork::model::record::{Exit, JobState, Phase, Record};
 use flockwork::model::time::Timestamp;
 
@@ -23,8 +24,9 @@ fn a_store_of_schema_1_opens_and_is_read_rightly() {
         assert_eq!(loaded.identity.node, NodeId(0x994c_55c6), "start {start}");
         assert_eq!(loaded.identity.name.as_deref(), Some("kept"));
         assert_eq!((loaded.damaged.len(), loaded.was_running), (0, false));
+        let unpacked: Vec<Record> = loaded.records.iter().map(PackedRecord::unpack).collect();
         let records: BTreeMap<&str, &Record> =
-            loaded.records.iter().map(|record| (record.spec().name.as_deref().unwrap(), record)).collect();
+            unpacked.iter().map(|record| (record.spec().name.as_deref().unwrap(), record)).collect();
         assert_eq!(records.len(), 5);
 
         let state = |name: &str| records[name].state();

@@ -277,6 +277,19 @@ async fn a_dead_port_is_told_apart_and_the_link_recovers_when_the_peer_is_back()
 }
 
 #[tokio::test]
+async fn a_call_that_meets_a_dying_process_is_repeated_to_learn_that_it_is_dead() {
+    let mut node = Node::start(1).await;
+    let dying = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let (peer, addr) = (NodeId(2), dying.local_addr().unwrap());
+    node.transport.send(peer, addr, &numbered(0));
+    let (socket, _) = dying.accept().await.unwrap();
+    drop((dying, socket));
+    assert!(matches!(node.next_event().await, (_, LinkEvent::Unreachable(_))));
+    // Nothing more is sent to it.
+    assert_eq!(node.next_event().await, (peer, LinkEvent::Refused));
+}
+
+#[tokio::test]
 async fn another_node_at_a_known_address_is_not_taken_for_the_one_that_was_there() {
     let mut node = Node::start(1).await;
     let other = Node::start(3).await;

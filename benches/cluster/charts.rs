@@ -61,11 +61,15 @@ impl Chart {
         let root = SVGBackend::new(path, SIZE).into_drawing_area();
         root.fill(&WHITE)?;
         let mut builder = ChartBuilder::on(&root);
-        builder.caption(self.title, ("sans-serif", 20)).margin(14).x_label_area_size(42).y_label_area_size(72);
+        builder.caption(self.title, ("sans-serif", 20)).margin(14).margin_right(30);
+        builder.x_label_area_size(46).y_label_area_size(76);
         macro_rules! lines {
             ($chart:expr) => {{
                 let mut chart = $chart;
-                chart.configure_mesh().x_desc(self.across).y_desc(self.up).light_line_style(WHITE).draw()?;
+                let mut mesh = chart.configure_mesh();
+                mesh.x_desc(self.across).y_desc(self.up).axis_desc_style(("sans-serif", 14));
+                mesh.x_labels(8).y_labels(8).label_style(("sans-serif", 12)).light_line_style(WHITE);
+                mesh.x_label_formatter(&|at| short(*at)).y_label_formatter(&|at| short(*at)).draw()?;
                 for (line, colour) in self.lines.iter().zip(COLOURS) {
                     let style = colour.stroke_width(2);
                     chart
@@ -75,15 +79,29 @@ impl Chart {
                     let dots = line.points.iter().map(|point| Circle::new(*point, 4, colour.filled()));
                     chart.draw_series(dots)?;
                 }
-                chart.configure_series_labels().background_style(WHITE.mix(0.9)).border_style(BLACK.mix(0.3)).draw()?;
+                let mut legend = chart.configure_series_labels();
+                legend.position(SeriesLabelPosition::UpperLeft).label_font(("sans-serif", 13)).margin(8);
+                legend.background_style(WHITE.mix(0.9)).border_style(BLACK.mix(0.3)).draw()?;
             }};
         }
+        // The legend has the room above the lines to itself.
         if self.is_logarithmic {
-            lines!(builder.build_cartesian_2d((left..right).log_scale(), (bottom * 0.5..top * 2.0).log_scale())?);
+            let up = bottom * 0.5..top * (top / bottom).powf(0.35).max(2.0);
+            lines!(builder.build_cartesian_2d((left..right).log_scale(), up.log_scale())?);
         } else {
-            lines!(builder.build_cartesian_2d(0.0..right * 1.05, 0.0..top * 1.15)?);
+            lines!(builder.build_cartesian_2d(0.0..right * 1.05, 0.0..top * 1.4)?);
         }
         root.present()?;
         Ok(())
+    }
+}
+
+/// A number as an axis has room for: 300, 20k, 1M.
+fn short(number: f64) -> String {
+    match number {
+        n if n >= 1e6 => format!("{}M", n / 1e6),
+        n if n >= 1e4 => format!("{}k", n / 1e3),
+        n if n >= 10.0 || n.fract() == 0.0 => format!("{n:.0}"),
+        n => format!("{n:.1}"),
     }
 }

@@ -1,8 +1,16 @@
 //! What it costs to have jobs, to have nothing to do, and to have much that sleeps.
 
+use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use flockwork::io::store::Store;
+use flockwork::model::id::{Actor, Dot, JobId};
+use flockwork::model::record::{Exit, Fate, Phase, Record, Seal, Submission};
+use flockwork::model::spec::Spec;
+use flockwork::model::time::Timestamp;
+use flockwork::protocol::effect::Commit;
 use serde_json::json;
 
 use crate::charts::{Chart, Line};
@@ -19,43 +27,98 @@ const SETTLED: Duration = Duration::from_secs(8);
 
 /// What a node that knows so many jobs takes.
 struct Known {
-    bytes_a_job: f64,
+    /// While they came, where they did.
+    bytes_as_they_came: Option<f64>,
+    bytes_after_a_start: f64,
     open_after: Duration,
+}
+
+/// Which jobs are known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Submitted one after the other, to wait for an hour.
+    Waiting,
+    /// Succeeded and sealed, as a node leaves them on its disk for a week.
+    Ended,
 }
 
 /// Memory for each job that waits and for each that has ended, and the time a node takes to open their store.
 pub fn jobs(count: usize, table: &mut Table) -> anyhow::Result<()> {
-    for (which, ends) in [("waiting", false), ("ended", true)] {
-        let known = measured(count, ends)?;
-        let what = format!("memory for each of {count} jobs known, {which}");
-        table.say(&what, format!("{:.0} bytes", known.bytes_a_job), "beanstalkd 236, HyperQueue 365");
+    let others = "beanstalkd 236, HyperQueue 365";
+    for (which, kind) in [("waiting", Kind::Waiting), ("ended", Kind::Ended)] {
+        let known = measured(count, kind)?;
+        if let Some(bytes) = known.bytes_as_they_came {
+            let what = format!("memory for each of {count} jobs known, {which}, as they came");
+            table.say(&what, format!("{bytes:.0} bytes"), others);
+        }
+        let what = format!("memory for each of {count} jobs known, {which}, after a start");
+        table.say(&what, format!("{:.0} bytes", known.bytes_after_a_start), others);
         let what = format!("open a store of {count} jobs, {which}, until ready");
         table.say(&what, format!("{:.2} s", known.open_after.as_secs_f64()), "");
     }
     Ok(())
 }
 
-fn measured(count: usize, ends: bool) -> anyhow::Result<Known> {
+fn measured(count: usize, kind: Kind) -> anyhow::Result<Known> {
     let mut nodes = Nodes::start(1, "--replicas 1 --slots 4")?;
     thread::sleep(SETTLED);
     let empty = nodes.memory(0)?;
-    let request = json!(vec![waiting(); REQUEST.min(count)]);
-    let mut connection = nodes.connect(0)?;
-    for _ in 0..count.div_ceil(REQUEST) {
-        let (status, answer) = connection.submit(&request)?;
-        expect(status, &answer)?;
-        if ends {
-            for job in answer["jobs"].as_array().into_iter().flatten() {
-                let id = job["id"].as_str().unwrap_or_default();
-                connection.ask(format!("DELETE /v1/jobs/{id} HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes())?;
+    let a_job = |bytes: f64| (bytes - empty) / count as f64;
+    let mut bytes_as_they_came = None;
+    match kind {
+        Kind::Waiting => {
+            let request = json!(vec![waiting(); REQUEST.min(count)]);
+            let mut connection = nodes.connect(0)?;
+            for _ in 0..count.div_ceil(REQUEST) {
+                let (status, answer) = connection.submit(&request)?;
+                expect(status, &answer)?;
             }
+            thread::sleep(SETTLED);
+            bytes_as_they_came = Some(a_job(nodes.memory(0)?));
+            nodes.kill(0)?;
+        }
+        Kind::Ended => {
+            nodes.kill(0)?;
+            leave_ended(&nodes, count)?;
         }
     }
-    nodes.kill(0)?;
     let open_after = nodes.restart(0)?;
     thread::sleep(SETTLED);
-    let bytes_a_job = (nodes.memory(0)? - empty) / count as f64;
-    Ok(Known { bytes_a_job, open_after })
+    Ok(Known { bytes_as_they_came, bytes_after_a_start: a_job(nodes.memory(0)?), open_after })
+}
+
+/// Writes the records of so many jobs that have ended into the store of a node that does not run.
+fn leave_ended(nodes: &Nodes, count: usize) -> anyhow::Result<()> {
+    let now = Timestamp(u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())?);
+    let (report, done) = channel();
+    let (store, loaded) =
+        Store::open(&nodes.data_dir(0), None, now, move |done| report.send(done).unwrap_or_default())?;
+    let me = Actor { node: loaded.identity.node, generation: loaded.identity.generation };
+    for (number, first) in (1..).zip((0..count).step_by(REQUEST)) {
+        let jobs = first..count.min(first + REQUEST);
+        let put = jobs.map(|job| Arc::new(ended(me, job as u64, now))).collect();
+        store.commit(Commit { number, put, ..Commit::default() })?;
+        done.recv()?.result?;
+    }
+    store.close();
+    Ok(())
+}
+
+/// A job as others are, but for its times and its random id.
+fn ended(me: Actor, job: u64, now: Timestamp) -> Record {
+    let counter = job * 4 + 1;
+    let dot = |after: u64| Dot { actor: me, counter: counter + after };
+    let at = |after: u64| Timestamp(now.0 - 3_600_000 + job / 8 + after);
+    let spec = Spec { command: vec!["/bin/true".into()], ..Spec::default() };
+    let submission = Submission { spec, submitted_at: at(0), gateway: me.node, home: vec![me.node], retry_of: None };
+    let mut record = Record::new(JobId(rand::random()), Arc::new(submission), dot(0));
+    record.claim(dot(1), me, at(2));
+    record.start(dot(2), dot(1), at(5));
+    let (phase, exit) = (Phase::Succeeded, Some(Exit::Code(0)));
+    record.advance(dot(1), Fate { phase, by_executor: true, dot: dot(3), at: at(9), exit, reason: String::new() });
+    let expires = now + Duration::from_secs(7 * 24 * 3_600);
+    record.seal(Seal { expires_hour: expires.hour(), dot: dot(3), at: at(5_000) });
+    record
 }
 
 /// How memory and the time to open grow with the jobs known.
@@ -63,8 +126,8 @@ pub fn by_jobs(most: usize) -> anyhow::Result<Chart> {
     let mut chart = Chart::new("A node that starts, by jobs known", "jobs known", "bytes a job; milliseconds to ready");
     let (mut memory, mut open) = (Line::new("memory, bytes a job"), Line::new("time to ready, ms"));
     for count in [10_000, 30_000, 100_000, 300_000, 1_000_000].into_iter().filter(|count| *count <= most) {
-        let known = measured(count, false)?;
-        memory.add(count as f64, known.bytes_a_job);
+        let known = measured(count, Kind::Ended)?;
+        memory.add(count as f64, known.bytes_after_a_start);
         open.add(count as f64, known.open_after.as_secs_f64() * 1e3);
     }
     chart.lines = vec![memory, open];

@@ -335,7 +335,7 @@ impl Reading {
             })
             .collect();
         wanted.sort_by_key(|(key, _)| *key);
-        wanted.first().map(|(key, attempt)| (*key, (*attempt).clone()))
+        wanted.first().map(|(key, attempt)| (*key, Attempt::clone(attempt)))
     }
 
     fn readers(&self, (_, claim): (Fence, Dot), attempt: &Attempt) -> Vec<LogReader> {
@@ -462,7 +462,7 @@ impl LogReader {
 
     /// Whether the attempt may still write, by what was last heard.
     fn is_live(&self) -> bool {
-        self.answer.record.attempts.get(&self.claim).is_some_and(Attempt::is_live)
+        self.answer.record.attempts.get(&self.claim).is_some_and(|attempt| attempt.is_live())
     }
 
     fn has_started(&self) -> bool {

@@ -378,6 +378,7 @@ mod tests {
             cluster_addr: ([127, 0, 0, 1], 1).into(),
             http_addr: ([127, 0, 0, 1], 2).into(),
             status: Status::Serving,
+            revision: 0,
             capacity: Resources::default(),
             weight: 1,
             load: Load::default(),

@@ -3,7 +3,7 @@
 //! Two things a plain socket does not do. A peer that takes nothing for too long is given up, so that a stuck
 //! reader cannot hold a connection for ever. And closing lingers: a client that still sends a body which was
 //! already refused would be answered with a reset, and a reset may destroy the refusal on its way. So the
-//! write side is closed first, and what still comes in is thrown away for a bounded while.
+//! write side is closed first, and what still comes in is thrown away, so much of it, for a bounded while.
 
 use std::io;
 use std::pin::Pin;
@@ -17,7 +17,8 @@ use tokio::time::{Sleep, sleep};
 /// How long a client may take nothing of what it is sent.
 const WRITE_PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long, and how many bytes, a client may go on sending after it was answered for good.
+/// How long a client may take to notice that it was answered for good, and how much of what it goes on sending is read.
+/// What is more stays in the kernel's buffers, so that the client stalls, and finds its answer.
 const LINGER_FOR: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 4 << 20;
 
@@ -91,8 +92,11 @@ impl AsyncWrite for PatientStream {
             .get_or_insert_with(|| Linger { deadline: Box::pin(sleep(LINGER_FOR)), bytes_left: LINGER_BYTES });
         let mut scratch = [0_u8; 16 << 10];
         loop {
-            if linger.bytes_left == 0 || linger.deadline.as_mut().poll(cx).is_ready() {
+            if linger.deadline.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Ok(()));
+            }
+            if linger.bytes_left == 0 {
+                return Poll::Pending;
             }
             let mut buffer = ReadBuf::new(&mut scratch);
             // An error ends it as well: there is nobody left to be polite to.
@@ -103,5 +107,29 @@ impl AsyncWrite for PatientStream {
                 Ok(()) | Err(_) => return Poll::Ready(Ok(())),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_sends_more_than_is_read_still_gets_its_answer() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (socket, _) = listener.accept().await.unwrap();
+        tokio::spawn(async move {
+            let mut stream = PatientStream::new(socket);
+            stream.write_all(b"too large").await.unwrap();
+            stream.shutdown().await.unwrap();
+        });
+        client.write_all(&vec![0; LINGER_BYTES + (256 << 10)]).await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer, "too large");
     }
 }

@@ -345,14 +345,14 @@ impl Outcome {
 /// The last `most` attempts, oldest first, and how many there are before them. Overlaps are sought among the
 /// shown ones only: the search is quadratic, and a job may have many attempts.
 fn attempts_of(record: &Record, names: Names<'_>, most: usize) -> (Vec<AttemptView>, Option<usize>) {
-    let mut order: Vec<(&Dot, &Attempt)> = record.attempts.iter().collect();
+    let mut order: Vec<(&Dot, &Attempt)> = record.attempts.iter().map(|(dot, attempt)| (dot, &**attempt)).collect();
     order.sort_by_key(|(dot, attempt)| (attempt.fence(), **dot));
     let omitted = order.len().saturating_sub(most);
     let shown = &order[omitted..];
     let overlaps = if omitted == 0 {
         record.overlaps()
     } else {
-        let attempts = shown.iter().map(|(dot, attempt)| (**dot, (*attempt).clone())).collect();
+        let attempts = shown.iter().map(|(dot, attempt)| (**dot, Box::new((*attempt).clone()))).collect();
         Record { attempts, ..record.clone() }.overlaps()
     };
     let mut others: BTreeMap<Dot, Vec<OverlapView>> = BTreeMap::new();

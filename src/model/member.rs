@@ -81,6 +81,10 @@ pub struct Facts {
     pub http_addr: SocketAddr,
     /// What it is doing.
     pub status: Status,
+    /// Counts the changes of its status and weight in this start: of two that remember it differently when it is gone, the
+    /// one with the higher count heard it last.
+    #[serde(default)]
+    pub revision: u64,
     /// What it has for jobs.
     pub capacity: Resources,
     /// Its share of the ring, relative to the others'.
@@ -218,6 +222,32 @@ impl Member {
     /// Whether it takes new records and new work when it is live.
     pub fn takes_work(&self) -> bool {
         self.is_live() && self.facts.status == Status::Serving
+    }
+}
+
+/// A member that is gone, as somebody remembers it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Absentee {
+    /// What it last said about itself.
+    pub facts: Facts,
+    /// For how long it has been down.
+    #[serde(with = "super::time::duration")]
+    pub gone_for: Duration,
+}
+
+/// What a node remembers of members that are gone.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Memories {
+    /// Those that are down, or some of them.
+    pub down: Vec<Absentee>,
+    /// Those that have been gone for too long, and what was known of them.
+    pub forgotten: Vec<(NodeId, Generation, Incarnation)>,
+}
+
+impl Memories {
+    /// Whether there is nothing to tell.
+    pub fn is_empty(&self) -> bool {
+        self.down.is_empty() && self.forgotten.is_empty()
     }
 }
 

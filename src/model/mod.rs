@@ -5,6 +5,7 @@ pub mod blob;
 pub mod config;
 pub mod id;
 pub mod member;
+pub mod packed;
 pub mod record;
 pub mod report;
 pub mod request;

@@ -324,6 +324,14 @@ impl JobState {
 #[serde(transparent)]
 pub struct Version(pub u128);
 
+impl Version {
+    /// Of the record that has these canonical bytes.
+    pub fn of(canonical: &[u8]) -> Self {
+        let hash = blake3::hash(canonical);
+        Self(u128::from_be_bytes(hash.as_bytes()[..16].try_into().expect("16 of 32 bytes")))
+    }
+}
+
 impl std::fmt::Debug for Version {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:032x}", self.0)
@@ -344,7 +352,10 @@ pub struct Record {
     pub stop: Option<Stop>,
     /// Every attempt, by the dot of its claim.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub attempts: BTreeMap<Dot, Attempt>,
+    ///
+    /// Boxed, because a map of values has room for eleven: nearly all jobs have one attempt, and records are copied with
+    /// every change.
+    pub attempts: BTreeMap<Dot, Box<Attempt>>,
     /// The newest work that was saved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<Checkpoint>,
@@ -418,9 +429,14 @@ impl Record {
     /// A digest of the whole record.
     pub fn version(&self) -> Version {
         let mut canonical = Vec::with_capacity(USUAL_BYTES);
-        rmp_serde::encode::write_named(&mut canonical, self).expect("a record consists of what MessagePack can write");
-        let hash = blake3::hash(&canonical);
-        Version(u128::from_be_bytes(hash.as_bytes()[..16].try_into().expect("16 of 32 bytes")))
+        self.encode(&mut canonical);
+        Version::of(&canonical)
+    }
+
+    /// Its bytes, in place of what was in `canonical`: equal for equal records.
+    pub fn encode(&self, canonical: &mut Vec<u8>) {
+        canonical.clear();
+        rmp_serde::encode::write_named(canonical, self).expect("a record consists of what MessagePack can write");
     }
 
     /// The state the job is in, by what this copy knows.
@@ -428,7 +444,7 @@ impl Record {
         if self.attempts.values().any(|attempt| attempt.fate.phase == Phase::Succeeded) {
             return JobState::Succeeded;
         }
-        if self.attempts.values().any(Attempt::is_live) {
+        if self.attempts.values().any(|attempt| attempt.is_live()) {
             return JobState::Running;
         }
         match self.stop.as_ref().map(|stop| stop.kind) {
@@ -442,7 +458,7 @@ impl Record {
             _ => false,
         };
         let out_of_attempts = self.failures() > spec.retries || self.losses() > spec.lost_limit;
-        if out_of_attempts || self.attempts.values().any(not_worth_retrying) {
+        if out_of_attempts || self.attempts.values().any(|attempt| not_worth_retrying(attempt)) {
             JobState::Failed
         } else {
             JobState::Pending
@@ -468,14 +484,15 @@ impl Record {
     /// The live attempt that goes on: of several, the one with the highest fence.
     pub fn current(&self) -> Option<(Dot, &Attempt)> {
         let live = self.attempts.iter().filter(|(_, attempt)| attempt.is_live());
-        live.max_by_key(|(dot, attempt)| (attempt.fence(), **dot)).map(|(dot, attempt)| (*dot, attempt))
+        live.max_by_key(|(dot, attempt)| (attempt.fence(), **dot)).map(|(dot, attempt)| (*dot, &**attempt))
     }
 
     /// The attempt that tells best how the job stands: the one that succeeded, else the current one, else
     /// the last.
     pub fn telling(&self) -> Option<&Attempt> {
-        let succeeded = self.attempts.values().filter(|attempt| attempt.fate.phase == Phase::Succeeded);
-        let last = || self.attempts.iter().max_by_key(|(dot, attempt)| (attempt.fence(), **dot)).map(|(_, a)| a);
+        let attempts = || self.attempts.iter().map(|(dot, attempt)| (*dot, &**attempt));
+        let succeeded = attempts().map(|(_, attempt)| attempt).filter(|a| a.fate.phase == Phase::Succeeded);
+        let last = || attempts().max_by_key(|(dot, attempt)| (attempt.fence(), *dot)).map(|(_, attempt)| attempt);
         succeeded
             .min_by_key(|attempt| attempt.fence())
             .or_else(|| self.current().map(|(_, attempt)| attempt))
@@ -491,7 +508,8 @@ impl Record {
 
     /// The attempts of which their own executor has not said how they ended.
     pub fn open_fates(&self) -> impl Iterator<Item = &Attempt> {
-        self.attempts.values().filter(|attempt| attempt.is_live() || !attempt.fate.by_executor)
+        let attempts = self.attempts.values().map(|attempt| &**attempt);
+        attempts.filter(|attempt| attempt.is_live() || !attempt.fate.by_executor)
     }
 
     /// Whether nothing can change it any more.
@@ -564,7 +582,7 @@ impl Record {
             tails: Tails::default(),
             usage: None,
         };
-        self.attempts.insert(dot, attempt);
+        self.attempts.insert(dot, Box::new(attempt));
         self.clock.apply(dot.into());
     }
 
@@ -659,7 +677,12 @@ impl Record {
     /// The blobs that whoever holds the record holds as well.
     pub fn blobs(&self) -> BTreeSet<BlobRef> {
         let checkpoint = self.checkpoint.as_ref().map(|checkpoint| checkpoint.blob);
-        checkpoint.into_iter().chain(self.attempts.values().flat_map(Attempt::blobs)).collect()
+        checkpoint.into_iter().chain(self.attempts.values().flat_map(|attempt| attempt.blobs())).collect()
+    }
+
+    /// Whether it names any blob at all.
+    pub fn names_blobs(&self) -> bool {
+        self.checkpoint.is_some() || self.attempts.values().any(|attempt| attempt.blobs().next().is_some())
     }
 
     /// Somebody asks that the job end.

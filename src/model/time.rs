@@ -13,7 +13,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 ///
 /// The start itself lies well above zero, so that what happened before it has a moment too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Moment(Duration);
+pub struct Moment(
+    /// Nanoseconds: five hundred years of them, in half the room that a `Duration` takes. There are many.
+    u64,
+);
 
 impl Default for Moment {
     fn default() -> Self {
@@ -23,7 +26,7 @@ impl Default for Moment {
 
 impl Moment {
     /// The start of the process.
-    pub const START: Self = Self(Duration::from_secs(10 * 365 * 24 * 3_600));
+    pub const START: Self = Self(10 * 365 * 24 * 3_600 * 1_000_000_000);
 
     /// The moment `since_start` after the process began.
     pub fn from_start(since_start: Duration) -> Self {
@@ -37,15 +40,20 @@ impl Moment {
 
     /// Time passed from `earlier` to this moment; zero where `earlier` is the later one.
     pub fn since(self, earlier: Self) -> Duration {
-        self.0.saturating_sub(earlier.0)
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
+}
+
+/// A duration as a number; what is longer than there are moments ends with the last of them.
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl Add<Duration> for Moment {
     type Output = Self;
 
     fn add(self, after: Duration) -> Self {
-        Self(self.0.saturating_add(after))
+        Self(self.0.saturating_add(nanos(after)))
     }
 }
 
@@ -53,7 +61,7 @@ impl Sub<Duration> for Moment {
     type Output = Self;
 
     fn sub(self, before: Duration) -> Self {
-        Self(self.0.saturating_sub(before))
+        Self(self.0.saturating_sub(nanos(before)))
     }
 }
 
@@ -127,7 +135,8 @@ pub struct Now {
     pub wall: Timestamp,
 }
 
-/// (De)serialises a duration: "1m30s" or a number of seconds for people, milliseconds for machines.
+/// (De)serialises a duration: "1m30s" or a number of seconds for people; for machines milliseconds, or seconds and
+/// nanoseconds where these are not whole. Nothing is rounded: what a node reads must be what another has in memory.
 /// For a field, `#[serde(with = "time::duration")]`.
 pub mod duration {
     use super::{Deserialize, Deserializer, Duration, Serialize, Serializer, de, fmt};
@@ -136,8 +145,12 @@ pub mod duration {
     pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
         if serializer.is_human_readable() {
             serializer.collect_str(&humantime::format_duration(*duration))
+        } else if duration.subsec_nanos().is_multiple_of(1_000_000)
+            && let Ok(ms) = u64::try_from(duration.as_millis())
+        {
+            ms.serialize(serializer)
         } else {
-            u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).serialize(serializer)
+            (duration.as_secs(), duration.subsec_nanos()).serialize(serializer)
         }
     }
 
@@ -146,7 +159,7 @@ pub mod duration {
         if deserializer.is_human_readable() {
             deserializer.deserialize_any(Visitor)
         } else {
-            u64::deserialize(deserializer).map(Duration::from_millis)
+            deserializer.deserialize_any(NumberVisitor)
         }
     }
 
@@ -165,6 +178,30 @@ pub mod duration {
     fn from_seconds(seconds: f64) -> Result<Duration, String> {
         Duration::try_from_secs_f64(seconds)
             .map_err(|_| format!("{seconds} is not a duration: it must be zero or more, in seconds"))
+    }
+
+    /// Of what [`serialize`] writes for machines.
+    struct NumberVisitor;
+
+    impl<'de> de::Visitor<'de> for NumberVisitor {
+        type Value = Duration;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("milliseconds, or seconds and nanoseconds")
+        }
+
+        fn visit_u64<E: de::Error>(self, ms: u64) -> Result<Duration, E> {
+            Ok(Duration::from_millis(ms))
+        }
+
+        fn visit_seq<A: de::SeqAccess<'de>>(self, mut parts: A) -> Result<Duration, A::Error> {
+            let missing = |at| de::Error::invalid_length(at, &self);
+            let secs: u64 = parts.next_element()?.ok_or_else(|| missing(0))?;
+            let nanos: u32 = parts.next_element()?.ok_or_else(|| missing(1))?;
+            // The sum is refused rather than made in a way that panics.
+            let whole = Duration::from_secs(secs).checked_add(Duration::from_nanos(nanos.into()));
+            whole.ok_or_else(|| de::Error::custom("longer than any duration"))
+        }
     }
 
     struct Visitor;
@@ -227,6 +264,21 @@ mod tests {
         assert!(duration::parse("soon").is_err());
         assert!(duration::parse("NaN").is_err());
         assert!(duration::parse("1e300").is_err());
+    }
+
+    #[test]
+    fn machines_are_told_durations_to_the_nanosecond() {
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        struct Told(#[serde(with = "duration")] Duration);
+        for nanos in [0, 1, 999_999, 1_000_000, 1_500_000_000, 1_500_000_001] {
+            let told = Told(Duration::from_nanos(nanos));
+            let packed = rmp_serde::to_vec_named(&told).unwrap();
+            assert_eq!(rmp_serde::from_slice::<Told>(&packed).unwrap(), told);
+        }
+        let longest = rmp_serde::to_vec_named(&Told(Duration::MAX)).unwrap();
+        assert_eq!(rmp_serde::from_slice::<Told>(&longest).unwrap(), Told(Duration::MAX));
+        let too_long = rmp_serde::to_vec(&(u64::MAX, u32::MAX)).unwrap();
+        assert!(rmp_serde::from_slice::<Told>(&too_long).is_err());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::blob::{Blob, BlobId};
 use super::id::{Dot, Generation, Incarnation, JobId, NodeId, Partition};
-use super::member::Load;
+use super::member::{Load, Memories};
 use super::record::{Record, Version};
 use super::request::{Request, Response};
 use super::resources::Resources;
@@ -115,6 +115,11 @@ pub enum Message {
     PushAgain {
         /// Which.
         jobs: Vec<JobId>,
+    },
+    /// Your ring differs from mine: this is what I remember of members that are gone.
+    Remember {
+        /// What.
+        memories: Memories,
     },
     /// These are my digests: where do you differ? With `takeover`, the asker is about to decide for these
     /// partitions, and whoever answers stops doing so.

@@ -40,6 +40,7 @@ use crate::protocol::snapshot::Snapshot;
 
 use super::Stopped;
 use super::handle::{Answer, Command};
+use super::publisher::Publisher;
 
 /// Inputs of one kind that are taken in one round.
 const ROUND: usize = 512;
@@ -100,8 +101,7 @@ pub(super) struct Driver {
     shells: Shells,
     snapshots: watch::Sender<Arc<Snapshot>>,
     events: broadcast::Sender<(NodeId, Event)>,
-    publisher: watch::Sender<Option<(Facts, u64)>>,
-    urgent: u64,
+    publisher: Publisher,
     asked: BTreeMap<AskId, Asked>,
     next_ask: u64,
     log_calls: BTreeMap<u64, LogCall>,
@@ -148,15 +148,13 @@ impl Driver {
         events: broadcast::Sender<(NodeId, Event)>,
         retention: Duration,
     ) -> Self {
-        let (publisher, to_publish) = watch::channel(None);
-        shells.tracker.spawn(publish(shells.gossip.clone(), to_publish));
+        let publisher = Publisher::start(shells.gossip.clone(), &shells.tracker);
         Self {
             peer,
             shells,
             snapshots,
             events,
             publisher,
-            urgent: 0,
             asked: BTreeMap::new(),
             next_ask: 1,
             log_calls: BTreeMap::new(),
@@ -391,8 +389,7 @@ impl Driver {
                 }
                 Effect::Probe { to: _, addr, probe, by_link: false } => self.shells.datagrams.send_probe(addr, &probe),
                 Effect::Gossip { facts, urgent } => {
-                    self.urgent += u64::from(urgent);
-                    self.publisher.send_replace(Some((*facts, self.urgent)));
+                    self.publisher.publish(*facts, urgent);
                 }
                 Effect::Call { addr } => self.shells.gossip.contact([addr]),
                 Effect::StartPod(start) => {
@@ -647,22 +644,22 @@ impl Driver {
                 tracing::warn!("not everything could be handed over in time; it is kept on this node's disk");
                 true
             }
-            Some(_) => self.peer.has_handed_over(now),
+            Some(_) => self.peer.has_handed_over(),
             None => false,
         }
     }
 
+    /// Tells some others, and then some more in case those did not hear.
     async fn say_goodbye(&mut self) -> Stopped {
         let now = self.shells.clock.now();
         self.peer.say_goodbye(now);
         while let Some(effect) = self.peer.poll_effect(now) {
             if let Effect::Gossip { facts, .. } = effect {
-                if let Err(error) = self.shells.gossip.publish(&facts, true).await {
-                    tracing::warn!(%error, "goodbye could not be said");
+                for _ in 0..GOODBYES {
+                    self.publisher.publish(Facts::clone(&facts), true);
+                    self.publisher.has_published().await;
+                    tokio::time::sleep(GOODBYE_TAKES).await;
                 }
-                // What was published leaves with the next handshakes; one interval is enough for several.
-                let interval = self.peer.membership().me().cluster.forget_after.min(GOODBYE_TAKES);
-                tokio::time::sleep(interval).await;
             }
         }
         Stopped::Left
@@ -678,22 +675,9 @@ impl Driver {
     }
 }
 
-/// How long a goodbye is given to be heard.
-const GOODBYE_TAKES: Duration = Duration::from_millis(150);
-
-/// Publishes the newest facts; those that were overtaken while gossip was busy are passed over.
-async fn publish(gossip: Gossip, mut to_publish: watch::Receiver<Option<(Facts, u64)>>) {
-    let mut urgent_seen = 0;
-    while to_publish.changed().await.is_ok() {
-        let Some((facts, urgent)) = to_publish.borrow_and_update().clone() else {
-            continue;
-        };
-        if let Err(error) = gossip.publish(&facts, urgent > urgent_seen).await {
-            tracing::warn!(%error, "this node's facts cannot be gossiped");
-        }
-        urgent_seen = urgent;
-    }
-}
+/// How often a goodbye is said, each time to others, and how long it is given to be heard.
+const GOODBYES: u32 = 3;
+const GOODBYE_TAKES: Duration = Duration::from_millis(50);
 
 fn ticks(every: Duration) -> Interval {
     let mut interval = tokio::time::interval(every);

@@ -9,6 +9,7 @@
 mod driver;
 pub mod handle;
 pub mod options;
+mod publisher;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -188,6 +189,7 @@ impl Node {
             cluster_addr,
             http_addr: SocketAddr::new(at_host(cluster_addr.ip(), options.http_addr.ip()), options.http_addr.port()),
             status: Status::Joining,
+            revision: 0,
             capacity: config.capacity,
             weight: config.weight,
             load: Load::default(),
@@ -215,7 +217,6 @@ impl Node {
         let listen_error = |error| StartError::Listen { addr: bound, error };
         let (datagrams, gossip_inbox) =
             Datagrams::start(udp, probes_to, clock.clone(), options.faults.clone(), &tracker, stop.clone())
-                .await
                 .map_err(listen_error)?;
         let gossip_config = GossipConfig { interval: config.timing.gossip_interval, seeds: options.seeds.clone() };
         let gossip = Gossip::start(

@@ -56,7 +56,7 @@ pub struct Blobs {
 #[derive(Debug)]
 struct Named {
     size: u64,
-    by: BTreeSet<JobId>,
+    by: Names,
     place: Place,
 }
 
@@ -65,9 +65,45 @@ enum Place {
     /// On this node's disk.
     Stored,
     /// Waits for the next commit, or for the one under way.
-    ToStore(Blob),
+    ToStore(Box<Blob>),
     /// Not here.
-    Lacking(Search),
+    Lacking(Box<Search>),
+}
+
+/// The jobs whose records name a blob. Nearly always there is one, and a million blobs are that many ones.
+#[derive(Debug)]
+enum Names {
+    One(JobId),
+    Many(BTreeSet<JobId>),
+}
+
+impl Names {
+    fn insert(&mut self, job: JobId) {
+        match self {
+            Self::One(known) if *known == job => {}
+            Self::One(known) => *self = Self::Many(BTreeSet::from([*known, job])),
+            Self::Many(known) => _ = known.insert(job),
+        }
+    }
+
+    /// Returns whether none is left.
+    fn remove(&mut self, job: JobId) -> bool {
+        match self {
+            Self::One(known) => *known == job,
+            Self::Many(known) => {
+                known.remove(&job);
+                known.is_empty()
+            }
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = JobId> + '_ {
+        let (one, many) = match self {
+            Self::One(job) => (Some(*job), None),
+            Self::Many(jobs) => (None, Some(jobs)),
+        };
+        one.into_iter().chain(many.into_iter().flatten().copied())
+    }
 }
 
 /// Who was asked for a blob, and with what success, since the last pause.
@@ -161,8 +197,8 @@ impl Blobs {
             named.by.insert(job);
             return false;
         }
-        let search = Place::Lacking(Search::default());
-        self.named.insert(blob.id, Named { size: blob.size, by: BTreeSet::from([job]), place: search });
+        let search = Place::Lacking(Box::default());
+        self.named.insert(blob.id, Named { size: blob.size, by: Names::One(job), place: search });
         self.to_ask.insert(blob.id);
         match self.offered.remove(&blob.id) {
             Some(offered) => self.take_in(&offered),
@@ -175,8 +211,7 @@ impl Blobs {
         let Some(named) = self.named.get_mut(&id) else {
             return false;
         };
-        named.by.remove(&job);
-        if !named.by.is_empty() {
+        if !named.by.remove(job) {
             return false;
         }
         let Some(named) = self.named.remove(&id) else {
@@ -199,7 +234,7 @@ impl Blobs {
         // What the record says of the size may be wrong, where somebody broke the rules.
         named.size = blob.size();
         self.bytes_under_way += blob.size();
-        if let Place::Lacking(search) = std::mem::replace(&mut named.place, Place::ToStore(blob.clone())) {
+        if let Place::Lacking(search) = std::mem::replace(&mut named.place, Place::ToStore(Box::new(blob.clone()))) {
             self.stop_search(blob.id(), &search);
         }
         true
@@ -229,6 +264,8 @@ impl Blobs {
             && !search.absent.contains(&from)
             && search.likely.insert(from)
         {
+            // It speaks, so it is worth another question even if it left the last one unanswered.
+            search.failed.remove(&from);
             search.nowhere = false;
             if let Some(until) = search.paused_until.take() {
                 self.pauses.remove(&(until, id));
@@ -282,7 +319,7 @@ impl Blobs {
 
     /// The jobs whose records name the blob.
     pub fn jobs_of(&self, id: BlobId) -> Vec<JobId> {
-        self.named.get(&id).map(|named| named.by.iter().copied().collect()).unwrap_or_default()
+        self.named.get(&id).map(|named| named.by.iter().collect()).unwrap_or_default()
     }
 
     /// How many blobs are lacking.
@@ -311,7 +348,7 @@ impl Blobs {
             }
             let fresh = |node: &NodeId| !search.absent.contains(node) && !search.failed.contains(node);
             let likely = search.likely.iter().copied().find(fresh);
-            let chosen = likely.or_else(|| named.by.iter().flat_map(|job| candidates(*job)).find(|node| fresh(node)));
+            let chosen = likely.or_else(|| named.by.iter().flat_map(&candidates).find(|node| fresh(node)));
             if let Some(node) = chosen {
                 self.under_way.insert(id, (node, named.size));
                 self.bytes_under_way += named.size;
@@ -372,7 +409,7 @@ impl Blobs {
     /// What the next commit has to do about a blob whose storing changed.
     pub fn storing(&self, id: BlobId) -> Storing {
         match self.named.get(&id).map(|named| &named.place) {
-            Some(Place::ToStore(blob)) => Storing::Put(blob.clone()),
+            Some(Place::ToStore(blob)) => Storing::Put(Blob::clone(blob)),
             Some(Place::Stored | Place::Lacking(_)) => Storing::Nothing,
             None => Storing::Drop,
         }
@@ -390,7 +427,7 @@ impl Blobs {
         if let Some(named) = self.named.get_mut(&id)
             && matches!(named.place, Place::Stored)
         {
-            named.place = Place::Lacking(Search::default());
+            named.place = Place::Lacking(Box::default());
             self.to_ask.insert(id);
         }
     }

@@ -22,7 +22,7 @@ use crate::model::record::Version;
 use crate::model::time::Moment;
 use crate::model::wire::Message;
 
-use super::records::{Held, Records};
+use super::records::Records;
 
 /// Partitions in one round, at the most.
 const ROUND_PARTITIONS: usize = 256;
@@ -203,7 +203,7 @@ impl Comparison {
                     difference.theirs_lack.push(job);
                 }
             }
-            let mine = |job: &JobId| records.get(*job).map(Held::compared);
+            let mine = |job: &JobId| records.get(*job).map(|held| held.compared());
             // Only ids of the partition they are said to be in: others would never be compared again.
             let lacking = theirs
                 .into_iter()

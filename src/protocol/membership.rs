@@ -24,6 +24,7 @@
 
 mod admission;
 mod departures;
+mod gone;
 mod gossip;
 mod judgement;
 mod report;
@@ -43,7 +44,7 @@ use std::time::Duration;
 
 use crate::model::config::{Config, Timing};
 use crate::model::id::{Generation, Incarnation, NodeId};
-use crate::model::member::{ClusterSettings, Facts, Load, Member, MemberState, Status, View};
+use crate::model::member::{ClusterSettings, Facts, Load, Member, MemberState, Memories, Status, View};
 use crate::model::time::{Moment, Now, Timestamp};
 use crate::model::wire::{Probe, ProbeBody};
 
@@ -109,6 +110,13 @@ pub enum MembershipOutput {
         /// Where.
         addr: SocketAddr,
     },
+    /// Tell a member whose ring differs from this node's what this one remembers of those that are gone.
+    TellOfTheGone {
+        /// Whom.
+        to: NodeId,
+        /// What.
+        memories: Memories,
+    },
     /// This process was paused or starved: whatever it believed about the others' silence is void.
     LateTick {
         /// By how much.
@@ -149,6 +157,9 @@ pub struct Membership {
     ballot: Ballot,
     rules: Rules,
     forgotten: BTreeMap<NodeId, Tombstone>,
+    /// Who was last told of the gone, and of whom last.
+    told_last: NodeId,
+    told_of: NodeId,
     outsiders: BTreeMap<NodeId, Outsider>,
     /// An older process with this node's id.
     twin: Option<Twin>,
@@ -251,6 +262,8 @@ impl Membership {
             ballot: Ballot::new(),
             rules: Rules::default(),
             forgotten: BTreeMap::new(),
+            told_last: NodeId(0),
+            told_of: NodeId(0),
             outsiders: BTreeMap::new(),
             twin: None,
             newer_self: None,
@@ -373,6 +386,7 @@ impl Membership {
             self.next_tick = now.moment + self.timing.probe_interval;
             self.heed_departures(now);
             self.forget(now);
+            self.tell_of_the_gone(now);
             self.ask_twin(now);
             self.fetch_refutations(now);
             self.notice_deafness(now);
@@ -401,6 +415,7 @@ impl Membership {
         let own = self.own_mut();
         if own.status != status {
             own.status = status;
+            own.revision += 1;
             self.epoch += 1;
             self.gossip_own(true);
             let alive = Some(MemberState::Alive);
@@ -418,6 +433,7 @@ impl Membership {
         after.generation = before.generation;
         after.incarnation = before.incarnation;
         after.status = before.status;
+        after.revision = before.revision + u64::from(after.weight != before.weight);
         after.suspicions.clone_from(&before.suspicions);
         if after == before {
             return;
@@ -643,18 +659,7 @@ impl Membership {
             .map(|member| member.facts.node)
             .collect();
         for node in gone {
-            let Some(member) = self.view.remove(&node) else { continue };
-            self.votes.change(node, &member.facts.suspicions, &BTreeMap::new());
-            self.known.remove(&node);
-            self.doubted.remove(&node);
-            self.detector.remove_target(node);
-            self.withdraw_vote(node);
-            let known = (member.facts.generation, member.facts.incarnation);
-            self.forgotten.insert(node, Tombstone { known, until: now.moment + after, asked_at: None });
-            self.counters.forgotten += 1;
-            self.epoch += 1;
-            self.write_history(now, node, Some(member.state), None, "gone for too long");
-            self.outputs.push_back(MembershipOutput::Forgotten { node, name: member.facts.name });
+            self.forget_one(now, node, "gone for too long");
         }
         for known in self.known.values_mut() {
             known.rival.take_if(|rival| now.moment.since(rival.heard) > RIVAL_FADES);
@@ -662,6 +667,22 @@ impl Membership {
         self.newer_self.take_if(|(_, heard)| now.moment.since(*heard) > RIVAL_FADES);
         self.forgotten.retain(|_, tombstone| tombstone.until > now.moment);
         self.outsiders.retain(|_, outsider| now.moment < outsider.seen + after);
+    }
+
+    fn forget_one(&mut self, now: Now, node: NodeId, reason: &str) {
+        let Some(member) = self.view.remove(&node) else { return };
+        self.votes.change(node, &member.facts.suspicions, &BTreeMap::new());
+        self.known.remove(&node);
+        self.doubted.remove(&node);
+        self.detector.remove_target(node);
+        self.withdraw_vote(node);
+        let known = (member.facts.generation, member.facts.incarnation);
+        let until = now.moment + self.settings.forget_after;
+        self.forgotten.insert(node, Tombstone { known, until, asked_at: None });
+        self.counters.forgotten += 1;
+        self.epoch += 1;
+        self.write_history(now, node, Some(member.state), None, reason);
+        self.outputs.push_back(MembershipOutput::Forgotten { node, name: member.facts.name });
     }
 
     fn acknowledge(&mut self, to: NodeId, addr: SocketAddr, seq: u64, by_link: bool) {

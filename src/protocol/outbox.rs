@@ -6,7 +6,6 @@
 //! that is group commit, and it needs no timer.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 
 use crate::model::blob::BlobId;
 use crate::model::id::JobId;
@@ -125,7 +124,7 @@ impl Outbox {
             match records.get(*job) {
                 Some(held) => {
                     *revision = held.revision;
-                    commit.put.push(Arc::clone(&held.record));
+                    commit.put.push(held.record());
                 }
                 None => commit.delete.push(*job),
             }

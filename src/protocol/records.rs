@@ -5,62 +5,180 @@
 //! touches them. A partition's digest is the exclusive or of its records' versions, so it does not depend on
 //! the order in which they came and costs one operation a change. Sealed records are summed up by the hour in
 //! which they expire, so that two nodes whose clocks differ can leave the same ones out of account.
+//!
+//! Think of an archive with one desk. What is being worked on lies open on the desk; everything else is packed
+//! ([`Packed`]) with a label on the outside ([`Summary`]). The desk has room for [`DESK_RECORDS`]: whoever puts down one
+//! more packs the one that was left alone for the longest time, and now and then everything is packed that nobody
+//! has touched since the last time. So a node may know millions of jobs, and has memory for what it works on. Whoever
+//! only looks at a packed record ([`Held::record`]) unpacks a copy of their own; whoever is about to change it
+//! lays it on the desk first ([`Records::lay_open`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use crate::model::id::{JobId, JobIdPrefix, Partition};
+use crate::model::id::{Actor, JobId, JobIdPrefix, Partition};
 use crate::model::member::PartitionSet;
+use crate::model::packed::{Packed, PackedRecord, Packer, Summary};
 use crate::model::record::{JobState, Record, Version};
 use crate::model::request::{Cursor, Filter};
-use crate::model::time::Moment;
+use crate::model::time::{Moment, Timestamp};
+
+/// Records that lie open at one time, at the most. Each takes about 2 KiB there.
+const DESK_RECORDS: usize = 8_192;
+/// A record that takes more bytes than this when written down is never left open: it takes as long to read as it
+/// takes to unpack.
+const DESK_BYTES: usize = 16 << 10;
 
 /// A record, and what is known of it besides.
-#[derive(Debug, Clone)]
-pub struct Held {
-    /// The record.
-    pub record: Arc<Record>,
+#[derive(Debug, Clone, Copy)]
+pub struct Held<'a> {
+    job: JobId,
+    entry: &'a Entry,
+}
+
+/// What is kept of a record. [`Held`] shows it.
+#[derive(Debug)]
+pub struct Entry {
+    body: Body,
     /// Its version.
     pub version: Version,
-    /// Its state.
-    pub state: JobState,
     /// Counts the changes of this copy; what was sent or stored at one revision includes all earlier ones.
     pub revision: u64,
     /// When this node first knew of the job: its own clock's start for the job's waits.
     pub known_since: Moment,
     /// When this node saw the job's last attempt end.
     pub idle_since: Moment,
+    /// What the record comes down to.
+    pub summary: Summary,
     /// Whether blobs that the record names are not here.
     pub lacking: bool,
+    /// Somebody changed it, or was about to, since the desk was last looked over.
+    touched: bool,
 }
 
-impl Held {
+/// There is one for every job that a node knows: what is added here is multiplied by millions.
+const _: () = assert!(size_of::<Entry>() == 64);
+
+#[derive(Debug)]
+enum Body {
+    /// On the desk.
+    Open(Arc<Record>),
+    Packed(Packed),
+}
+
+impl Body {
+    fn record(&self, job: JobId) -> Arc<Record> {
+        match self {
+            Self::Open(record) => Arc::clone(record),
+            Self::Packed(packed) => Arc::new(packed.unpack(job)),
+        }
+    }
+}
+
+impl std::ops::Deref for Held<'_> {
+    type Target = Entry;
+
+    fn deref(&self) -> &Entry {
+        self.entry
+    }
+}
+
+impl Held<'_> {
+    /// The record: shared where it lies open, else a copy that takes microseconds to unpack.
+    pub fn record(&self) -> Arc<Record> {
+        self.entry.body.record(self.job)
+    }
+
+    /// The executors of its live attempts. Looks into the record only where there may be any.
+    pub fn live_executors(&self) -> Vec<Actor> {
+        if !self.summary.has_open_fates() {
+            return Vec::new();
+        }
+        let record = self.record();
+        record.attempts.values().filter(|attempt| attempt.is_live()).map(|attempt| attempt.claim.executor).collect()
+    }
+
+    /// The record, if the filter holds for it.
+    fn record_if(&self, filter: &Filter) -> Option<Arc<Record>> {
+        let may_be = filter.state.is_none_or(|state| self.state() == state)
+            && (!filter.overlapped || self.summary.has_overlaps())
+            && match &self.entry.body {
+                Body::Open(_) => true,
+                Body::Packed(packed) => packed.may_match(filter),
+            };
+        let record = may_be.then(|| self.record())?;
+        let has_name = filter.name.as_ref().is_none_or(|name| record.spec().name.as_ref() == Some(name));
+        let node = record.telling().map(|attempt| attempt.claim.executor.node);
+        (has_name && filter.node.is_none_or(|wanted| node == Some(wanted))).then_some(record)
+    }
+}
+
+impl Entry {
+    /// The record's state.
+    pub fn state(&self) -> JobState {
+        self.summary.state
+    }
+
     /// The version by which copies are compared. One that lacks blobs counts as another, so that comparing finds
     /// what is missing; and it is not merely altered by a constant, which two such copies would cancel out.
     pub fn compared(&self) -> Version {
         if self.lacking { Version(self.version.0.rotate_left(1)) } else { self.version }
     }
-}
 
-impl Held {
     /// Whether the record is taken into account where sealed ones that expire before `horizon` are not.
     pub fn counts_at(&self, horizon: u32) -> bool {
-        self.record.seal.is_none_or(|seal| seal.expires_hour >= horizon)
+        self.summary.expires_hour().is_none_or(|hour| hour >= horizon)
+    }
+
+    /// Whether nothing can change the record any more.
+    pub fn is_final(&self) -> bool {
+        self.summary.expires_hour().is_some()
+    }
+
+    fn is_to_seal(&self) -> bool {
+        self.state().is_terminal() && !self.is_final()
+    }
+}
+
+/// A job's place in the list of all, in less room than a [`Cursor`] takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    submitted_at: u64,
+    job: [u64; 2],
+}
+
+impl From<Cursor> for Place {
+    fn from(cursor: Cursor) -> Self {
+        let job = cursor.job.0;
+        Self { submitted_at: cursor.submitted_at.0, job: [(job >> 64) as u64, job as u64] }
+    }
+}
+
+impl Place {
+    fn of(job: JobId, submitted_at: Timestamp) -> Self {
+        Self::from(Cursor { submitted_at, job })
+    }
+
+    fn job(&self) -> JobId {
+        JobId(u128::from(self.job[0]) << 64 | u128::from(self.job[1]))
     }
 }
 
 /// All records this node holds.
 #[derive(Debug)]
 pub struct Records {
-    held: BTreeMap<JobId, Held>,
+    held: BTreeMap<JobId, Entry>,
     open: BTreeSet<JobId>,
     /// Terminal, and not sealed.
     to_seal: BTreeSet<JobId>,
-    /// Sealed, by the hour after which they may go.
-    expiring: BTreeSet<(u32, JobId)>,
-    by_age: BTreeSet<Cursor>,
+    by_age: BTreeSet<Place>,
     digests: Vec<Digest>,
+    /// The partitions of which any record is held.
+    inhabited: PartitionSet,
     next_revision: u64,
+    /// Those that lie open, and some that do not any more, in the order in which they were laid there.
+    desk: VecDeque<JobId>,
+    packer: Packer,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -75,6 +193,18 @@ struct Digest {
 }
 
 impl Digest {
+    fn add(&mut self, entry: &Entry) {
+        self.toggle(entry.summary.expires_hour(), entry.compared());
+        self.count += 1;
+        self.open += u32::from(!entry.state().is_terminal());
+    }
+
+    fn take_away(&mut self, entry: &Entry) {
+        self.toggle(entry.summary.expires_hour(), entry.compared());
+        self.count -= 1;
+        self.open -= u32::from(!entry.state().is_terminal());
+    }
+
     /// Adds a version, or takes it away again.
     fn toggle(&mut self, expires_hour: Option<u32>, version: Version) {
         match expires_hour {
@@ -93,64 +223,134 @@ impl Digest {
 impl Records {
     /// None yet, in `partitions` partitions.
     pub fn new(partitions: u32) -> Self {
-        Self {
-            held: BTreeMap::new(),
-            open: BTreeSet::new(),
-            to_seal: BTreeSet::new(),
-            expiring: BTreeSet::new(),
-            by_age: BTreeSet::new(),
-            digests: vec![Digest::default(); partitions as usize],
-            next_revision: 1,
+        Self::load(partitions, Vec::new(), |_| Moment::START)
+    }
+
+    /// Those that were stored. `known_since` says since when a job that was submitted at some time is known.
+    pub fn load(partitions: u32, stored: Vec<PackedRecord>, known_since: impl Fn(Timestamp) -> Moment) -> Self {
+        // Maps that are made of everything at once are full; those that grow have room for as much again.
+        let mut next_revision = 1;
+        let mut entry = |stored: PackedRecord| {
+            let PackedRecord { id, submitted_at, version, summary, body } = stored;
+            let (since, revision) = (known_since(submitted_at), next_revision);
+            next_revision += 1;
+            let (lacking, touched, body) = (false, false, Body::Packed(body));
+            let entry =
+                Entry { body, version, revision, known_since: since, idle_since: since, summary, lacking, touched };
+            (id, entry)
+        };
+        let by_age = stored.iter().map(|stored| Place::of(stored.id, stored.submitted_at)).collect();
+        let held: BTreeMap<JobId, Entry> = stored.into_iter().map(&mut entry).collect();
+        let mut digests = vec![Digest::default(); partitions as usize];
+        let mut inhabited = PartitionSet::default();
+        for (job, entry) in &held {
+            let partition = job.partition(partitions);
+            digests[usize::from(partition.0)].add(entry);
+            inhabited.insert(partition);
         }
+        let those = |holds: fn(&Entry) -> bool| {
+            held.iter().filter(|(_, entry)| holds(entry)).map(|(job, _)| *job).collect::<BTreeSet<_>>()
+        };
+        let (open, to_seal) = (those(|entry| !entry.state().is_terminal()), those(Entry::is_to_seal));
+        let (desk, packer) = (VecDeque::new(), Packer::default());
+        Self { held, open, to_seal, by_age, digests, inhabited, next_revision, desk, packer }
     }
 
     /// The record of `job`, if held.
-    pub fn get(&self, job: JobId) -> Option<&Held> {
-        self.held.get(&job)
+    pub fn get(&self, job: JobId) -> Option<Held<'_>> {
+        self.held.get(&job).map(|entry| Held { job, entry })
     }
 
-    /// Inserts or replaces a record, and returns its new revision. `version` must be its own.
-    pub fn put(&mut self, now: Moment, record: Arc<Record>, version: Version) -> u64 {
+    /// The same, of one that is about to be changed or asked for several times: it lies open from now on.
+    pub fn lay_open(&mut self, job: JobId) -> Option<Held<'_>> {
+        let entry = self.held.get_mut(&job)?;
+        entry.touched = true;
+        if let Body::Packed(packed) = &entry.body
+            && packed.unpacked_len() <= DESK_BYTES
+        {
+            entry.body = Body::Open(Arc::new(packed.unpack(job)));
+            self.desk.push_back(job);
+            self.keep_desk_small();
+        }
+        self.get(job)
+    }
+
+    /// Inserts or replaces a record, and returns its new revision and its version.
+    pub fn put(&mut self, now: Moment, record: Arc<Record>) -> (u64, Version) {
         let id = record.id;
-        let state = record.state();
+        let encoded = self.packer.encode(&record);
+        let (version, is_small) = (Version::of(encoded), encoded.len() <= DESK_BYTES);
+        let summary = Summary::of(&record);
         let revision = self.next_revision;
         self.next_revision += 1;
-        let before = self.held.get(&id);
-        let known_since = before.map_or(now, |held| held.known_since);
-        let lacking = before.is_some_and(|held| held.lacking);
+        let place = Place::from(cursor_of(&record));
+        let before = self.unindex(id, Some(place));
+        let was_open = before.as_ref().is_some_and(|before| matches!(before.body, Body::Open(_)));
+        let known_since = before.as_ref().map_or(now, |before| before.known_since);
+        let lacking = before.as_ref().is_some_and(|before| before.lacking);
         // Whenever an attempt may have ended, the wait for the next one starts over.
-        let idle_since = match before {
-            Some(held) if held.state == state && held.record.attempts.len() == record.attempts.len() => held.idle_since,
+        let idle_since = match &before {
+            Some(before) if before.state() == summary.state && before.summary.has_as_many_attempts(&summary) => {
+                before.idle_since
+            }
             _ => now,
         };
-        self.unindex(id);
-        self.by_age.insert(cursor_of(&record));
-        if !state.is_terminal() {
+        let body = if is_small { Body::Open(record) } else { Body::Packed(self.packer.pack(&record)) };
+        let entry = Entry { body, version, revision, known_since, idle_since, summary, lacking, touched: true };
+        self.by_age.insert(place);
+        if !entry.state().is_terminal() {
             self.open.insert(id);
-        }
-        let expires_hour = record.seal.map(|seal| seal.expires_hour);
-        if let Some(hour) = expires_hour {
-            self.expiring.insert((hour, id));
-        } else if state.is_terminal() {
+        } else if entry.is_to_seal() {
             self.to_seal.insert(id);
         }
-        let held = Held { record, version, state, revision, known_since, idle_since, lacking };
-        let digest = self.digest_mut(id);
-        digest.toggle(expires_hour, held.compared());
-        digest.count += 1;
-        digest.open += u32::from(!state.is_terminal());
-        self.held.insert(id, held);
-        revision
+        self.digest_mut(id).add(&entry);
+        self.inhabited.insert(self.partition_of(id));
+        self.held.insert(id, entry);
+        if is_small && !was_open {
+            self.desk.push_back(id);
+            self.keep_desk_small();
+        }
+        (revision, version)
+    }
+
+    /// Packs what nobody has touched since the last call.
+    pub fn clear_desk(&mut self) {
+        for _ in 0..self.desk.len() {
+            self.look_at_desk();
+        }
+    }
+
+    fn keep_desk_small(&mut self) {
+        while self.desk.len() > DESK_RECORDS {
+            self.look_at_desk();
+        }
+    }
+
+    /// Packs the record that has lain there for longest, or leaves it for another round if it was touched meanwhile.
+    fn look_at_desk(&mut self) {
+        let Some(job) = self.desk.pop_front() else {
+            return;
+        };
+        let Some(entry) = self.held.get_mut(&job) else {
+            return;
+        };
+        if let Body::Open(record) = &entry.body {
+            if std::mem::take(&mut entry.touched) {
+                self.desk.push_back(job);
+            } else {
+                entry.body = Body::Packed(self.packer.pack(record));
+            }
+        }
     }
 
     /// Says whether blobs that the record names are not here.
     pub fn set_lacking(&mut self, job: JobId, lacking: bool) {
-        let Some(held) = self.held.get_mut(&job).filter(|held| held.lacking != lacking) else {
+        let Some(entry) = self.held.get_mut(&job).filter(|entry| entry.lacking != lacking) else {
             return;
         };
-        let before = held.compared();
-        held.lacking = lacking;
-        let (after, expires_hour) = (held.compared(), held.record.seal.map(|seal| seal.expires_hour));
+        let before = entry.compared();
+        entry.lacking = lacking;
+        let (after, expires_hour) = (entry.compared(), entry.summary.expires_hour());
         let digest = self.digest_mut(job);
         digest.toggle(expires_hour, before);
         digest.toggle(expires_hour, after);
@@ -158,34 +358,23 @@ impl Records {
 
     /// Lets go of a record.
     pub fn remove(&mut self, job: JobId) {
-        self.unindex(job);
-        self.held.remove(&job);
+        self.unindex(job, None);
     }
 
-    /// Says that the job was known for `age` before this node's clock started: after a restart.
-    pub fn backdate(&mut self, job: JobId, known_since: Moment) {
-        if let Some(held) = self.held.get_mut(&job) {
-            held.known_since = known_since;
-            held.idle_since = known_since;
+    /// Takes a record out, of all indexes too; of the list of all only if its place is not `place`.
+    fn unindex(&mut self, job: JobId, place: Option<Place>) -> Option<Entry> {
+        let entry = self.held.remove(&job)?;
+        if !place.is_some_and(|place| self.by_age.contains(&place)) {
+            self.by_age.remove(&Place::from(cursor_of(&entry.body.record(job))));
         }
-    }
-
-    fn unindex(&mut self, job: JobId) {
-        let Some(held) = self.held.get(&job) else {
-            return;
-        };
-        let (version, cursor, was_open) = (held.compared(), cursor_of(&held.record), !held.state.is_terminal());
-        let expires_hour = held.record.seal.map(|seal| seal.expires_hour);
-        self.by_age.remove(&cursor);
         self.open.remove(&job);
         self.to_seal.remove(&job);
-        if let Some(hour) = expires_hour {
-            self.expiring.remove(&(hour, job));
-        }
         let digest = self.digest_mut(job);
-        digest.toggle(expires_hour, version);
-        digest.count -= 1;
-        digest.open -= u32::from(was_open);
+        digest.take_away(&entry);
+        if digest.count == 0 {
+            self.inhabited.remove(self.partition_of(job));
+        }
+        Some(entry)
     }
 
     fn digest_mut(&mut self, job: JobId) -> &mut Digest {
@@ -223,13 +412,12 @@ impl Records {
     }
 
     /// The partitions of which any record is held.
-    pub fn partitions_held(&self) -> PartitionSet {
-        let held = self.digests.iter().enumerate().filter(|(_, digest)| digest.count > 0);
-        held.map(|(at, _)| Partition(at as u16)).collect()
+    pub fn partitions_held(&self) -> &PartitionSet {
+        &self.inhabited
     }
 
     /// The records of `partition`, by id.
-    pub fn in_partition(&self, partition: Partition) -> impl Iterator<Item = (JobId, &Held)> + '_ {
+    pub fn in_partition(&self, partition: Partition) -> impl Iterator<Item = (JobId, Held<'_>)> + '_ {
         let bits = (self.digests.len() as u32).trailing_zeros();
         let (low, high) = match bits {
             0 => (0, u128::MAX),
@@ -238,12 +426,12 @@ impl Records {
                 (low, low | (u128::MAX >> bits))
             }
         };
-        self.held.range(JobId(low)..=JobId(high)).map(|(id, held)| (*id, held))
+        self.held.range(JobId(low)..=JobId(high)).map(|(id, entry)| (*id, Held { job: *id, entry }))
     }
 
     /// The records whose ids have this prefix.
-    pub fn with_prefix(&self, prefix: JobIdPrefix) -> impl Iterator<Item = (JobId, &Held)> + '_ {
-        self.held.range(prefix.low..=prefix.high).map(|(id, held)| (*id, held))
+    pub fn with_prefix(&self, prefix: JobIdPrefix) -> impl Iterator<Item = (JobId, Held<'_>)> + '_ {
+        self.held.range(prefix.low..=prefix.high).map(|(id, entry)| (*id, Held { job: *id, entry }))
     }
 
     /// The jobs that are not terminal.
@@ -258,7 +446,10 @@ impl Records {
 
     /// Up to `most` sealed records that expire before `horizon`.
     pub fn expired(&self, horizon: u32, most: usize) -> Vec<JobId> {
-        self.expiring.range(..(horizon, JobId(0))).take(most).map(|(_, job)| *job).collect()
+        let has_any = |digest: &Digest| digest.by_hour.first_key_value().is_some_and(|(hour, _)| *hour < horizon);
+        let partitions = self.digests.iter().enumerate().filter(|(_, digest)| has_any(digest));
+        let records = partitions.flat_map(|(at, _)| self.in_partition(Partition(at as u16)));
+        records.filter(|(_, held)| !held.counts_at(horizon)).map(|(job, _)| job).take(most).collect()
     }
 
     /// How many records are held.
@@ -272,8 +463,8 @@ impl Records {
     }
 
     /// Every record, by id.
-    pub fn iter(&self) -> impl Iterator<Item = (JobId, &Held)> + '_ {
-        self.held.iter().map(|(id, held)| (*id, held))
+    pub fn iter(&self) -> impl Iterator<Item = (JobId, Held<'_>)> + '_ {
+        self.held.iter().map(|(id, entry)| (*id, Held { job: *id, entry }))
     }
 
     /// Up to `limit` records of `partitions` that `filter` holds for, newest first, those after `after` only;
@@ -285,15 +476,14 @@ impl Records {
         limit: usize,
         partitions: &PartitionSet,
     ) -> (Vec<Arc<Record>>, bool) {
-        let newest = Cursor { submitted_at: crate::model::time::Timestamp(u64::MAX), job: JobId(u128::MAX) };
+        let newest = Place { submitted_at: u64::MAX, job: [u64::MAX; 2] };
         let mut matching = self
             .by_age
-            .range(..after.unwrap_or(newest))
+            .range(..after.map_or(newest, Place::from))
             .rev()
-            .filter(|cursor| partitions.contains(self.partition_of(cursor.job)))
-            .filter_map(|cursor| self.held.get(&cursor.job))
-            .filter(|held| matches(filter, held))
-            .map(|held| Arc::clone(&held.record));
+            .map(Place::job)
+            .filter(|job| partitions.contains(self.partition_of(*job)))
+            .filter_map(|job| self.get(job)?.record_if(filter));
         let page: Vec<_> = matching.by_ref().take(limit).collect();
         let more = matching.next().is_some();
         (page, more)
@@ -305,11 +495,139 @@ pub fn cursor_of(record: &Record) -> Cursor {
     Cursor { submitted_at: record.submission.submitted_at, job: record.id }
 }
 
-fn matches(filter: &Filter, held: &Held) -> bool {
-    filter.state.is_none_or(|state| held.state == state)
-        && filter.name.as_ref().is_none_or(|name| held.record.spec().name.as_ref() == Some(name))
-        && filter
-            .node
-            .is_none_or(|node| held.record.telling().is_some_and(|attempt| attempt.claim.executor.node == node))
-        && (!filter.overlapped || !held.record.overlaps().is_empty())
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::id::{Dot, Generation, NodeId};
+    use crate::model::record::{Seal, Stop, StopKind, Submission};
+    use crate::model::spec::Spec;
+
+    const NOW: Moment = Moment::START;
+    const ME: Actor = Actor { node: NodeId(7), generation: Generation(1) };
+
+    fn dot(counter: u64) -> Dot {
+        Dot { actor: ME, counter }
+    }
+
+    /// Spread over all partitions, submitted one after the other, and every tenth has a name.
+    fn record(number: u64) -> Record {
+        let id = JobId(u128::from(number.wrapping_mul(0x9e37_79b9_7f4a_7c15)) << 64 | u128::from(number));
+        let name = number.is_multiple_of(10).then(|| "tenth".to_owned());
+        let spec = Spec { command: vec!["/bin/true".into()], name, ..Spec::default() };
+        let submitted_at = Timestamp(1_700_000_000_000 + number);
+        let submission = Submission { spec, submitted_at, gateway: ME.node, home: vec![ME.node], retry_of: None };
+        Record::new(id, Arc::new(submission), dot(number + 1))
+    }
+
+    fn cancelled(mut record: Record) -> Record {
+        record.request_stop(Stop { kind: StopKind::Cancelled, dot: dot(9), at: Timestamp(9), reason: String::new() });
+        record
+    }
+
+    fn held(records: impl IntoIterator<Item = Record>) -> Records {
+        let mut held = Records::new(64);
+        for record in records {
+            held.put(NOW, Arc::new(record));
+        }
+        held
+    }
+
+    fn lying_open(records: &Records) -> usize {
+        records.held.values().filter(|entry| matches!(entry.body, Body::Open(_))).count()
+    }
+
+    #[test]
+    fn most_are_packed_and_all_are_what_was_put_there() {
+        let count = 3 * DESK_RECORDS as u64;
+        let records = held((0..count).map(record));
+        assert_eq!((records.len(), lying_open(&records)), (count as usize, DESK_RECORDS));
+        for number in 0..count {
+            let expected = record(number);
+            let found = records.get(expected.id).unwrap();
+            assert_eq!((&*found.record(), found.version), (&expected, expected.version()));
+        }
+    }
+
+    #[test]
+    fn what_is_worked_on_stays_open_and_the_rest_is_packed_in_time() {
+        let mut records = held((0..100).map(record));
+        let busy = record(50).id;
+        records.clear_desk();
+        assert_eq!(lying_open(&records), 100, "all were touched a moment ago");
+        records.lay_open(busy).unwrap();
+        records.clear_desk();
+        assert_eq!(lying_open(&records), 1);
+        records.clear_desk();
+        assert_eq!(lying_open(&records), 0);
+        let changed = cancelled(record(50));
+        records.put(NOW, Arc::new(changed.clone()));
+        assert_eq!((lying_open(&records), &*records.get(busy).unwrap().record()), (1, &changed));
+    }
+
+    #[test]
+    fn large_ones_are_never_left_open() {
+        let mut large = record(1);
+        let spec = Spec { command: vec!["x".repeat(2 * DESK_BYTES)], ..large.spec().clone() };
+        large.submission = Arc::new(Submission { spec, ..Submission::clone(&large.submission) });
+        let mut records = held([large.clone()]);
+        assert_eq!(lying_open(&records), 0);
+        assert_eq!(*records.lay_open(large.id).unwrap().record(), large);
+        assert_eq!(lying_open(&records), 0);
+    }
+
+    #[test]
+    fn a_load_and_the_same_records_one_by_one_are_equal() {
+        let all = || (0..500).map(|number| if number % 3 == 0 { cancelled(record(number)) } else { record(number) });
+        let one_by_one = held(all());
+        let stored = all().map(|record| PackedRecord::from(&record)).collect();
+        let loaded = Records::load(64, stored, |_| NOW);
+        assert_eq!((&loaded.open, &loaded.to_seal), (&one_by_one.open, &one_by_one.to_seal));
+        assert_eq!(loaded.by_age, one_by_one.by_age);
+        for partition in (0..64).map(Partition) {
+            assert_eq!(loaded.digest(partition, 0), one_by_one.digest(partition, 0));
+            let counts = |records: &Records| (records.count_in(partition), records.open_in(partition));
+            assert_eq!(counts(&loaded), counts(&one_by_one));
+        }
+    }
+
+    #[test]
+    fn lists_are_the_same_whether_packed_or_open() {
+        let mut records =
+            held((0..200).map(|number| if number % 4 == 0 { cancelled(record(number)) } else { record(number) }));
+        let all = records.partitions_held().clone();
+        let named = Filter { name: Some("tenth".into()), ..Filter::default() };
+        let stopped = Filter { state: Some(JobState::Cancelled), ..named.clone() };
+        let list = |records: &Records, filter: &Filter| {
+            let (page, more) = records.list(filter, None, 15, &all);
+            (page.iter().map(|record| record.id).collect::<Vec<_>>(), more)
+        };
+        let open = (list(&records, &named), list(&records, &stopped));
+        records.clear_desk();
+        records.clear_desk();
+        assert_eq!(lying_open(&records), 0);
+        assert_eq!((list(&records, &named), list(&records, &stopped)), open);
+        assert_eq!(open.0, ((5..20).rev().map(|tenth| record(tenth * 10).id).collect(), true));
+        assert_eq!(open.1, ((0..10).rev().map(|twentieth| record(twentieth * 20).id).collect(), false));
+    }
+
+    #[test]
+    fn what_expires_is_found_and_leaves_nothing_behind() {
+        let sealed = |number, expires_hour| {
+            let mut record = cancelled(record(number));
+            record.seal(Seal { expires_hour, dot: dot(10), at: Timestamp(10) });
+            record
+        };
+        let (early, late) = (sealed(1, 100), sealed(2, 200));
+        let mut records = held([early.clone(), late.clone(), record(3)]);
+        assert!(records.expired(100, 10).is_empty());
+        assert_eq!(records.expired(101, 10), [early.id]);
+        assert_eq!(records.expired(u32::MAX, 1).len(), 1);
+        records.remove(early.id);
+        assert_eq!(records.expired(101, 10), []);
+        records.remove(late.id);
+        records.remove(record(3).id);
+        let empty = Records::new(64);
+        assert_eq!((records.len(), &records.by_age), (0, &empty.by_age));
+        assert!((0..64).map(Partition).all(|partition| records.digest(partition, 0) == Version::default()));
+    }
 }

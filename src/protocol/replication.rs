@@ -351,11 +351,12 @@ impl<W> Replication<W> {
             let mut bytes = 0;
             while let Some(job) = waiting.pop_first() {
                 if let Some(held) = records.get(job) {
-                    bytes += 512 + held.record.spec().stdin.as_ref().map_or(0, |stdin| stdin.0.len());
-                    let with_it = blobs.riding_along(to, &held.record.blobs());
+                    let record = held.record();
+                    bytes += 512 + record.spec().stdin.as_ref().map_or(0, |stdin| stdin.0.len());
+                    let with_it = blobs.riding_along(to, &record.blobs());
                     bytes += with_it.iter().map(|blob| blob.bytes().len()).sum::<usize>();
                     riding.extend(with_it);
-                    batch.push(Arc::clone(&held.record));
+                    batch.push(record);
                     lacking.extend(held.lacking.then_some(job));
                     jobs.push((job, held.revision));
                 }

@@ -402,6 +402,7 @@ fn facts(node: NodeId, name: &str, http_port: u16) -> Facts {
         cluster_addr: "127.0.0.1:7400".parse().unwrap(),
         http_addr: SocketAddr::from(([127, 0, 0, 1], http_port)),
         status: Status::Serving,
+        revision: 0,
         capacity,
         weight: 1,
         load: Load { used: Resources { slots: 1, ..Resources::default() }, cpu_permille: 250, ..Load::default() },

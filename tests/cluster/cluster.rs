@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use reqwest::{Method, RequestBuilder};
@@ -225,6 +225,15 @@ impl Cluster {
             if complaints.to_string().contains(of) { Ok(()) } else { Err(complaints.to_string()) }
         })
         .await;
+    }
+
+    /// Waits until a process that is started now is later than this node's, which are told apart by the second.
+    pub async fn outlive_the_second_of(&self, node: usize) {
+        let (_, view) = self.get(node, "/v1/nodes").await;
+        let nodes = view["nodes"].as_array().unwrap();
+        let own = nodes.iter().find(|other| other["id"] == self.node(node).id.as_str()).unwrap();
+        let over = SystemTime::UNIX_EPOCH + Duration::from_secs(own["generation"].as_u64().unwrap() + 1);
+        tokio::time::sleep(over.duration_since(SystemTime::now()).unwrap_or_default()).await;
     }
 
     /// The node's next start is at another address.
@@ -650,12 +659,7 @@ impl Events {
 
 /// The status and the JSON body.
 pub async fn told(request: RequestBuilder) -> (u16, Value) {
-    let again = request.try_clone();
-    let response = match (request.send().await, again) {
-        // A node that refuses a large body need not read it all, and the answer may be lost with the connection.
-        (Err(error), Some(again)) if error.is_request() => again.send().await.unwrap(),
-        (sent, _) => sent.unwrap(),
-    };
+    let response = request.send().await.unwrap();
     let status = response.status().as_u16();
     let text = response.text().await.unwrap();
     (status, serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}")))

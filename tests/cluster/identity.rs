@@ -6,7 +6,6 @@ use serde_json::json;
 use crate::cluster::Cluster;
 
 #[tokio::test]
-#[ignore = "the newer one now and then takes longer than thirty seconds to hear of the older"]
 async fn of_two_processes_with_one_data_directory_the_newer_does_not_serve() {
     let mut cluster = Cluster::of(3).await;
     cluster.kill(2).await;
@@ -14,6 +13,7 @@ async fn of_two_processes_with_one_data_directory_the_newer_does_not_serve() {
     cluster.restart(&[2]).await;
     cluster.agree().await;
 
+    cluster.outlive_the_second_of(2).await;
     cluster.start_in_vain(copy, "was the data directory copied").await;
     cluster.complains(2, "a newer process").await;
     cluster.complains(0, "two processes run as node").await;
@@ -31,6 +31,7 @@ async fn of_two_processes_with_one_data_directory_the_newer_does_not_serve() {
 async fn of_two_nodes_with_one_name_the_newer_does_not_serve() {
     let mut cluster = Cluster::of(3).await;
     let namesake = cluster.add("node-1", None);
+    cluster.outlive_the_second_of(1).await;
     cluster.start_in_vain(namesake, "the name node-1 is taken").await;
     cluster.complains(1, "has this node's name").await;
     let id = cluster.shell(1, "echo still here").await;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use flockwork::model::blob::BlobId;
 use flockwork::model::id::{Dot, JobId, NodeId, Partition};
 use flockwork::model::member::{MemberState, Status, View};
-use flockwork::model::record::{Attempt, JobState, Phase, Record};
+use flockwork::model::record::{Attempt, JobState, Phase, Record, Submission};
 use flockwork::model::request::Receipt;
 use flockwork::protocol::effect::Commit;
 use flockwork::protocol::peer::Peer;
@@ -76,7 +76,8 @@ impl World {
             (self.nodes[node].disk.full, self.nodes[node].disk.slow_ms) = (false, 0.0);
             self.resume(node);
             self.drain(node, false);
-            if !self.nodes[node].has_left {
+            // What could not be handed over is on the disk of whoever left with it, and its operator was told so.
+            if !self.nodes[node].has_left || self.nodes[node].took_records_along {
                 self.start(node);
             }
         }
@@ -154,9 +155,6 @@ impl World {
     fn judge_views(&mut self) {
         let up = self.up();
         let mut faults = Vec::new();
-        // Rings that differ, or nodes that are not content, because of members that are gone for good.
-        let mut about_the_gone = Vec::new();
-        let differ_about_the_gone = self.differ_about_the_gone();
         for node in &up {
             let snapshot = self.peer(*node).expect("it is up").snapshot(self.local_now(*node));
             for other in &up {
@@ -180,37 +178,18 @@ impl World {
                     gone.map(|member| (member.facts.name.clone(), member.state, member.facts.status)).collect()
                 };
                 let (gone_here, gone_there) = (absent(&snapshot.view), absent(&first.view));
-                let text = format!("the rings of n{node} and n{} differ: {gone_here:?}, {gone_there:?}", up[0]);
-                if differ_about_the_gone { about_the_gone.push(text) } else { faults.push(text) }
+                faults.push(format!("the rings of n{node} and n{} differ: {gone_here:?}, {gone_there:?}", up[0]));
             }
             let convergence = snapshot.convergence;
             if !convergence.converged {
                 let (behind, strays) = (convergence.behind, convergence.strays);
-                let is_well = behind.is_empty() && strays == 0 && snapshot.not_ready.is_none();
-                let text =
-                    format!("n{node} is not converged: behind {behind:?}, strays {strays}, {:?}", snapshot.not_ready);
-                if differ_about_the_gone && is_well { about_the_gone.push(text) } else { faults.push(text) }
+                let not_ready = snapshot.not_ready;
+                faults.push(format!("n{node} is not converged: behind {behind:?}, strays {strays}, {not_ready:?}"));
             }
         }
         for fault in faults {
             self.find("all nodes see the same", fault);
         }
-        for text in about_the_gone {
-            self.except(text);
-        }
-    }
-
-    /// Whether some nodes still count a member that is off for good, whose goodbye nobody heard, and others, who came
-    /// after it, have never heard of it. That lasts until it is forgotten: a known gap, see `docs/promises.md`.
-    fn differ_about_the_gone(&self) -> bool {
-        let is_off = |id: &NodeId| self.place_of(*id).is_some_and(|place| self.nodes[place].process.is_none());
-        let down = |node: &usize| -> BTreeSet<NodeId> {
-            let view = self.peer(*node).map(|peer| peer.membership().view());
-            let gone = view.into_iter().flat_map(View::values).filter(|member| member.state == MemberState::Down);
-            gone.map(|member| member.facts.node).filter(is_off).collect()
-        };
-        let all: BTreeSet<BTreeSet<NodeId>> = self.up().iter().map(down).collect();
-        all.len() > 1
     }
 
     /// Every node of an acting list has the same copy, on disk too, and nobody else has one.
@@ -220,19 +199,20 @@ impl World {
             return;
         };
         let placement = first.snapshot(self.local_now(up[0])).placement;
-        let mut copies: BTreeMap<JobId, BTreeMap<usize, &Record>> = BTreeMap::new();
+        let mut copies: BTreeMap<JobId, BTreeMap<usize, Arc<Record>>> = BTreeMap::new();
         let mut faults = Vec::new();
         for node in &up {
             let peer = self.peer(*node).expect("it is up");
             let disk = &self.nodes[*node].disk.records;
             for (job, held) in peer.records().iter() {
-                copies.entry(job).or_default().insert(*node, &held.record);
-                if disk.get(&job) != Some(&held.record) {
+                let record = held.record();
+                if disk.get(&job) != Some(&record) {
                     faults.push(("what is known is on disk", format!("n{node} has another {} there", short(job.0))));
                 }
-                if held.version != held.record.version() {
+                if held.version != record.version() {
                     faults.push(("versions are right", format!("n{node}, {}", short(job.0))));
                 }
+                copies.entry(job).or_default().insert(*node, record);
             }
             if disk.len() != peer.records().len() {
                 let (on_disk, known) = (disk.len(), peer.records().len());
@@ -300,8 +280,12 @@ impl World {
             if record.stop.as_ref().is_some_and(|stop| knew(&stop.dot)) {
                 self.find("nothing is claimed by a node that knows of the stop", format!("{name}, claim {dot}"));
             }
-            let ended: Vec<&Attempt> =
-                record.attempts.values().filter(|other| !other.is_live() && knew(&other.fate.dot)).collect();
+            let ended: Vec<&Attempt> = record
+                .attempts
+                .values()
+                .map(|other| &**other)
+                .filter(|other| !other.is_live() && knew(&other.fate.dot))
+                .collect();
             let count = |phase| {
                 let numbers = ended.iter().filter(|other| other.fate.phase == phase).map(|other| other.claim.number);
                 numbers.collect::<BTreeSet<u32>>().len() as u32
@@ -441,8 +425,10 @@ impl World {
         self.up().into_iter().any(|other| other != node && self.peer(other).is_some_and(serves))
     }
 
-    /// A sealed record goes to a disk. The first time, all replicas must hold what it says; later, it must be the
-    /// same one.
+    /// A sealed record goes to a disk. The first time, nobody may know anything that the seal lacks, since that would be
+    /// lost for good, and no pod of the job may run; later, it must be the same record. An older copy that says less than
+    /// the seal does no harm: whenever the two meet, the seal stays. Machines that are off count as well, but for those
+    /// that have left or were forgotten, as the node that seals sees it.
     pub fn check_seal(&mut self, node: usize, record: &Arc<Record>) {
         if let Some(first) = self.seals.get(&record.id) {
             if first != record && first.state() != record.state() {
@@ -456,18 +442,37 @@ impl World {
         else {
             return;
         };
-        let (me, view) = (self.nodes[node].id, peer.membership().view());
-        let counts = |id: &NodeId| view.get(id).is_some_and(|member| member.state != MemberState::Left);
-        // Those who have handed it over since they were asked have nothing against it.
-        let knows = |id: &NodeId| {
-            let disk = self.place_of(*id).and_then(|place| self.nodes[place].disk.records.get(&record.id));
-            disk.is_none_or(|held| held.attempts == record.attempts && held.stop == record.stop)
+        let view = peer.membership().view();
+        let counts = |at: &usize| view.get(&self.nodes[*at].id).is_some_and(|m| m.state != MemberState::Left);
+        let knows_more = |at: &usize| {
+            let in_memory = self.peer(*at).and_then(|peer| peer.records().get(record.id));
+            let on_disk = self.nodes[*at].disk.records.get(&record.id);
+            in_memory.map(|held| held.record()).iter().chain(on_disk).any(|held| lacks(record, held))
         };
-        let ignorant: Vec<NodeId> =
-            record.submission.home.iter().copied().filter(|id| *id != me && counts(id) && !knows(id)).collect();
-        if !ignorant.is_empty() {
-            let text = format!("n{node} seals {}, which {ignorant:?} hold differently", short(record.id.0));
-            self.find("a seal is asked for", text);
+        let others = (0..self.nodes.len()).filter(|at| *at != node);
+        let wiser: Vec<usize> = others.filter(counts).filter(knows_more).collect();
+        let is_at_work = self.ledger.runs_of(record.id).any(|run| run.started.is_some() && run.ended.is_none());
+        let name = short(record.id.0);
+        if !wiser.is_empty() {
+            self.find("a seal is asked for", format!("n{node} seals {name}, of which {wiser:?} know more"));
+        }
+        if is_at_work {
+            self.find("a seal is asked for", format!("n{node} seals {name}, of which a pod runs"));
+        }
+    }
+
+    /// A pod is about to start: nobody has sealed its job. A key can be used again where nobody knows of the job, on the
+    /// side of a partition that has no copy; it is written down anew there, and no seal that is elsewhere can be heeded.
+    /// Such a record shows that by its submission, and gives way to the seal when the two meet.
+    pub fn check_not_sealed(&mut self, node: usize, job: JobId, claim: Dot, submission: &Arc<Submission>) {
+        let Some(sealed) = self.seals.get(&job) else {
+            return;
+        };
+        let text = format!("n{node} starts {} by {claim}", short(job.0));
+        if sealed.submission == *submission {
+            self.find("nothing starts after its seal", text);
+        } else {
+            self.except(format!("its seal is not known there: {text}"));
         }
     }
 
@@ -496,6 +501,19 @@ impl World {
             }
         }
     }
+}
+
+/// Whether an unsealed copy says anything that the seal does not.
+fn lacks(sealed: &Record, copy: &Record) -> bool {
+    if copy.is_final() {
+        return false;
+    }
+    let content = Record { seal: None, ..sealed.clone() };
+    let mut both = content.clone();
+    both.merge(copy);
+    // Who knew what when is left out of every seal.
+    both.clock.clone_from(&content.clock);
+    both != content
 }
 
 impl World {

@@ -405,6 +405,9 @@ pub fn describe(packet: &Packet) -> String {
         }
         Message::Stored { seq, versions } => format!("stored {seq}: {} records", versions.len()),
         Message::PushAgain { jobs } => format!("push again: {} records", jobs.len()),
+        Message::Remember { memories } => {
+            format!("remembers {} down, {} forgotten", memories.down.len(), memories.forgotten.len())
+        }
         Message::Compare { round, takeover, horizon: _, digests } => {
             format!("compare {round}: {} partitions{}", digests.len(), if *takeover { ", to take over" } else { "" })
         }

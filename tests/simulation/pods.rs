@@ -109,6 +109,7 @@ impl World {
             self.find("an attempt has one pod", format!("n{node} starts {} {claim} again", short(job.0)));
         }
         self.check_claim_is_safe(node, job, claim);
+        self.check_not_sealed(node, job, claim, &submission);
         let plan = plan_of(spec, number);
         let slots = spec.slots;
         let depth = match checkpoint {

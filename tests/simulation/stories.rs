@@ -492,6 +492,85 @@ fn a_minority_that_is_cut_off_comes_home() {
 }
 
 #[test]
+fn an_executor_that_is_away_is_waited_for_before_a_seal() {
+    let mut world = cluster(5);
+    let there = [("place".to_owned(), "n2".to_owned())];
+    let elsewhere = loop {
+        let job = world.submit(0, Spec { require: there.clone().into(), ..work(50, 0) });
+        let record = world.wait_for(job, JobState::Succeeded);
+        if !record.submission.home.contains(&world.nodes[2].id) {
+            break job;
+        }
+    };
+    world.power_off(2);
+    let is_sealed = |world: &World| world.merged(elsewhere).is_some_and(|record| record.is_final());
+    assert!(!is_sealed(&world), "there was no time to ask everybody");
+    world.run_for(SECOND * 40);
+    assert!(!is_sealed(&world), "cut off, its executor may have been its owner, and have begun another attempt");
+    world.start(2);
+    world.wait_until("it is sealed", is_sealed);
+    world.end_well();
+}
+
+#[test]
+fn whoever_has_handed_a_record_over_keeps_no_seal_waiting() {
+    let mut world = cluster(3);
+    let spec = || Spec { delay: Some(SECOND * 15), ..work(50, 0) };
+    let jobs: Vec<JobId> = (0..20).map(|_| world.submit(0, spec())).collect();
+    for _ in 0..3 {
+        let newcomer = world.add_machine();
+        world.start(newcomer);
+    }
+    let has = |world: &World, job: &JobId, node: usize| world.nodes[node].disk.records.contains_key(job);
+    world.wait_until("some are handed over", |world| jobs.iter().any(|job| (0..3).any(|node| !has(world, job, node))));
+    let is_sealed = |world: &World, job: &JobId| world.merged(*job).is_some_and(|record| record.is_final());
+    world.wait_until("all are sealed", |world| jobs.iter().all(|job| is_sealed(world, job)));
+    world.end_well();
+}
+
+#[test]
+fn whoever_comes_later_hears_of_the_dead() {
+    let mut world = cluster(4);
+    world.power_off(3);
+    // By then, gossip does not speak of it any more.
+    world.run_for(SECOND * 200);
+    let newcomer = world.add_machine();
+    world.start(newcomer);
+    world.wait_until("the rings are the same", |world| world.up().iter().all(|node| world.converged(*node)));
+    let dead = world.nodes[3].id;
+    assert!(world.peer(newcomer).expect("it is up").membership().view().contains_key(&dead));
+    world.end_well();
+}
+
+#[test]
+fn whoever_was_cut_off_hears_the_last_words_of_the_dead() {
+    let mut world = cluster(4);
+    world.split(&[0]);
+    world.run_for(SECOND * 10);
+    world.drain(3, true);
+    world.run_for(SECOND * 5);
+    world.power_off(3);
+    world.run_for(SECOND * 200);
+    world.heal();
+    world.wait_until("the rings are the same", |world| world.up().iter().all(|node| world.converged(*node)));
+    world.end_well();
+}
+
+#[test]
+fn a_restart_does_not_make_the_dead_remembered_for_longer() {
+    let mut world = cluster_of(Options { forget_after: SECOND * 60, ..Options::new(1, 4) });
+    world.power_off(3);
+    world.run_for(SECOND * 50);
+    world.kill(0);
+    world.start(0);
+    world.run_for(SECOND * 20);
+    let knows = |node: usize| world.peer(node).is_some_and(|p| p.membership().view().contains_key(&world.nodes[3].id));
+    assert!(!(0..3).any(knows), "it has been gone for longer than anybody is to be remembered");
+    assert!((0..3).all(|node| world.converged(node)));
+    world.end_well();
+}
+
+#[test]
 fn a_cut_in_one_direction_condemns_nobody() {
     let mut world = cluster(4);
     world.cut(0, 1);

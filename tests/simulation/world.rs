@@ -19,6 +19,7 @@ use flockwork::model::blob::{BlobId, BlobRef};
 use flockwork::model::config::{Config, Profile};
 use flockwork::model::id::{Generation, Incarnation, JobId, NodeId};
 use flockwork::model::member::{ClusterSettings, Facts, Fingerprint, Load, PartitionSet, Status, WIRE_VERSION};
+use flockwork::model::packed::PackedRecord;
 use flockwork::model::record::Record;
 use flockwork::model::resources::Resources;
 use flockwork::model::time::{Moment, Now, Timestamp};
@@ -127,6 +128,8 @@ pub struct Node {
     pub powered_off: bool,
     /// It said goodbye, and is not to be started again by itself.
     pub has_left: bool,
+    /// It went before it had handed everything over.
+    pub took_records_along: bool,
     /// How often its process died.
     pub crashes: u32,
     pub slots: u32,
@@ -392,6 +395,7 @@ impl World {
             process: None,
             powered_off: false,
             has_left: false,
+            took_records_along: false,
             crashes: 0,
             slots: self.options.slots,
             drift_ppm: around_zero(&mut self.dice, drift),
@@ -503,6 +507,8 @@ impl World {
                 if self.process(*node).is_some_and(|up| up.number == *process) {
                     self.note(*node, || "has left".into());
                     self.check_handed_over(*node);
+                    let handed_over = self.process(*node).is_some_and(|process| process.handed_over);
+                    self.nodes[*node].took_records_along = !handed_over;
                     self.end_process(*node);
                     self.nodes[*node].has_left = true;
                 }
@@ -643,8 +649,8 @@ impl World {
         let Some(until) = process.leave_until.filter(|_| !process.said_goodbye) else {
             return;
         };
-        if process.peer.has_handed_over(now.moment) || until <= self.now {
-            let in_time = process.peer.has_handed_over(now.moment);
+        if process.peer.has_handed_over() || until <= self.now {
+            let in_time = process.peer.has_handed_over();
             process.said_goodbye = true;
             process.handed_over = in_time;
             process.peer.say_goodbye(now);
@@ -696,6 +702,7 @@ impl World {
             cluster_addr: place.addr,
             http_addr: place.addr,
             status: Status::Joining,
+            revision: 0,
             capacity: config.capacity,
             weight: config.weight,
             load: Load::default(),
@@ -709,7 +716,7 @@ impl World {
             suspicions: BTreeMap::new(),
             departed: BTreeMap::new(),
         };
-        let records: Vec<_> = place.disk.records.values().map(|record| (**record).clone()).collect();
+        let records: Vec<_> = place.disk.records.values().map(|record| PackedRecord::from(&**record)).collect();
         let blobs = place.disk.blobs.values().map(flockwork::model::blob::Blob::reference).collect();
         let members = place.disk.members.clone();
         let mut contacts: Vec<NodeId> = members.iter().map(|member| member.node).collect();
@@ -930,7 +937,7 @@ impl World {
     /// All that the running nodes know of a job, merged.
     pub fn merged(&self, job: JobId) -> Option<flockwork::model::record::Record> {
         let copies = self.up().into_iter().filter_map(|node| self.peer(node)?.records().get(job));
-        let mut copies = copies.map(|held| Arc::clone(&held.record));
+        let mut copies = copies.map(|held| held.record());
         let first = copies.next()?;
         Some(copies.fold((*first).clone(), |mut merged, copy| {
             merged.merge(&copy);

@@ -207,6 +207,11 @@ impl StreamLog {
         Ok(tail.filter(|(_, bytes)| !bytes.is_empty()))
     }
 
+    /// Whether nothing was ever written to it, so that there is no file.
+    pub(super) fn is_empty(&self) -> bool {
+        self.index().end == 0
+    }
+
     /// What there is from `offset` on, `limit` bytes at the most; where there is nothing yet, waits for it until
     /// `deadline`, and then answers with nothing.
     ///

@@ -492,6 +492,12 @@ impl Pod {
         let _ = self.remark.set(remark);
     }
 
+    /// Whether it has left anything on the disk.
+    fn has_files(&self) -> bool {
+        let has_cell = self.cell.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        has_cell || !self.stdout.is_empty() || !self.stderr.is_empty()
+    }
+
     fn log(&self, stream: Stream) -> &Arc<StreamLog> {
         match stream {
             Stream::Stdout => &self.stdout,
@@ -622,7 +628,9 @@ async fn run_pod(core: Arc<Core>, pod: Arc<Pod>, start: PodStart) {
         PodEnd::Exited(exit) => Some(exit),
         PodEnd::Silent(_) | PodEnd::Stopped(_) | PodEnd::CouldNotStart { .. } | PodEnd::Unable { .. } => None,
     };
-    let clearing = tokio::task::spawn_blocking(move || {
+    // A thread costs more than all else about a handler that returns at once: it is used only where there are files.
+    let has_files = pod.has_files();
+    let clear = move || {
         let mut left = clear_up(&clearing, &ended, key);
         let kills = ended.memory_kills.get().copied();
         let seen = || by_itself.and_then(|exit| clearing.memory.remark(exit, kills));
@@ -630,8 +638,8 @@ async fn run_pod(core: Arc<Core>, pod: Arc<Pod>, start: PodStart) {
             left.remark = if left.remark.is_empty() { remark } else { format!("{remark}; {}", left.remark) };
         }
         left
-    });
-    let left = clearing.await.unwrap_or_default();
+    };
+    let left = if has_files { tokio::task::spawn_blocking(clear).await.unwrap_or_default() } else { clear() };
     if driver != Driver::Handler {
         core.strays.notify_one();
     }

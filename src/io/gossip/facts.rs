@@ -64,6 +64,8 @@ struct Identity {
 struct Standing {
     status: Status,
     incarnation: Incarnation,
+    #[serde(default)]
+    revision: u64,
 }
 
 /// Why facts cannot be gossiped. Nothing has been published.
@@ -114,11 +116,12 @@ pub(super) fn encode(facts: &Facts) -> Result<Keys, EncodeFactsError> {
         wire_version: facts.wire_version,
         version: facts.version.clone(),
     };
+    let standing = Standing { status: facts.status, incarnation: facts.incarnation, revision: facts.revision };
     let held = rmp_serde::to_vec(&facts.held)
         .map_err(|error| EncodeFactsError::Unencodable { key: HELD.to_owned(), reason: error.to_string() })?;
     let mut keys = Keys::from([
         (IDENTITY.to_owned(), json(IDENTITY, &identity)?),
-        (STANDING.to_owned(), json(STANDING, &Standing { status: facts.status, incarnation: facts.incarnation })?),
+        (STANDING.to_owned(), json(STANDING, &standing)?),
         (SUSPICIONS.to_owned(), suspicions_that_fit(&facts.suspicions)?),
         (DEPARTED.to_owned(), json(DEPARTED, &facts.departed)?),
         (LOAD.to_owned(), json(LOAD, &facts.load)?),
@@ -197,6 +200,7 @@ pub(super) fn decode(node: NodeId, generation: Generation, keys: &Keys) -> Resul
         cluster_addr: identity.cluster_addr,
         http_addr: identity.http_addr,
         status: standing.status,
+        revision: standing.revision,
         capacity: identity.capacity,
         weight: identity.weight,
         load,
@@ -244,6 +248,7 @@ pub(super) mod tests {
             cluster_addr,
             http_addr: SocketAddr::from(([127, 0, 0, 1], 8_080)),
             status: Status::Serving,
+            revision: 4,
             capacity: Resources { cpus: Cpus { millis: 1_500 }, memory: Memory { bytes: 7_777 }, slots: 4 },
             weight: 3,
             load: Load { backlog: 9, cpu_permille: 250, ..Load::default() },

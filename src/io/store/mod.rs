@@ -22,6 +22,7 @@ mod database;
 mod envelope;
 #[cfg(test)]
 mod tests;
+mod unpacking;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,7 +36,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use crate::model::blob::{Blob, BlobId, BlobRef};
 use crate::model::id::{Generation, JobId, NodeId};
 use crate::model::member::Facts;
-use crate::model::record::Record;
+use crate::model::packed::PackedRecord;
 use crate::model::time::Timestamp;
 use crate::model::wire::BLOB_PART_BYTES;
 use crate::protocol::effect::Commit;
@@ -144,7 +145,7 @@ pub struct Loaded {
     /// Who this node is.
     pub identity: Identity,
     /// Every record that could be read.
-    pub records: Vec<Record>,
+    pub records: Vec<PackedRecord>,
     /// Every blob that is there; read and checked only when it is wanted.
     pub blobs: Vec<BlobRef>,
     /// The members that were known at the last commit of them.

@@ -15,7 +15,7 @@ use super::*;
 use crate::model::blob::Blob;
 use crate::model::id::{Actor, Dot, Incarnation};
 use crate::model::member::{ClusterSettings, Fingerprint, Load, PartitionSet, Status, WIRE_VERSION};
-use crate::model::record::Submission;
+use crate::model::record::{Record, Submission};
 use crate::model::resources::Resources;
 use crate::model::spec::Spec;
 use crate::model::wire::BLOB_PART_BYTES;
@@ -77,6 +77,7 @@ fn member(node: u32) -> Facts {
         cluster_addr: ([127, 0, 0, 1], 7_000).into(),
         http_addr: ([127, 0, 0, 1], 7_001).into(),
         status: Status::Serving,
+        revision: 0,
         capacity: Resources::default(),
         weight: 1,
         load: Load::default(),
@@ -92,7 +93,8 @@ fn member(node: u32) -> Facts {
     }
 }
 
-fn sorted(mut records: Vec<Record>) -> Vec<Record> {
+fn sorted(records: &[PackedRecord]) -> Vec<Record> {
+    let mut records: Vec<Record> = records.iter().map(PackedRecord::unpack).collect();
     records.sort_by_key(|record| record.id);
     records
 }
@@ -119,7 +121,7 @@ fn what_was_committed_is_there_after_a_restart() {
     assert_eq!(second.members, [member(5), member(6)]);
     let expected: Vec<Record> =
         [record(2, "second, and again"), record(3, "third"), record(4, "fourth")].map(Arc::unwrap_or_clone).into();
-    assert_eq!(sorted(second.records), expected);
+    assert_eq!(sorted(&second.records), expected);
 
     // Rows of a former start are found again: changed in place, and deleted.
     assert_eq!(desk.commit(vec![record(3, "changed"), record(9, "new")], &[2], None).result, Ok(()));
@@ -127,7 +129,7 @@ fn what_was_committed_is_there_after_a_restart() {
     let (_, third) = Desk::open(dir.path());
     let expected: Vec<Record> =
         [record(3, "changed"), record(4, "fourth"), record(9, "new")].map(Arc::unwrap_or_clone).into();
-    assert_eq!(sorted(third.records), expected);
+    assert_eq!(sorted(&third.records), expected);
 }
 
 #[test]
@@ -251,7 +253,7 @@ fn a_row_whose_number_was_damaged_neither_hides_nor_returns() {
     assert_eq!(desk.commit(vec![record(3, "new")], &[1, 2], None).result, Ok(()));
     desk.store.close();
     let (_, loaded) = Desk::open(dir.path());
-    assert_eq!(loaded.records, [Arc::unwrap_or_clone(record(3, "new"))]);
+    assert_eq!(loaded.records, [PackedRecord::from(&*record(3, "new"))]);
 }
 
 #[test]
@@ -386,7 +388,8 @@ fn check_that_nothing_is_lost(dir: &Path, acknowledged: u128) {
     assert!(loaded.was_running);
     assert_eq!(loaded.damaged, []);
     let name_of = |record: &Record| record.spec().name.clone().unwrap();
-    let records: BTreeMap<u128, String> = loaded.records.iter().map(|record| (record.id.0, name_of(record))).collect();
+    let records: BTreeMap<u128, String> =
+        loaded.records.iter().map(|record| (record.id.0, name_of(&record.unpack()))).collect();
     // The last commit may have reached the disk without being acknowledged, but then wholly.
     let last: u128 = records[&0].parse().unwrap();
     assert!((acknowledged..=acknowledged + 1).contains(&last), "{acknowledged} acknowledged, {last} found");

@@ -64,6 +64,23 @@ impl Refusal {
     pub(super) fn is_by_the_machine(&self) -> bool {
         matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused)
     }
+
+    /// Whether somebody listened and was gone before the greeting: most likely a process that is just dying.
+    pub(super) fn is_breaking_off(&self) -> bool {
+        match self {
+            Self::ClosedEarly => true,
+            Self::Io(error) => matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe),
+            Self::OtherCluster(_)
+            | Self::OtherVersion(_)
+            | Self::Ourselves
+            | Self::SameId(_)
+            | Self::OtherNode { .. }
+            | Self::OlderGeneration { .. }
+            | Self::SecondProcess { .. }
+            | Self::NotAHello(_)
+            | Self::Silent => false,
+        }
+    }
 }
 
 /// Why a frame cannot be sent.

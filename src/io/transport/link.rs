@@ -159,6 +159,7 @@ pub(super) fn start(shared: &Arc<Shared>, node: NodeId, addr: SocketAddr) -> Arc
         known: None,
         opened_at: Instant::now(),
         calling: false,
+        calls_again: false,
         failures: 0,
     };
     shared.tracker.spawn(link.run());
@@ -177,6 +178,8 @@ struct Link {
     /// Since when there has been a connection.
     opened_at: Instant,
     calling: bool,
+    /// The next call does not wait for a frame: the last one may have met a dying process, and the next will tell.
+    calls_again: bool,
     /// In a row.
     failures: u32,
 }
@@ -237,12 +240,14 @@ impl Link {
         (outbox.retry_at, self.connections.is_empty() && !self.calling)
     }
 
-    /// Opens a connection if frames wait for one and the breaker permits.
+    /// Opens a connection if there is a reason to, and the breaker permits.
     fn call_if_wanted(&mut self) {
         let mut outbox = self.peer.outbox();
-        if self.calling || outbox.frames == 0 || outbox.state == LinkState::Backoff {
+        let is_wanted = outbox.frames > 0 || self.calls_again;
+        if self.calling || !is_wanted || outbox.state == LinkState::Backoff {
             return;
         }
+        self.calls_again = false;
         if outbox.state == LinkState::Closed {
             outbox.state = LinkState::Connecting;
         }
@@ -367,6 +372,7 @@ impl Link {
         if self.failures == 0 {
             tracing::info!(node = %self.peer.node, %addr, reason = %refusal, "a peer cannot be reached");
         }
+        self.calls_again = self.failures == 0 && refusal.is_breaking_off();
         self.peer.drop_queued();
         self.begin_backoff(refusal.to_string());
         self.tell(addr, event).await;

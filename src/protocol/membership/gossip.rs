@@ -94,6 +94,10 @@ impl Membership {
     fn renew(&mut self, now: Now, mut facts: Facts) {
         let node = facts.node;
         let Some(member) = self.view.get_mut(&node) else { return };
+        if facts.revision < member.facts.revision {
+            // Gossip that is late: others told its later words when it was believed dead.
+            return;
+        }
         // An answer may have told of a later incarnation than this gossip.
         let raised = facts.incarnation > member.facts.incarnation;
         if facts.incarnation >= member.facts.incarnation

@@ -247,6 +247,7 @@ impl World {
             cluster_addr: addr,
             http_addr: addr,
             status: Status::Joining,
+            revision: 0,
             capacity: Resources::default(),
             weight: 1,
             load: Load::default(),
@@ -589,7 +590,8 @@ impl World {
                     self.gossip_with(host, peer, true);
                 }
             }
-            MembershipOutput::Forgotten { .. } => {}
+            // The rings are not computed here, so none differs.
+            MembershipOutput::TellOfTheGone { .. } | MembershipOutput::Forgotten { .. } => {}
             MembershipOutput::LateTick { .. } => self.late_ticks += 1,
         }
     }

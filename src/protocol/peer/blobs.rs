@@ -81,7 +81,8 @@ impl Peer {
     /// A record is about to be put in place of what is held: its blobs are named.
     pub(super) fn name_blobs(&mut self, job: JobId, record: &Record) {
         let before = self.names_of(job);
-        for id in self.blobs.rename(job, &before, &record.blobs()) {
+        let after = record.blobs().into_iter().chain(self.awaited_by_pods(job)).collect();
+        for id in self.blobs.rename(job, &before, &after) {
             self.outbox.save_blob(id);
         }
     }
@@ -89,14 +90,40 @@ impl Peer {
     /// A record is about to be removed: its blobs are named by it no more.
     pub(super) fn unname_blobs(&mut self, job: JobId) {
         let before = self.names_of(job);
-        for id in self.blobs.rename(job, &before, &BTreeSet::new()) {
+        let after = self.awaited_by_pods(job).collect();
+        for id in self.blobs.rename(job, &before, &after) {
             self.outbox.save_blob(id);
         }
         self.pushed_by.remove(&job);
     }
 
+    /// Keeps the checkpoint with which a pod is to begin until that has happened: a newer one may come meanwhile, and the
+    /// record would name this one no more.
+    pub(super) fn keep_for_start(&mut self, key: AttemptKey, checkpoint: BlobRef) {
+        self.kept_for_start.insert(key.claim, (key.job, checkpoint));
+    }
+
+    /// The pod has its checkpoint, or needs none any more.
+    pub(super) fn keep_no_longer(&mut self, key: AttemptKey) {
+        if !self.kept_for_start.contains_key(&key.claim) {
+            return;
+        }
+        let before = self.names_of(key.job);
+        self.kept_for_start.remove(&key.claim);
+        let after = self.names_of(key.job);
+        for id in self.blobs.rename(key.job, &before, &after) {
+            self.outbox.save_blob(id);
+        }
+    }
+
+    fn awaited_by_pods(&self, job: JobId) -> impl Iterator<Item = BlobRef> + '_ {
+        self.kept_for_start.values().filter(move |(of, _)| *of == job).map(|(_, blob)| *blob)
+    }
+
     fn names_of(&self, job: JobId) -> BTreeSet<BlobRef> {
-        self.records.get(job).map(|held| held.record.blobs()).unwrap_or_default()
+        let held = self.records.get(job).filter(|held| held.summary.names_blobs());
+        let named = held.map(|held| held.record().blobs()).unwrap_or_default();
+        named.into_iter().chain(self.awaited_by_pods(job)).collect()
     }
 
     /// Notes whether the record that is held now has all its blobs.
@@ -119,8 +146,8 @@ impl Peer {
         let Some(held) = self.records.get(job) else {
             return true;
         };
-        let runs_here = held.record.attempts.values().any(|a| a.is_live() && a.claim.executor.node == self.me.node);
-        runs_here || self.placement.acting(self.records.partition_of(job)).contains(&self.me.node)
+        self.placement.acting(self.records.partition_of(job)).contains(&self.me.node)
+            || held.live_executors().iter().any(|executor| executor.node == self.me.node)
     }
 
     /// The ring has changed: asks for what was not acknowledged, and would be kept now.
@@ -148,7 +175,8 @@ impl Peer {
             let candidates = |job: JobId| -> BTreeSet<NodeId> {
                 let partition = records.partition_of(job);
                 let lists = placement.acting(partition).iter().chain(placement.home(partition)).copied();
-                let attempts = records.get(job).into_iter().flat_map(|held| held.record.attempts.values());
+                let record = records.get(job).map(|held| held.record());
+                let attempts = record.iter().flat_map(|record| record.attempts.values());
                 let executors = attempts.map(|attempt| attempt.claim.executor.node);
                 let live = |node: &NodeId| view.get(node).is_some_and(|member| member.is_live());
                 lists.chain(executors).filter(|node| *node != me && live(node)).collect()
@@ -279,12 +307,14 @@ impl Peer {
         let Some(held) = self.records.get(key.job) else {
             return true;
         };
-        !is_ours || held.record.stop.is_some() || held.record.is_superseded(key.claim) || held.state.is_terminal()
+        let record = held.record();
+        !is_ours || record.stop.is_some() || record.is_superseded(key.claim) || held.state().is_terminal()
     }
 
     fn save_checkpoint(&mut self, now: Now, key: AttemptKey, answer: u64, serial: u64, at: Timestamp, blob: Blob) {
         let resumed = self.pods.get(&key.claim).and_then(|pod| pod.resumed);
-        let Some(claim) = self.records.get(key.job).and_then(|held| held.record.attempts.get(&key.claim)) else {
+        let record = self.records.lay_open(key.job).map(|held| held.record());
+        let Some(claim) = record.as_ref().and_then(|record| record.attempts.get(&key.claim)) else {
             return self.outbox.send(Effect::AnswerPod { answer, result: Err(Rejected::Stale) });
         };
         let claim = &claim.claim;

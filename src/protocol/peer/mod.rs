@@ -13,6 +13,7 @@
 //! Ownership of partitions is in `ownership`, what peers and clients are answered in `serve`.
 
 mod blobs;
+mod full_disk;
 mod ownership;
 mod reconcile;
 mod sealing;
@@ -29,14 +30,16 @@ use rand::{Rng, SeedableRng};
 use crate::model::blob::BlobRef;
 use crate::model::config::Config;
 use crate::model::id::{Actor, AttemptKey, Dot, Generation, JobId, NodeId, Partition};
-use crate::model::member::{Facts, Load, MemberState, Status};
-use crate::model::record::{Attempt, Exit, Fate, Phase, Record, Version};
+use crate::model::member::{Facts, Load, Member, MemberState, Status};
+use crate::model::packed::PackedRecord;
+use crate::model::record::{Exit, Fate, Phase, Record, Version};
 use crate::model::request::{Event, EventKind, SubmitOutcome};
 use crate::model::ring::Placement;
 use crate::model::spec::Driver;
 use crate::model::time::{Moment, Now, Timestamp};
 use crate::model::wire::{Message, Probe};
 
+use self::full_disk::{Due, FullDisk};
 use super::blobs::Blobs;
 use super::comparison::{Answer, Comparison};
 use super::effect::{Effect, PodEnd, PodEvent};
@@ -62,8 +65,6 @@ const EVENTS_KEPT: usize = 4_096;
 const CPU_STEP_PERMILLE: u16 = 100;
 /// By what part of itself the free memory must move.
 const MEMORY_STEPS: u64 = 16;
-/// How long a full disk is left alone before it is tried again.
-const DISK_PAUSE: Duration = Duration::from_secs(1);
 /// Records in one answer to a fetch, at the most.
 const FETCHED_RECORDS: usize = 256;
 
@@ -77,7 +78,7 @@ pub struct Start {
     /// Whether it was given anybody to join.
     pub has_seeds: bool,
     /// The records on its disk.
-    pub records: Vec<Record>,
+    pub records: Vec<PackedRecord>,
     /// The blobs on its disk.
     pub blobs: Vec<BlobRef>,
     /// The members it knew when it last ran.
@@ -100,6 +101,8 @@ pub struct Peer {
     placement: Arc<Placement>,
     /// The partitions whose acting list names this node.
     acting_for: Vec<Partition>,
+    /// Those of them that are this node's to own.
+    first_of: Vec<Partition>,
     placed_epoch: Option<u64>,
     placed_standings: Option<Vec<ownership::Standing>>,
     records: Records,
@@ -117,6 +120,8 @@ pub struct Peer {
     pods: BTreeMap<Dot, Pod>,
     /// Claims of this node whose checkpoint is waited for, and until when.
     starting: BTreeMap<Dot, Starting>,
+    /// Checkpoints that pods are to begin with which have not started yet.
+    kept_for_start: BTreeMap<Dot, (JobId, BlobRef)>,
     /// Who pushed a record and waits until its blobs have come.
     pushed_by: BTreeMap<JobId, BTreeSet<NodeId>>,
     confirming: BTreeMap<JobId, Confirming>,
@@ -136,10 +141,10 @@ pub struct Peer {
 
     published: Option<(Moment, Facts)>,
     gossip_urgently: bool,
-    disk_again_at: Option<Moment>,
+    full_disk: FullDisk,
+    /// What this node was doing when its disk was found full, and does again when there is room.
+    before_full_disk: Status,
     leaving: bool,
-    /// Since when it leaves.
-    left_since: Option<Moment>,
     /// The members that were last saved for the next start: who, in which start, where, doing what.
     remembered: Vec<(NodeId, Generation, SocketAddr, Status)>,
     settled_since: Option<Now>,
@@ -223,25 +228,25 @@ impl Peer {
         let me = Actor { node: facts.node, generation: facts.generation };
         let mut rng = StdRng::seed_from_u64(seed);
         let timing = &config.timing;
-        let mut records = Records::new(config.cluster.partitions);
-        let mut dirty = BTreeSet::new();
-        for record in stored {
-            let (id, submitted_at) = (record.id, record.submission.submitted_at);
-            let version = record.version();
-            records.put(moment, Arc::new(record), version);
-            // Best effort: the only clock that ran on while this process did not is the wall's.
-            records.backdate(id, moment - now.wall.since(submitted_at));
-            dirty.insert(id);
-        }
+        // Best effort: the only clock that ran on while this process did not is the wall's.
+        let known_since = |submitted_at| moment - now.wall.since(submitted_at);
+        let mut records = Records::load(config.cluster.partitions, stored, known_since);
+        // What has ended is looked at only if somebody has yet to say how; what is open will be when the ring is known.
+        let in_doubt = records.iter().filter(|(_, held)| held.summary.has_open_fates());
+        let dirty = in_doubt.map(|(job, _)| job).collect();
         let mut blobs = Blobs::new();
         let mut outbox = Outbox::default();
-        let named = records.iter().flat_map(|(job, held)| held.record.blobs().into_iter().map(move |blob| (job, blob)));
+        let naming = || records.iter().filter(|(_, held)| held.summary.names_blobs());
+        let named = naming().flat_map(|(job, held)| held.record().blobs().into_iter().map(move |blob| (job, blob)));
         for unnamed in blobs.load(&stored_blobs, named) {
             outbox.save_blob(unnamed);
         }
-        let lacking = |record: &Record| record.blobs().iter().any(|blob| blobs.lacks(blob.id));
-        let lacking: Vec<JobId> =
-            records.iter().filter(|(_, held)| lacking(&held.record)).map(|(job, _)| job).collect();
+        let lacking: Vec<JobId> = if blobs.lacking() == 0 {
+            Vec::new()
+        } else {
+            let lacks_any = |record: &Record| record.blobs().iter().any(|blob| blobs.lacks(blob.id));
+            naming().filter(|(_, held)| lacks_any(&held.record())).map(|(job, _)| job).collect()
+        };
         for job in lacking {
             records.set_lacking(job, true);
         }
@@ -254,6 +259,7 @@ impl Peer {
             has_seeds,
             placement: Arc::new(placement),
             acting_for: Vec::new(),
+            first_of: Vec::new(),
             placed_epoch: None,
             placed_standings: None,
             outbox,
@@ -268,6 +274,7 @@ impl Peer {
             next_comparison: moment + timing.compare_interval,
             pods: BTreeMap::new(),
             starting: BTreeMap::new(),
+            kept_for_start: BTreeMap::new(),
             pushed_by: BTreeMap::new(),
             confirming: BTreeMap::new(),
             timers: BTreeSet::new(),
@@ -283,9 +290,9 @@ impl Peer {
             next_event: 1,
             published: None,
             gossip_urgently: true,
-            disk_again_at: None,
+            full_disk: FullDisk::default(),
+            before_full_disk: Status::Serving,
             leaving: false,
-            left_since: None,
             remembered: Vec::new(),
             settled_since: None,
             unsettled_since: now,
@@ -391,6 +398,11 @@ impl Peer {
                     self.check_copies(now, job);
                 }
             }
+            Message::Remember { memories } => {
+                if self.membership.view().get(&from).is_some_and(Member::is_live) {
+                    self.membership.handle_memories(now, memories);
+                }
+            }
             Message::Compare { round, takeover, horizon, digests } => {
                 self.handle_compare(now, from, round, takeover, horizon, &digests);
             }
@@ -399,9 +411,8 @@ impl Peer {
                 // A node that only holds strays hands them over; if it fetched what is newer, it would never be done.
                 let (me, placement, records) = (self.me, &self.placement, &self.records);
                 let wants = |job: JobId| {
-                    let runs_here = |attempt: &Attempt| attempt.is_live() && attempt.claim.executor == me;
                     placement.acting(records.partition_of(job)).contains(&me.node)
-                        || records.get(job).is_some_and(|held| held.record.attempts.values().any(runs_here))
+                        || records.get(job).is_some_and(|held| held.live_executors().contains(&me))
                 };
                 let (difference, step) = self.comparison.handle_differ(now.moment, from, answer, records, wants);
                 self.learn_difference(now, from, &difference);
@@ -447,16 +458,18 @@ impl Peer {
     pub fn handle_pod(&mut self, now: Now, event: PodEvent) {
         match event {
             PodEvent::Started { key, at } => {
+                self.keep_no_longer(key);
                 let dot = self.next_dot();
                 let remark = self.remark_on_start(key);
                 self.change(now, key.job, |record| record.start_remarkably(dot, key.claim, at, remark));
             }
             PodEvent::Reported { key, report } => self.handle_report(now, key, report),
             PodEvent::Ended { key, at, end, left } => {
+                self.keep_no_longer(key);
                 let because = self.pods.remove(&key.claim).map_or("", |pod| pod.ended_because);
                 self.must_schedule |= self.room.release(key.claim);
                 if self.sabotage.has(Bug::SwallowLateReports)
-                    && self.records.get(key.job).is_some_and(|held| held.record.is_superseded(key.claim))
+                    && self.records.get(key.job).is_some_and(|held| held.record().is_superseded(key.claim))
                 {
                     return;
                 }
@@ -475,17 +488,18 @@ impl Peer {
             self.check_copies(now, job);
         }
         if self.status() == Status::ReadOnly {
-            self.disk_again_at = None;
-            let status = if self.leaving { Status::Draining } else { Status::Serving };
-            self.membership.set_status(now, status);
+            self.full_disk.handle_success(now.moment);
         }
     }
 
     /// Commit `number` failed for want of space; the disk is as it was.
     pub fn handle_commit_failed(&mut self, now: Now, number: u64) {
         self.outbox.handle_commit_failed(number);
-        self.disk_again_at = Some(now.moment + DISK_PAUSE);
-        self.membership.set_status(now, Status::ReadOnly);
+        self.full_disk.handle_failure(now.moment);
+        if self.status() != Status::ReadOnly {
+            self.before_full_disk = self.status();
+            self.membership.set_status(now, Status::ReadOnly);
+        }
     }
 
     /// Takes nothing new (`true`), or serves again.
@@ -496,7 +510,8 @@ impl Peer {
         match (on, self.status()) {
             (true, Status::Serving) => self.membership.set_status(now, Status::Draining),
             (false, Status::Draining) => self.membership.set_status(now, Status::Serving),
-            (_, Status::Joining | Status::Serving | Status::Draining | Status::ReadOnly | Status::Left) => {}
+            (_, Status::ReadOnly) => self.before_full_disk = full_disk::drained(self.before_full_disk, on),
+            (_, Status::Joining | Status::Serving | Status::Draining | Status::Left) => {}
         }
     }
 
@@ -504,7 +519,6 @@ impl Peer {
     /// [`has_handed_over`](Self::has_handed_over) says when that is done.
     pub fn leave(&mut self, now: Now) {
         self.leaving = true;
-        self.left_since = Some(now.moment);
         self.membership.set_status(now, Status::Draining);
         for (claim, pod) in &mut self.pods {
             pod.state = PodState::Ending;
@@ -514,17 +528,13 @@ impl Peer {
     }
 
     /// Whether nothing is left here that others should have: no pod, no stray, nothing unsent or unsaved.
-    pub fn has_handed_over(&self, now: Moment) -> bool {
+    pub fn has_handed_over(&self) -> bool {
         if self.sabotage.has(Bug::LeaveWithoutHandover) {
             return self.pods.is_empty();
         }
-        // Those who have not heard yet that this node leaves may still count on it.
-        let was_heard = self.left_since.is_some_and(|since| now.since(since) >= self.config.timing.gossip_interval * 3);
-        was_heard
-            && self.pods.is_empty()
-            && self.strays().next().is_none()
-            && self.outbox.is_settled()
-            && self.nothing_spreads()
+        // Whoever has not heard yet that this node leaves does not keep what it is given for it, and so does not
+        // acknowledge it: what is handed over was heard of.
+        self.pods.is_empty() && self.strays().next().is_none() && self.outbox.is_settled() && self.nothing_spreads()
     }
 
     /// Says goodbye: the last thing a leaving node gossips.
@@ -567,7 +577,7 @@ impl Peer {
             self.parked_until.first().map(|(at, _)| *at),
             self.blobs.poll_timeout(),
             self.starting.values().map(|starting| starting.until).min(),
-            self.disk_again_at,
+            self.full_disk.poll_timeout(),
             Some(self.next_comparison),
             gossip,
         ]
@@ -602,9 +612,13 @@ impl Peer {
         self.answer_parked_until(now);
         self.blobs.handle_timeout(moment);
         self.start_without_checkpoints(now);
-        if self.disk_again_at.is_some_and(|at| at <= moment) {
-            self.disk_again_at = None;
-            self.outbox.resume();
+        match self.full_disk.handle_timeout(moment) {
+            Some(Due::Retry) => self.outbox.resume(),
+            Some(Due::Recovery) => {
+                let status = if self.leaving { Status::Draining } else { self.before_full_disk };
+                self.membership.set_status(now, status);
+            }
+            None => {}
         }
         if self.next_comparison <= moment {
             self.next_comparison = moment + self.jittered(self.config.timing.compare_interval);
@@ -612,6 +626,7 @@ impl Peer {
             self.push_what_lingers(moment);
             self.seal_what_can_be(now);
             self.let_expired_go(now);
+            self.records.clear_desk();
         }
     }
 
@@ -682,6 +697,7 @@ impl Peer {
                     }
                     self.remember_members();
                 }
+                MembershipOutput::TellOfTheGone { to, memories } => self.send(to, Message::Remember { memories }),
                 MembershipOutput::Call { addr } => self.outbox.send(Effect::Call { addr }),
                 MembershipOutput::Forgotten { node, name } => {
                     self.handle_gone(node);
@@ -729,7 +745,7 @@ impl Peer {
         if !due && !self.gossip_urgently {
             return false;
         }
-        let (load, held, ring) = (self.load(), self.records.partitions_held(), self.placement.fingerprint());
+        let (load, held, ring) = (self.load(), self.records.partitions_held().clone(), self.placement.fingerprint());
         let departed = self.membership.departed();
         self.membership.update_own(|facts| {
             facts.departed = departed;
@@ -803,7 +819,7 @@ impl Peer {
 
     /// What this node knows at this moment.
     pub fn snapshot(&self, now: Now) -> Snapshot {
-        let owned = self.acting_for.iter().filter(|partition| self.ownership.is_caught_up(**partition));
+        let owned = self.first_of.iter().filter(|partition| self.ownership.is_caught_up(**partition));
         let jobs = JobCounts {
             held: self.records.len() as u64,
             open: self.records.open().len() as u64,
@@ -891,7 +907,7 @@ impl Peer {
             fingerprints,
             acting,
             in_sync: acting - behind.len() as u32,
-            behind,
+            behind: behind.into_iter().collect(),
             strays: self.strays().count() as u32,
         }
     }

@@ -38,8 +38,10 @@ pub(super) struct Ownership {
     /// Who asked. It decides for the partition by its own view, which may be ahead of this node's: whatever this one
     /// knows of the members, it asks that node before it decides there again.
     taken_by: BTreeMap<Partition, NodeId>,
-    /// What the last comparison of a partition with each peer showed.
-    agreement: BTreeMap<Partition, BTreeMap<NodeId, bool>>,
+    /// With whom the last comparison of a partition showed no difference.
+    agreeing: BTreeSet<(Partition, NodeId)>,
+    /// With whom it showed one.
+    differing: BTreeSet<(Partition, NodeId)>,
 }
 
 #[derive(Debug)]
@@ -76,7 +78,30 @@ impl Ownership {
 
     /// Whether this node and `peer` agreed on `partition` when they last compared; unknown counts as not.
     pub(super) fn agrees(&self, partition: Partition, peer: NodeId) -> bool {
-        self.agreement.get(&partition).and_then(|peers| peers.get(&peer)).copied().unwrap_or(false)
+        self.agreeing.contains(&(partition, peer))
+    }
+
+    /// Notes what a comparison showed. Returns whether it is news that they differ.
+    fn note_compared(&mut self, partition: Partition, peer: NodeId, agrees: bool) -> bool {
+        let key = (partition, peer);
+        if agrees {
+            self.differing.remove(&key);
+            self.agreeing.insert(key);
+            return false;
+        }
+        self.agreeing.remove(&key);
+        self.differing.insert(key)
+    }
+
+    /// Forgets what comparisons of `partition` with others than `peers` showed.
+    fn retain_compared(&mut self, partition: Partition, peers: &[NodeId]) {
+        for noted in [&mut self.agreeing, &mut self.differing] {
+            let of_partition = noted.range((partition, NodeId(0))..=(partition, NodeId(u32::MAX)));
+            let others: Vec<_> = of_partition.filter(|(_, node)| !peers.contains(node)).copied().collect();
+            for other in others {
+                noted.remove(&other);
+            }
+        }
     }
 }
 
@@ -118,7 +143,8 @@ impl Peer {
         let placement = self.placement.after(self.membership.view(), self.config.cluster.replicas);
         let before = std::mem::replace(&mut self.placement, Arc::new(placement));
         let me = self.me.node;
-        self.acting_for = self.placement.all().filter(|p| self.placement.acting(*p).contains(&me)).collect();
+        self.acting_for = self.placement.all().filter(|p| self.acts_for(*p)).collect();
+        self.first_of = self.acting_for.iter().copied().filter(|p| self.placement.owner(*p) == Some(me)).collect();
         if before.fingerprint() != self.placement.fingerprint() {
             self.gossip_urgently |= self.status() == Status::Serving;
         }
@@ -163,9 +189,7 @@ impl Peer {
             self.ownership.taken_by.remove(&partition);
         }
         let acting = self.placement.acting(partition).to_vec();
-        if let Some(agreement) = self.ownership.agreement.get_mut(&partition) {
-            agreement.retain(|node, _| acting.contains(node));
-        }
+        self.ownership.retain_compared(partition, &acting);
         if self.records.count_in(partition) == 0 {
             return;
         }
@@ -217,7 +241,7 @@ impl Peer {
 
     fn become_owner(&mut self, partition: Partition) {
         self.ownership.owned.insert(partition, Owning::CaughtUp);
-        let open = self.records.in_partition(partition).filter(|(_, held)| !held.state.is_terminal());
+        let open = self.records.in_partition(partition).filter(|(_, held)| !held.state().is_terminal());
         self.dirty.extend(open.map(|(job, _)| job));
     }
 
@@ -269,15 +293,14 @@ impl Peer {
             self.ownership.taken_by.insert(partition, for_whom);
             let hold_off = self.config.timing.gossip_interval * 4;
             self.ownership.stepped_down.insert(partition, now + hold_off);
-            let open = self.records.in_partition(partition).filter(|(_, held)| !held.state.is_terminal());
+            let open = self.records.in_partition(partition).filter(|(_, held)| !held.state().is_terminal());
             self.dirty.extend(open.map(|(job, _)| job));
         }
     }
 
     /// Sends the records that a comparison showed to be wanting. A part at a time: a frame has its limits.
     pub(super) fn handle_fetch(&mut self, from: NodeId, round: u64, jobs: &[JobId]) {
-        let records: Vec<_> =
-            jobs.iter().filter_map(|job| self.records.get(*job)).map(|held| Arc::clone(&held.record)).collect();
+        let records: Vec<_> = jobs.iter().filter_map(|job| self.records.get(*job)).map(|held| held.record()).collect();
         let mut parts: Vec<Vec<_>> = records.chunks(FETCHED_RECORDS).map(<[_]>::to_vec).collect();
         let last = parts.pop().unwrap_or_default();
         for records in parts {
@@ -323,8 +346,7 @@ impl Peer {
         }
         let shown = same.iter().map(|(p, _)| (*p, true)).chain(differed.iter().map(|p| (*p, false)));
         for (partition, agrees) in shown {
-            let before = self.ownership.agreement.entry(partition).or_default().insert(peer, agrees);
-            if !agrees && before != Some(false) {
+            if self.ownership.note_compared(partition, peer, agrees) {
                 // What differed has been exchanged: look once more, to know that it is the same now.
                 self.comparison.want(peer, partition, Purpose::Routine);
             }
@@ -406,12 +428,12 @@ impl Peer {
     /// The records that this node holds outside their acting lists, and not for a pod of its own.
     pub(super) fn strays(&self) -> impl Iterator<Item = JobId> + '_ {
         let me = self.me.node;
-        self.placement
-            .all()
-            .filter(move |partition| self.records.count_in(*partition) > 0)
+        self.records
+            .partitions_held()
+            .iter()
             .filter(move |partition| !self.placement.acting(*partition).contains(&me))
             .flat_map(|partition| self.records.in_partition(partition))
-            .filter(move |(_, held)| !held.record.attempts.values().any(|a| a.is_live() && a.claim.executor == self.me))
+            .filter(move |(_, held)| !held.live_executors().contains(&self.me))
             .map(|(job, _)| job)
     }
 
@@ -424,35 +446,34 @@ impl Peer {
         let acting = self.placement.acting(self.records.partition_of(job)).iter().copied();
         let view = self.membership.view();
         let live = |node: &NodeId| view.get(node).is_some_and(|member| member.is_live());
-        let attempts = self.records.get(job).into_iter().flat_map(|held| held.record.attempts.values());
-        let executors = attempts.filter(|attempt| attempt.is_live()).map(|attempt| attempt.claim.executor.node);
+        let executors = self.records.get(job).map(|held| held.live_executors()).unwrap_or_default();
+        let executors = executors.into_iter().map(|executor| executor.node);
         acting.chain(executors).filter(|node| *node != self.me.node && live(node)).collect()
     }
 
     /// The partitions that this node acts for and that are not, as far as it knows, the same everywhere.
-    pub(super) fn behind(&self, now: Moment) -> Vec<Partition> {
-        let me = self.me.node;
-        let mut lagging: BTreeSet<Partition> = BTreeSet::new();
-        for (job, since) in self.replication.spreading() {
-            if now.since(since) > LAG_ALLOWED {
-                lagging.insert(self.records.partition_of(job));
-            }
-        }
-        let is_behind = |partition: &Partition| {
-            let acting = self.placement.acting(*partition);
-            let not_caught_up = acting.first() == Some(&me) && !self.ownership.is_caught_up(*partition);
-            let differs = acting.iter().any(|node| {
-                let known = self.ownership.agreement.get(partition).and_then(|peers| peers.get(node));
-                *node != me && known.is_some_and(|agrees| !agrees) && !self.is_busy(*partition)
-            });
-            not_caught_up || lagging.contains(partition) || differs
-        };
-        self.acting_for.iter().copied().filter(is_behind).collect()
+    pub(super) fn behind(&self, now: Moment) -> BTreeSet<Partition> {
+        let spreading = self.replication.spreading();
+        let lagging = spreading.filter(|(_, since)| now.since(*since) > LAG_ALLOWED);
+        let lagging =
+            lagging.map(|(job, _)| self.records.partition_of(job)).filter(|partition| self.acts_for(*partition));
+        let first_of = self.first_of.iter().copied();
+        let not_caught_up = first_of.filter(|partition| !self.ownership.is_caught_up(*partition));
+        let differing = self.ownership.differing.iter();
+        let differing = differing.filter(|(partition, peer)| {
+            self.placement.acting(*partition).contains(peer) && self.acts_for(*partition) && !self.is_busy(*partition)
+        });
+        let differing = differing.map(|(partition, _)| *partition);
+        lagging.chain(not_caught_up).chain(differing).collect()
+    }
+
+    fn acts_for(&self, partition: Partition) -> bool {
+        self.placement.acting(partition).contains(&self.me.node)
     }
 
     /// Whether records of the partition are changing at this moment: then copies differ for a moment, too.
     fn is_busy(&self, partition: Partition) -> bool {
-        self.records.in_partition(partition).any(|(_, held)| !held.state.is_terminal())
+        self.records.in_partition(partition).any(|(_, held)| !held.state().is_terminal())
     }
 
     /// Notes whether all is well, for the debug page.

@@ -27,17 +27,18 @@ const NO_ROOM: &str = "its node has no room for it any longer";
 impl Peer {
     /// Writes to a record this node holds, and spreads it if that changed anything.
     pub(super) fn change(&mut self, now: Now, job: JobId, write: impl FnOnce(&mut Record)) {
-        let Some(held) = self.records.get(job) else {
+        let Some(held) = self.records.lay_open(job) else {
             return;
         };
-        if held.record.is_final() {
+        if held.is_final() {
             // What is said too late of a sealed record is only counted.
             self.counters.late_reports += 1;
             return;
         }
-        let mut record = Record::clone(&held.record);
+        let before = held.record();
+        let mut record = Record::clone(&before);
         write(&mut record);
-        if record != *held.record {
+        if record != *before {
             self.write(now, record);
         }
     }
@@ -45,24 +46,23 @@ impl Peer {
     /// Stores a record as this node now has it, and spreads it.
     pub(super) fn write(&mut self, now: Now, record: Record) -> u64 {
         let job = record.id;
-        let version = record.version();
-        let revision = self.put(now, Arc::new(record), version);
+        let (revision, _) = self.put(now, Arc::new(record));
         let targets = self.targets(job);
         self.replication.spread(now.moment, job, revision, targets);
         revision
     }
 
-    fn put(&mut self, now: Now, record: Arc<Record>, version: Version) -> u64 {
+    fn put(&mut self, now: Now, record: Arc<Record>) -> (u64, Version) {
         let job = record.id;
-        let before = self.records.get(job).map(|held| outline(&held.record));
+        let before = self.records.get(job).map(|held| outline(&held.record()));
         self.name_blobs(job, &record);
-        let revision = self.records.put(now.moment, record, version);
+        let put = self.records.put(now.moment, record);
         self.note_lacking(job);
         self.outbox.save(job);
         self.dirty.insert(job);
         self.answer_watchers(now, job);
         self.tell_of_change(now, job, before);
-        revision
+        put
     }
 
     /// Merges what another node knows. Returns the version that came of it, or nothing if the record is not
@@ -73,7 +73,7 @@ impl Peer {
         let hint = |blobs: &mut Blobs| names.iter().for_each(|name| blobs.hint(name.id, from));
         hint(&mut self.blobs);
         // Comparing costs a tenth of what a version does, and most of what comes is known already.
-        if let Some(held) = self.records.get(job).filter(|held| *held.record == *record) {
+        if let Some(held) = self.records.lay_open(job).filter(|held| *held.record() == *record) {
             return Some(held.version);
         }
         if let Err(invalid) = record.validate() {
@@ -92,23 +92,23 @@ impl Peer {
         let merged = match self.records.get(job) {
             None => Arc::clone(&record),
             Some(held) => {
-                let mut merged = Record::clone(&held.record);
+                let before = held.record();
+                let mut merged = Record::clone(&before);
                 if self.sabotage.has(Bug::LastWriterWins) {
                     merged = Record::clone(&record);
                 } else {
                     merged.merge(&record);
                 }
-                if merged == *held.record {
+                if merged == *before {
                     self.replication.push_once(job, from);
                     return Some(held.version);
                 }
                 Arc::new(merged)
             }
         };
-        let version = merged.version();
         self.counters.merged += 1;
         let lacking_there = *merged != *record;
-        let revision = self.put(now, merged, version);
+        let (revision, version) = self.put(now, merged);
         hint(&mut self.blobs);
         if lacking_there {
             // The other lacks something that this node had.
@@ -133,10 +133,10 @@ impl Peer {
     }
 
     fn see_to_own_attempts(&mut self, now: Now, job: JobId) {
-        let Some(held) = self.records.get(job) else {
+        let Some(held) = self.records.get(job).filter(|held| held.summary.has_attempts()) else {
             return;
         };
-        let record = Arc::clone(&held.record);
+        let record = held.record();
         for (claim, attempt) in &record.attempts {
             if attempt.claim.executor.node != self.me.node {
                 continue;
@@ -184,8 +184,8 @@ impl Peer {
         let Some(held) = self.records.get(job) else {
             return;
         };
-        let record = Arc::clone(&held.record);
-        let does = self.sabotaged(now, &record, owner_decides(now.moment, &record, &self.owner_sees(held)));
+        let record = held.record();
+        let does = self.sabotaged(now, &record, owner_decides(now.moment, &record, &self.owner_sees(&held)));
         if does != OwnerDoes::Place {
             self.unqueue(job);
         }
@@ -248,7 +248,7 @@ impl Peer {
         does
     }
 
-    pub(super) fn owner_sees(&self, held: &Held) -> OwnerSees<'_> {
+    pub(super) fn owner_sees(&self, held: &Held<'_>) -> OwnerSees<'_> {
         OwnerSees {
             view: self.membership.view(),
             known_since: held.known_since,
@@ -301,7 +301,7 @@ impl Peer {
         let keep = acting.is_empty()
             || self.sabotage.has(Bug::KeepStrays)
             || acting.contains(&self.me.node)
-            || held.record.attempts.iter().any(|(claim, attempt)| {
+            || held.record().attempts.iter().any(|(claim, attempt)| {
                 self.pods.contains_key(claim) || (attempt.is_live() && attempt.claim.executor == self.me)
             });
         if keep && !acting.contains(&self.me.node) {
@@ -394,7 +394,7 @@ impl Peer {
         let Some(held) = self.records.get(job) else {
             return;
         };
-        let record = Arc::clone(&held.record);
+        let record = held.record();
         let Some(executor) = record.attempts.get(&claim).map(|attempt| attempt.claim.executor) else {
             return;
         };
@@ -413,7 +413,7 @@ impl Peer {
         let Some(held) = self.records.get(job) else {
             return;
         };
-        let record = Arc::clone(&held.record);
+        let record = held.record();
         let Some(attempt) = record.attempts.get(&claim) else {
             return;
         };
@@ -447,8 +447,12 @@ impl Peer {
         };
         self.pods.insert(claim, pod);
         self.counters.started += 1;
+        let key = AttemptKey { job, claim };
+        if let Some(checkpoint) = checkpoint {
+            self.keep_for_start(key, checkpoint.blob);
+        }
         self.outbox.send_when_stored(Effect::StartPod(PodStart {
-            key: AttemptKey { job, claim },
+            key,
             number: attempt.claim.number,
             fence: attempt.fence(),
             submission: Arc::clone(&record.submission),
@@ -478,11 +482,11 @@ impl Peer {
 
     /// Claims the job for this node, or offers it to another. Returns whether it is out of the queue.
     fn place(&mut self, now: Now, job: JobId) -> bool {
-        let Some(held) = self.records.get(job) else {
+        let Some(held) = self.records.lay_open(job) else {
             self.scheduler.remove(job);
             return true;
         };
-        let record = Arc::clone(&held.record);
+        let record = held.record();
         let need = record.spec().need();
         let view = self.membership.view();
         if unfit(&record, self.me.node, view).is_none() && self.room.free().fits(&need) {
@@ -506,7 +510,7 @@ impl Peer {
         let dot = self.next_dot();
         self.change(now, job, |record| record.claim(dot, executor, now.wall));
         if executor == self.me {
-            let need = self.records.get(job).map(|held| held.record.spec().need());
+            let need = self.records.get(job).map(|held| held.record().spec().need());
             let fits = self.room.take(job, dot, need.unwrap_or_default());
             debug_assert!(fits, "a node claims for itself only what it has room for");
         }
@@ -528,7 +532,7 @@ impl Peer {
             .map(|member| Actor { node: from, generation: member.facts.generation });
         let still_due = self.ownership.is_caught_up(self.records.partition_of(job))
             && self.records.get(job).is_some_and(|held| {
-                owner_decides(now.moment, &held.record, &self.owner_sees(held)) == OwnerDoes::Place
+                owner_decides(now.moment, &held.record(), &self.owner_sees(&held)) == OwnerDoes::Place
             });
         match executor {
             Some(executor) if accepted && still_due => self.claim(now, job, executor),
@@ -553,8 +557,9 @@ impl Peer {
             let Some(held) = self.records.get(job) else {
                 continue;
             };
-            let need = held.record.spec().need();
-            if left.fits(&need) && unfit(&held.record, from, view).is_none() {
+            let record = held.record();
+            let need = record.spec().need();
+            if left.fits(&need) && unfit(&record, from, view).is_none() {
                 left = left.minus(&need);
                 offers.push((job, need));
             }
@@ -602,24 +607,21 @@ impl Peer {
         let Some(held) = self.records.get(job) else {
             return;
         };
-        let after = outline(&held.record);
+        let record = held.record();
+        let after = outline(&record);
         if !self.ownership.is_caught_up(self.records.partition_of(job)) {
             return;
         }
-        let record = Arc::clone(&held.record);
         if before.is_none_or(|before| before.overlaps < after.overlaps) {
             self.tell_of_overlaps(now, &record);
         }
-        let Some(held) = self.records.get(job) else {
-            return;
-        };
         if before == Some(after) || !self.ownership.is_caught_up(self.records.partition_of(job)) {
             return;
         }
-        let telling = held.record.telling();
+        let telling = record.telling();
         let kind = EventKind::Job {
             job,
-            title: held.record.spec().title(),
+            title: record.spec().title(),
             state: after.state,
             attempt: telling.map(|attempt| attempt.claim.number),
             node: telling.map(|attempt| attempt.claim.executor.node),

@@ -1,9 +1,15 @@
 //! The end of a record: sealed when nothing can be added to it any more, dropped when its time is over.
 //!
 //! A terminal record could still be surprised: by a replica that knows of another attempt, by an executor that
-//! was believed lost and reports after all. So the owner asks every node of the record's home list whether it
-//! holds the very same version, and when all do, and every attempt's own executor has said how it ended, it
-//! writes the seal. A node that has left or was forgotten is not waited for; one that is merely down is.
+//! was believed lost and reports after all, by a node that was alone for a while and began an attempt of its own. What
+//! a seal lacks is lost for good, so it is written only when nobody can know more: the owner asks every node of the
+//! record's home list, of its partition's lists now, every one that ran an attempt, and every one that says it holds
+//! records of the partition. Each must hold the very same version, or none and no need of one; and of every attempt, its
+//! own executor must have said how it ended. A node that has left or was forgotten is not waited for; one that is merely
+//! down is: cut off, it may go on alone.
+//!
+//! The answers come at different times, and what one node hands over may reach another that has answered already. So
+//! all are asked a second time when all have answered: what is handed over meanwhile shows by then at whoever has it.
 //! Sealing is lazy: many records in one question, now and then, with no time limit.
 //!
 //! A seal names the hour after which the record may go. Each node drops it by its own clock; comparisons leave
@@ -11,7 +17,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::model::id::{JobId, NodeId};
+use crate::model::id::{JobId, NodeId, Partition};
 use crate::model::member::MemberState;
 use crate::model::record::{Record, Seal, Version};
 use crate::model::time::{Moment, Now};
@@ -35,9 +41,20 @@ pub(super) struct Sealing {
     next_job: Option<JobId>,
     /// One question to a node is under way at a time.
     asked: BTreeMap<NodeId, Question>,
-    /// Who has confirmed which version of a record.
-    confirmed: BTreeMap<JobId, (Version, BTreeSet<NodeId>)>,
+    confirmed: BTreeMap<JobId, Confirmation>,
 }
+
+/// Who holds which version of a record, and nothing else.
+#[derive(Debug)]
+struct Confirmation {
+    version: Version,
+    by: BTreeSet<NodeId>,
+    /// All have confirmed it once before.
+    again: bool,
+}
+
+/// The nodes that say they hold records of a partition, looked up once for many records.
+type Holders = BTreeMap<Partition, Vec<NodeId>>;
 
 #[derive(Debug)]
 struct Question {
@@ -53,6 +70,7 @@ impl Peer {
         self.sealing.asked.retain(|_, question| question.until > now.moment);
         let mut questions: BTreeMap<NodeId, Vec<(JobId, Version)>> = BTreeMap::new();
         let mut ready = Vec::new();
+        let mut holders = Holders::new();
         let to_seal = self.records.to_seal();
         self.sealing.confirmed.retain(|job, _| to_seal.contains(job));
         let begin = self.sealing.next_job.unwrap_or(JobId(0));
@@ -68,15 +86,16 @@ impl Peer {
                 continue;
             };
             let asks_nobody = self.sabotage.has(Bug::SealWithoutAsking).then(BTreeSet::new);
-            let Some(others) = asks_nobody.or_else(|| self.others_to_agree(&held.record)) else {
+            let Some(others) = asks_nobody.or_else(|| self.others_to_agree(&held.record(), &mut holders)) else {
                 continue;
             };
-            let confirmed = self.sealing.confirmed.get(job).filter(|(version, _)| *version == held.version);
+            let confirmed = self.sealing.confirmed.get(job).filter(|confirmed| confirmed.version == held.version);
+            let is_alone = others.is_empty();
             let open: Vec<NodeId> = match confirmed {
-                Some((_, by)) => others.difference(by).copied().collect(),
+                Some(confirmed) => others.difference(&confirmed.by).copied().collect(),
                 None => others.into_iter().collect(),
             };
-            if open.is_empty() || self.sabotage.has(Bug::SealWithoutAsking) {
+            if is_alone || self.sabotage.has(Bug::SealWithoutAsking) {
                 ready.push(*job);
             }
             for node in open.into_iter().filter(|node| !self.sealing.asked.contains_key(node)) {
@@ -98,27 +117,40 @@ impl Peer {
         }
     }
 
-    /// The other nodes that must hold the same record before it can be sealed; nothing while that cannot be
-    /// known: a replica is down, or an attempt's fate is open.
-    fn others_to_agree(&self, record: &Record) -> Option<BTreeSet<NodeId>> {
+    /// The other nodes that may know more of the record, and must not if it is to be sealed; nothing while that cannot
+    /// be known: one of them is down, or an attempt's fate is open.
+    fn others_to_agree(&self, record: &Record, holders: &mut Holders) -> Option<BTreeSet<NodeId>> {
         let view = self.membership.view();
         let waived = |node: NodeId| view.get(&node).is_none_or(|member| member.state == MemberState::Left);
         if record.open_fates().any(|attempt| !waived(attempt.claim.executor.node)) {
             return None;
         }
         let partition = self.records.partition_of(record.id);
-        let lists = record.submission.home.iter().chain(self.placement.home(partition));
-        let others: BTreeSet<NodeId> = lists.copied().filter(|node| *node != self.me.node && !waived(*node)).collect();
+        let say_so = || view.values().filter(|member| member.facts.held.contains(partition)).map(|m| m.facts.node);
+        let holders = holders.entry(partition).or_insert_with(|| say_so().collect());
+        let executors = record.attempts.values().map(|attempt| attempt.claim.executor.node);
+        let lists = self.placement.home(partition).iter().chain(self.placement.acting(partition));
+        let others: BTreeSet<NodeId> = lists
+            .chain(&record.submission.home)
+            .chain(holders.iter())
+            .copied()
+            .chain(executors)
+            .filter(|node| *node != self.me.node && !waived(*node))
+            .collect();
         others.iter().all(|node| view.get(node).is_some_and(|member| member.is_live())).then_some(others)
     }
 
-    /// The owner wants to know whether this node holds the same.
+    /// The owner wants to know whether this node holds the same, or nothing and need not.
     pub(super) fn handle_check(&mut self, from: NodeId, round: u64, versions: &[(JobId, Version)]) {
         let same = versions
             .iter()
             .map(|(job, version)| {
-                let is_same = self.records.get(*job).is_some_and(|held| held.version == *version);
-                is_same && self.outbox.is_stored(*job) && !self.expects_blobs(*job)
+                let agrees = match self.records.get(*job) {
+                    Some(held) => held.version == *version && !self.expects_blobs(*job),
+                    None => !self.placement.acting(self.records.partition_of(*job)).contains(&self.me.node),
+                };
+                // Nor may an older copy come back from the disk.
+                agrees && self.outbox.is_stored(*job)
             })
             .collect();
         self.send(from, Message::Checked { round, same });
@@ -130,9 +162,9 @@ impl Peer {
         };
         let answered = question.versions.clone();
         self.sealing.asked.remove(&from);
+        let mut holders = Holders::new();
         for ((job, version), same) in answered.into_iter().zip(same) {
-            let Some(held) = self.records.get(job).filter(|held| held.version == version && !held.record.is_final())
-            else {
+            let Some(held) = self.records.get(job).filter(|held| held.version == version && !held.is_final()) else {
                 self.sealing.confirmed.remove(&job);
                 continue;
             };
@@ -143,16 +175,22 @@ impl Peer {
                 }
                 continue;
             }
-            let record = std::sync::Arc::clone(&held.record);
-            let confirmed = self.sealing.confirmed.entry(job).or_insert_with(|| (version, BTreeSet::new()));
-            if confirmed.0 != version {
-                *confirmed = (version, BTreeSet::new());
+            let record = held.record();
+            let fresh = || Confirmation { version, by: BTreeSet::new(), again: false };
+            let confirmed = self.sealing.confirmed.entry(job).or_insert_with(fresh);
+            if confirmed.version != version {
+                *confirmed = fresh();
             }
-            confirmed.1.insert(from);
-            let by = confirmed.1.clone();
-            let owner = self.decides_for(self.records.partition_of(job));
-            if owner && self.others_to_agree(&record).is_some_and(|others| others.is_subset(&by)) {
+            confirmed.by.insert(from);
+            let (by, again) = (confirmed.by.clone(), confirmed.again);
+            let others = self.others_to_agree(&record, &mut holders);
+            if !self.decides_for(self.records.partition_of(job)) || others.is_none_or(|others| !others.is_subset(&by)) {
+                continue;
+            }
+            if again {
                 self.seal(now, job);
+            } else {
+                self.sealing.confirmed.insert(job, Confirmation { again: true, ..fresh() });
             }
         }
     }

@@ -5,7 +5,6 @@
 //! parked, and answered when it happens or when its patience ends.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::id::{JobId, JobIdPrefix, NodeId};
@@ -80,7 +79,7 @@ impl Peer {
                 let response = match self.find(job) {
                     Ok(job) => {
                         let dot = self.next_dot();
-                        let is_open = self.records.get(job).is_some_and(|held| !held.state.is_terminal());
+                        let is_open = self.records.get(job).is_some_and(|held| !held.state().is_terminal());
                         if is_open {
                             self.change(now, job, |record| {
                                 record.request_stop(Stop { kind: StopKind::Cancelled, dot, at: now.wall, reason });
@@ -105,7 +104,7 @@ impl Peer {
                 self.answer(asker, Response::Jobs { records, more });
             }
             Request::Copy(prefix) => {
-                let record = self.records.with_prefix(prefix).next().map(|(_, held)| Arc::clone(&held.record));
+                let record = self.records.with_prefix(prefix).next().map(|(_, held)| held.record());
                 self.answer(asker, Response::Copy(record));
             }
             Request::Events { after, patience } => self.serve_events(now, asker, after, patience),
@@ -144,7 +143,7 @@ impl Peer {
         let me = self.me.node;
         let acting = self.placement.acting(partition);
         Response::Job(JobAnswer {
-            record: Arc::clone(&held.record),
+            record: held.record(),
             version: held.version,
             by: me,
             by_owner: self.ownership.is_caught_up(partition),
@@ -197,7 +196,7 @@ impl Peer {
         }
         let wanted = self.copies_wanted(submission.spec.durability, self.placement.home(partition).len());
         if let Some(held) = self.records.get(id) {
-            let existed = held.record.submission != submission;
+            let existed = held.record().submission != submission;
             let revision = held.revision;
             if !self.replication.is_spreading(id) {
                 let targets = self.targets(id);
@@ -237,7 +236,7 @@ impl Peer {
         } else {
             replicas
         };
-        let state = self.records.get(job).map_or(JobState::Pending, |held| held.state);
+        let state = self.records.get(job).map_or(JobState::Pending, |held| held.state());
         if let Some(pending) = self.submits.get_mut(&submit) {
             let stored = replicas.len() as u32;
             let existed = pending.existed[at];
@@ -363,18 +362,19 @@ impl Peer {
         let Some(held) = self.records.get(job).filter(|_| self.ownership.is_caught_up(partition)) else {
             return Response::NotOwner;
         };
+        let record = held.record();
         let view = self.membership.view();
         let nodes: Vec<(NodeId, Option<String>)> = view
             .values()
             .filter(|member| member.is_live())
-            .map(|member| (member.facts.node, unfit(&held.record, member.facts.node, view)))
+            .map(|member| (member.facts.node, unfit(&record, member.facts.node, view)))
             .collect();
-        let due = due_at(&held.record, &self.owner_sees(held));
-        let due_at = (due > now.moment && held.state == JobState::Pending).then(|| now.wall + due.since(now.moment));
+        let due = due_at(&record, &self.owner_sees(&held));
+        let due_at = (due > now.moment && held.state() == JobState::Pending).then(|| now.wall + due.since(now.moment));
         Response::Explanation(Explanation {
             id: job,
-            state: held.state,
-            reason: self.reason_for_state(now, job, held, &nodes),
+            state: held.state(),
+            reason: self.reason_for_state(now, job, &held, &nodes),
             owner: self.me.node,
             due_at,
             ahead: self.scheduler.ahead_of(job),
@@ -382,11 +382,11 @@ impl Peer {
         })
     }
 
-    fn reason_for_state(&self, now: Now, job: JobId, held: &Held, nodes: &[(NodeId, Option<String>)]) -> String {
+    fn reason_for_state(&self, now: Now, job: JobId, held: &Held<'_>, nodes: &[(NodeId, Option<String>)]) -> String {
         let name = |node: NodeId| {
             self.membership.view().get(&node).map_or_else(|| node.to_string(), |member| member.facts.name.clone())
         };
-        let record = &held.record;
+        let record = &held.record();
         match owner_decides(now.moment, record, &self.owner_sees(held)) {
             OwnerDoes::Place if nodes.iter().all(|(_, against)| against.is_some()) => {
                 "no live node can run it: see what speaks against each".into()
@@ -395,13 +395,13 @@ impl Peer {
                 Some(node) => format!("it is being offered to {}", name(node)),
                 None => "it waits for room: every node that can run it is busy".into(),
             },
-            OwnerDoes::Wait(_) if held.state == JobState::Pending && must_pause(record, self.membership.view()) => {
+            OwnerDoes::Wait(_) if held.state() == JobState::Pending && must_pause(record, self.membership.view()) => {
                 "it waits until a majority of the members is in reach".into()
             }
-            OwnerDoes::Wait(_) if held.state == JobState::Pending && record.attempts.is_empty() => {
+            OwnerDoes::Wait(_) if held.state() == JobState::Pending && record.attempts.is_empty() => {
                 "it waits for its delay to pass".into()
             }
-            OwnerDoes::Wait(_) if held.state == JobState::Pending => {
+            OwnerDoes::Wait(_) if held.state() == JobState::Pending => {
                 "it waits before its next attempt, as its backoff asks".into()
             }
             OwnerDoes::Wait(_) | OwnerDoes::Confirm(_) => match record.current() {
@@ -415,7 +415,7 @@ impl Peer {
             },
             OwnerDoes::WriteOff(_) => "the node that ran it is gone; it goes on elsewhere".into(),
             OwnerDoes::TimeOut(reason) => reason,
-            OwnerDoes::Rest => match held.state {
+            OwnerDoes::Rest => match held.state() {
                 JobState::Succeeded => "it succeeded".into(),
                 JobState::Cancelled => {
                     let reason = record.stop.as_ref().map(|stop| stop.reason.as_str()).filter(|r| !r.is_empty());
