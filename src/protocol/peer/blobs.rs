@@ -355,7 +355,7 @@ impl Peer {
 
     /// A pod of this node has ended: writes how, and keeps what it leaves behind.
     pub(super) fn handle_end(&mut self, now: Now, key: AttemptKey, ending: Ending, left: Leavings) {
-        let Leavings { progress, result, stdout, stderr, remark } = left;
+        let Leavings { progress, result, stdout, stderr, usage, remark } = left;
         let tail = |part: &Option<(u64, Blob)>| {
             part.as_ref().map(|(offset, blob)| Tail { offset: *offset, blob: blob.reference() })
         };
@@ -371,6 +371,9 @@ impl Peer {
                 record.report_progress(dot, key.claim, progress);
             }
             record.leave(dot, key.claim, named, tails);
+            if let Some(usage) = usage {
+                record.count_usage(dot, key.claim, usage);
+            }
             let fate = fate_of(record, key.claim, dot, ending, remark);
             record.advance(key.claim, fate);
         });
