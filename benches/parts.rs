@@ -96,6 +96,7 @@ fn facts(node: u32, config: &Config) -> Facts {
         cluster_addr: addr,
         http_addr: addr,
         status: Status::Joining,
+        revision: 0,
         capacity: config.capacity,
         weight: config.weight,
         load: Load::default(),
@@ -242,7 +243,7 @@ mod records {
     fn first_page(bencher: Bencher<'_, '_>) {
         let records = known(100_000);
         let all = records.partitions_held();
-        bencher.bench(|| records.list(black_box(&Filter::default()), None, 100, &all));
+        bencher.bench(|| records.list(black_box(&Filter::default()), None, 100, all));
     }
 
     /// One that is not there, by name, among a hundred thousand: nothing is unpacked.
@@ -251,7 +252,7 @@ mod records {
         let records = known(100_000);
         let all = records.partitions_held();
         let filter = Filter { name: Some("nightly".into()), ..Filter::default() };
-        bencher.bench(|| records.list(black_box(&filter), None, 100, &all));
+        bencher.bench(|| records.list(black_box(&filter), None, 100, all));
     }
 
     /// What is compared with another node, of all partitions.

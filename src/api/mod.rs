@@ -15,6 +15,7 @@
 //! stops.
 #![allow(clippy::disallowed_methods, reason = "the edge owns the deadlines of its sockets and requests")]
 
+mod admission;
 mod debug;
 mod errors;
 mod events;
@@ -35,7 +36,7 @@ mod views;
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Bytes;
@@ -51,6 +52,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use self::admission::{Admission, Admitted};
 use self::errors::ApiError;
 use self::health::Counts;
 use crate::io::faults::Faults;
@@ -143,6 +145,7 @@ struct Shared {
     stop: CancellationToken,
     counts: Counts,
     short: Arc<Semaphore>,
+    submits: Admission,
     long: Arc<Semaphore>,
     body_bytes: Arc<Semaphore>,
 }
@@ -153,6 +156,7 @@ impl App {
         Self(Arc::new(Shared {
             handle,
             short: semaphore(config.max_requests),
+            submits: Admission::new(Instant::now()),
             long: semaphore(config.max_long_requests),
             body_bytes: semaphore(config.max_body_bytes_in_all),
             config,
@@ -182,6 +186,12 @@ impl App {
         Arc::clone(&self.0.short)
             .try_acquire_owned()
             .map_err(|_| ApiError::slow_down("this node answers as many requests as it can already"))
+    }
+
+    /// A place among the submits of single jobs.
+    fn submit_slot(&self) -> Result<Admitted<'_>, ApiError> {
+        let busy = || ApiError::slow_down("this node has as many submits under way as it answers soon");
+        self.0.submits.admit(Instant::now()).ok_or_else(busy)
     }
 
     /// A place among the streams and waits, for as long as it is kept.

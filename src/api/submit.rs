@@ -1,5 +1,7 @@
 //! Handing jobs in: one, many, or a finished one again.
 
+use std::time::Instant;
+
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -143,9 +145,14 @@ fn with_key(spec: Spec, key: Option<String>) -> Result<Spec, ApiError> {
 
 async fn submit_one(app: &App, draft: Draft) -> Result<Response, ApiError> {
     let retry_of = draft.retry_of;
+    let admitted = app.submit_slot()?;
     let outcome = app.answer(app.handle().submit(vec![draft])).await?.pop();
     let submitted = outcome.unwrap_or_else(|| Err(unanswered()))?;
     let (status, location) = (status_of(&submitted), location_of(submitted.id));
+    // A wait for copies that are out of reach is no sign that too much is asked of this node.
+    if status != StatusCode::ACCEPTED {
+        admitted.answered(Instant::now());
+    }
     let mut response = (status, Json(SubmittedView::new(submitted, retry_of))).into_response();
     if let Ok(location) = HeaderValue::from_str(&location) {
         response.headers_mut().insert(header::LOCATION, location);

@@ -17,6 +17,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -95,7 +97,9 @@ pub struct Datagrams {
 
 #[derive(Debug)]
 struct Shared {
-    socket: UdpSocket,
+    /// Watched for what comes only. To hear from the kernel after each datagram that there is room for the next would
+    /// wake an idle node twice as often.
+    socket: AsyncFd<std::net::UdpSocket>,
     counters: Counters,
     garbage: Throttle,
     clock: Clock,
@@ -109,7 +113,7 @@ impl Datagrams {
     ///
     /// # Errors
     /// The socket is unusable.
-    pub async fn start(
+    pub fn start(
         socket: UdpSocket,
         probes: mpsc::Sender<(SocketAddr, Probe)>,
         clock: Clock,
@@ -119,10 +123,8 @@ impl Datagrams {
     ) -> io::Result<(Self, mpsc::Receiver<GossipPacket>)> {
         // The kernel may grant less. Then a burst loses more, which is no error.
         let _ = socket2::SockRef::from(&socket).set_recv_buffer_size(RECEIVE_BUFFER_BYTES);
-        // The runtime learns only by this that the socket can be written to.
-        socket.writable().await?;
         let shared = Arc::new(Shared {
-            socket,
+            socket: watched_for_arrivals(socket.into_std()?)?,
             counters: Counters::default(),
             garbage: Throttle::default(),
             clock,
@@ -172,7 +174,7 @@ impl Datagrams {
         let mut datagram = Vec::with_capacity(HEADER_BYTES + payload.len());
         datagram.extend_from_slice(&[version_byte(), kind as u8]);
         datagram.extend_from_slice(payload);
-        match self.shared.socket.try_send_to(&datagram, addr) {
+        match self.shared.socket.get_ref().send_to(&datagram, addr) {
             Ok(bytes) => {
                 count(&counters.sent);
                 counters.sent_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
@@ -206,6 +208,13 @@ impl Datagrams {
     }
 }
 
+#[expect(unsafe_code, reason = "the runtime offers no safe way to watch a socket in one direction")]
+fn watched_for_arrivals(socket: std::net::UdpSocket) -> io::Result<AsyncFd<std::net::UdpSocket>> {
+    // SAFETY: the socket owns its descriptor, which is the same and open until the socket is dropped, and that is
+    // when the runtime lets go of both.
+    unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }.map_err(io::Error::from)
+}
+
 /// The wire version as one byte; versions are counted, and will not reach 256 in this program's life.
 fn version_byte() -> u8 {
     const { assert!(WIRE_VERSION <= u8::MAX as u16) };
@@ -215,16 +224,17 @@ fn version_byte() -> u8 {
 async fn receive(shared: &Shared, probes: &mpsc::Sender<(SocketAddr, Probe)>, gossip: &mpsc::Sender<GossipPacket>) {
     let mut buffer = vec![0; usize::from(u16::MAX)];
     loop {
-        let (length, from) = match shared.socket.recv_from(&mut buffer).await {
-            Ok(received) => received,
-            Err(error) => {
-                // Mostly the echo of something that was sent to a dead port. Should it be worse, it must not
-                // become a busy loop.
-                tracing::debug!(%error, "the datagram socket reports an error");
-                tokio::time::sleep(Duration::from_millis(10)).await;
-                continue;
-            }
-        };
+        let (length, from) =
+            match shared.socket.async_io(Interest::READABLE, |socket| socket.recv_from(&mut buffer)).await {
+                Ok(received) => received,
+                Err(error) => {
+                    // Mostly the echo of something that was sent to a dead port. Should it be worse, it must not
+                    // become a busy loop.
+                    tracing::debug!(%error, "the datagram socket reports an error");
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    continue;
+                }
+            };
         if shared.faults.drops_from(from) {
             continue;
         }
@@ -292,12 +302,10 @@ mod tests {
         let socket = bound().await;
         let addr = socket.local_addr().unwrap();
         let (receiver, mut gossip) =
-            Datagrams::start(socket, probes, Clock::new(), Faults::disarmed(), &tracker, stop.clone()).await.unwrap();
+            Datagrams::start(socket, probes, Clock::new(), Faults::disarmed(), &tracker, stop.clone()).unwrap();
         let (nobody, _) = mpsc::channel(1);
         let (sender, _) =
-            Datagrams::start(bound().await, nobody, Clock::new(), Faults::disarmed(), &tracker, stop.clone())
-                .await
-                .unwrap();
+            Datagrams::start(bound().await, nobody, Clock::new(), Faults::disarmed(), &tracker, stop.clone()).unwrap();
 
         let stranger = bound().await;
         for garbage in [&b""[..], b"\x01", b"\x01\x02garbage", b"\x01\x09?", b"\xff\x01?", &[0; 60_000]] {

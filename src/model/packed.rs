@@ -146,6 +146,11 @@ impl Packer {
     /// Packs a record.
     pub fn pack(&mut self, record: &Record) -> Packed {
         record.encode(&mut self.encoded);
+        self.pack_encoded(record)
+    }
+
+    /// The same of the record that was encoded last.
+    fn pack_encoded(&mut self, record: &Record) -> Packed {
         // An id is random, and as good as any other here. Zeros are in the known text.
         if self.encoded.get(1..ID_AT) == Some(ID_PREFIX)
             && let Some(id) = self.encoded.get_mut(ID_AT..ID_AT + ID_BYTES)
@@ -172,7 +177,7 @@ impl Packer {
             submitted_at: record.submission.submitted_at,
             version: Version::of(self.encode(record)),
             summary: Summary::of(record),
-            body: self.pack(record),
+            body: self.pack_encoded(record),
         }
     }
 }

@@ -74,9 +74,12 @@ impl Placement {
         let can_act = |node: NodeId| view.get(&node).is_some_and(acts);
         let nobody_acts = !weights.keys().any(|node| can_act(*node));
         let is_live = |node: NodeId| view.get(&node).is_some_and(Member::is_live);
-        let home: Vec<_> = starts.iter().map(|start| walk(*start, &|_| true, replicas)).collect();
+        // A walk that looks for more nodes than there are goes all the way round, for each partition.
+        let homes = replicas.min(weights.len());
+        let home: Vec<_> = starts.iter().map(|start| walk(*start, &|_| true, homes)).collect();
         let keep: &dyn Fn(NodeId) -> bool = if nobody_acts { &is_live } else { &can_act };
-        let mut acting: Vec<_> = starts.iter().map(|start| walk(*start, keep, replicas + 1)).collect();
+        let actors = weights.keys().filter(|node| keep(**node)).count().min(replicas + 1);
+        let mut acting: Vec<_> = starts.iter().map(|start| walk(*start, keep, actors)).collect();
         let next = acting.iter_mut().map(|list| list.split_off(list.len().min(replicas)).pop()).collect();
         let fingerprint = fingerprint_of(&weights, &home, &acting);
         Self { weights, circle, starts, home, acting, next, fingerprint }
@@ -125,7 +128,7 @@ impl Placement {
         }
         // The low bits: the top ones are the partition's and would start all its jobs at one place.
         let start = (job.0 as u64 % self.circle.len() as u64) as usize;
-        distinct(&self.circle, start, &|_| true, usize::MAX)
+        distinct(&self.circle, start, &|_| true, self.weights.len())
     }
 
     /// Every partition.

@@ -29,6 +29,9 @@ const DESK_RECORDS: usize = 8_192;
 /// takes to unpack.
 const DESK_BYTES: usize = 16 << 10;
 
+/// Open jobs are few where they are less than this part of all.
+const FEW: usize = 8;
+
 /// A record, and what is known of it besides.
 #[derive(Debug, Clone, Copy)]
 pub struct Held<'a> {
@@ -477,9 +480,14 @@ impl Records {
         partitions: &PartitionSet,
     ) -> (Vec<Arc<Record>>, bool) {
         let newest = Place { submitted_at: u64::MAX, job: [u64::MAX; 2] };
-        let mut matching = self
-            .by_age
-            .range(..after.map_or(newest, Place::from))
+        let before = after.map_or(newest, Place::from);
+        let few = self.few_open(filter);
+        let places = match &few {
+            Some(open) => open,
+            None => &self.by_age,
+        };
+        let mut matching = places
+            .range(..before)
             .rev()
             .map(Place::job)
             .filter(|job| partitions.contains(self.partition_of(*job)))
@@ -487,6 +495,17 @@ impl Records {
         let page: Vec<_> = matching.by_ref().take(limit).collect();
         let more = matching.next().is_some();
         (page, more)
+    }
+
+    /// The places of all jobs in a state that only few are in: those are sought out, where going through all the others
+    /// would take long.
+    fn few_open(&self, filter: &Filter) -> Option<BTreeSet<Place>> {
+        let wanted = filter.state.filter(|state| !state.is_terminal())?;
+        if self.open.len() > self.held.len() / FEW {
+            return None;
+        }
+        let held = self.open.iter().filter_map(|job| self.get(*job)).filter(|held| held.state() == wanted);
+        Some(held.map(|held| Place::from(cursor_of(&held.record()))).collect())
     }
 }
 
@@ -608,6 +627,20 @@ mod tests {
         assert_eq!((list(&records, &named), list(&records, &stopped)), open);
         assert_eq!(open.0, ((5..20).rev().map(|tenth| record(tenth * 10).id).collect(), true));
         assert_eq!(open.1, ((0..10).rev().map(|twentieth| record(twentieth * 20).id).collect(), false));
+    }
+
+    #[test]
+    fn few_open_jobs_among_many_are_listed_as_if_they_were_many() {
+        let records =
+            held((0..400).map(|number| if number % 40 == 0 { record(number) } else { cancelled(record(number)) }));
+        let all = records.partitions_held();
+        let pending = Filter { state: Some(JobState::Pending), ..Filter::default() };
+        assert!(records.few_open(&pending).is_some() && records.few_open(&Filter::default()).is_none());
+        let (first, more) = records.list(&pending, None, 4, all);
+        let (rest, no_more) = records.list(&pending, first.last().map(|record| cursor_of(record)), 10, all);
+        assert_eq!((first.len(), more, rest.len(), no_more), (4, true, 6, false));
+        let listed: Vec<JobId> = first.iter().chain(&rest).map(|record| record.id).collect();
+        assert_eq!(listed, (0..10).rev().map(|number| record(number * 40).id).collect::<Vec<_>>());
     }
 
     #[test]

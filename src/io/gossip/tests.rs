@@ -76,7 +76,7 @@ impl Node {
         let transport = Transport::start(listener, config, incoming, tracker.clone(), stop.clone());
         let (probes, _) = mpsc::channel(1);
         let (datagrams, inbox) =
-            Datagrams::start(socket, probes, Clock::new(), Faults::disarmed(), &tracker, stop.clone()).await.unwrap();
+            Datagrams::start(socket, probes, Clock::new(), Faults::disarmed(), &tracker, stop.clone()).unwrap();
         let config = GossipConfig { interval, seeds: seeds.to_vec() };
         let gossip = Gossip::start(&me, config, datagrams, inbox, transport, &tracker, stop.clone()).await.unwrap();
         let (driven, stopped) = (gossip.clone(), stop.clone());
