@@ -17,7 +17,7 @@ use flockwork::model::id::{Actor, Dot, Generation, Incarnation, JobId, NodeId, P
 use flockwork::model::member::{
     ClusterSettings, Facts, Fingerprint, Load, Member, MemberState, PartitionSet, Status, View, WIRE_VERSION,
 };
-use flockwork::model::record::{Exit, Fate, JobState, Overlap, Phase, Record, Stop, StopKind, Submission};
+use flockwork::model::record::{Exit, Fate, JobState, Overlap, Phase, Record, Stop, StopKind, Submission, Usage};
 use flockwork::model::report::{Checkpoint, Progress, Tail, Tails};
 use flockwork::model::resources::Resources;
 use flockwork::model::ring::Placement;
@@ -137,6 +137,8 @@ fn write(writer: &mut Writer, kind: u8, pick: usize, at: Timestamp) {
             let tail = |of: usize| (of > 0).then(|| Tail { offset: of as u64, blob: blob(of) });
             let tails = Tails { stdout: tail(pick % 3), stderr: tail(pick / 3 % 3) };
             copy.leave(dot, claim, pick.is_multiple_of(2).then(|| blob(pick % 4)), tails);
+            let counted = |of: usize| (of > 0).then_some(of as u64);
+            copy.count_usage(dot, claim, Usage { cpu_ms: counted(pick % 3), peak_memory_bytes: counted(pick / 2 % 3) });
         }
         _ => {}
     }

@@ -200,8 +200,20 @@ pub(super) struct AttemptView {
     pub(super) timed_out: bool,
     /// Why it is where it is, for people.
     pub(super) reason: String,
+    /// What it used of its machine: of jobs that set processors or memory aside, where their node can count it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) usage: Option<UsageView>,
     /// The attempts that ran, or may have run, at the same time.
     pub(super) overlaps: Vec<OverlapView>,
+}
+
+/// What an attempt used, all of its processes together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub(super) struct UsageView {
+    /// Processor time, in milliseconds.
+    pub(super) cpu_ms: Option<u64>,
+    /// The most memory at one time, in bytes.
+    pub(super) peak_memory_bytes: Option<u64>,
 }
 
 /// Another attempt that ran, or may have run, at the same time.
@@ -380,6 +392,10 @@ fn attempt_view(attempt: &Attempt, names: Names<'_>, overlaps: Vec<OverlapView>)
             (Some(exit), "") => reason::of_exit(exit),
             (_, reason) => reason.to_owned(),
         },
+        usage: attempt
+            .usage
+            .as_deref()
+            .map(|usage| UsageView { cpu_ms: usage.cpu_ms, peak_memory_bytes: usage.peak_memory_bytes }),
         overlaps,
     }
 }

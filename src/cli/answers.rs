@@ -95,7 +95,28 @@ pub(crate) struct Attempt {
     #[serde(default)]
     pub(crate) reason: Option<String>,
     #[serde(default)]
+    pub(crate) usage: Option<Usage>,
+    #[serde(default)]
     pub(crate) overlaps: Vec<Overlap>,
+}
+
+/// What an attempt used of its machine.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Usage {
+    #[serde(default)]
+    pub(crate) cpu_ms: Option<u64>,
+    #[serde(default)]
+    pub(crate) peak_memory_bytes: Option<u64>,
+}
+
+impl Usage {
+    /// For people.
+    pub(crate) fn text(&self) -> String {
+        let cpu = self.cpu_ms.map(|ms| format!("{:.1} s of processor time", ms as f64 / 1_000.0));
+        let memory =
+            self.peak_memory_bytes.map(|bytes| format!("at most {:.1} MiB of memory", bytes as f64 / 1_048_576.0));
+        [cpu, memory].into_iter().flatten().collect::<Vec<_>>().join(", ")
+    }
 }
 
 /// Another attempt that ran, or may have run, at the same time.

@@ -67,6 +67,7 @@ pub(crate) struct NodeSettings {
     #[serde(with = "duration::option")]
     pub(crate) retention: Option<Duration>,
     pub(crate) log_limit: Option<Memory>,
+    pub(crate) docker: Option<String>,
     pub(crate) allow_hosts: Option<Vec<String>>,
     pub(crate) insecure: Option<bool>,
     /// Those of the profile's timings that are to differ.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use flockwork::model::resources::{Cpus, Memory};
-use flockwork::model::spec::{Backoff, Driver, Durability, Limit, MAX_SPEC_BYTES, OnPartition, Spec, Stdin};
+use flockwork::model::spec::{Backoff, Driver, Durability, Limit, MAX_SPEC_BYTES, OnPartition, Pull, Spec, Stdin};
 use flockwork::model::time::duration;
 
 use super::failure::Failure;
@@ -41,10 +41,10 @@ pub(crate) struct JobOptions {
     /// What the job reads from its standard input: a file of this machine, or - for this command's own
     #[arg(long, value_name = "FILE|-")]
     stdin: Option<String>,
-    /// Processors to set aside, for instance 0.5
+    /// Processors to set aside, for instance 0.5; no more than these on nodes with the label limits=enforced
     #[arg(long, value_name = "N")]
     cpus: Option<Cpus>,
-    /// Memory to set aside, for instance 512MiB
+    /// Memory to set aside, for instance 512MiB; no more than this on nodes with the label limits=enforced
     #[arg(long, visible_alias = "memory", value_name = "SIZE")]
     mem: Option<Memory>,
     /// Slots to take
@@ -95,10 +95,17 @@ pub(crate) struct JobOptions {
     /// Where a majority of the nodes is out of reach: go on, or start nothing and end what runs
     #[arg(long, value_name = "HOW", default_value = "run", value_parser = PossibleValuesParser::new(["run", "pause"]))]
     on_partition: String,
-    /// What runs it
+    /// What runs it: a program of the node's machine, or a container of its Docker
     #[arg(long, value_name = "DRIVER", default_value = "process",
-          value_parser = PossibleValuesParser::new(["process"]))]
+          value_parser = PossibleValuesParser::new(["process", "container"]))]
     driver: String,
+    /// The image of its container, which shares the network of its node
+    #[arg(long, value_name = "IMAGE")]
+    image: Option<String>,
+    /// When the image is fetched: where the node has none, before every attempt, or never
+    #[arg(long, value_name = "WHEN", default_value = "missing",
+          value_parser = PossibleValuesParser::new(["missing", "always", "never"]))]
+    pull: String,
 }
 
 impl JobOptions {
@@ -135,7 +142,13 @@ impl JobOptions {
             priority: self.priority,
             durability,
             on_partition: if self.on_partition == "pause" { OnPartition::Pause } else { OnPartition::Run },
-            driver: Driver::Process,
+            driver: if self.driver == "container" { Driver::Container } else { Driver::Process },
+            image: self.image.clone(),
+            pull: match self.pull.as_str() {
+                "always" => Pull::Always,
+                "never" => Pull::Never,
+                _ => Pull::Missing,
+            },
             handler: None,
             payload: None,
         })

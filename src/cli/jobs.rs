@@ -243,6 +243,10 @@ fn print_job(session: &Session, job: &Job, raw: &Value) -> Result<(), Failure> {
     if job.attempts.is_empty() {
         return Ok(());
     }
+    for (attempt, usage) in job.attempts.iter().filter_map(|attempt| Some((attempt, attempt.usage.as_ref()?))) {
+        let name = printer.paint("used      ", Tone::Faint);
+        printer.line(&format!("{name}  {} by attempt {}", usage.text(), attempt.number))?;
+    }
     let rows = job.attempts.iter().map(|attempt| {
         let until = attempt.ended_at.or_else(|| attempt.phase.is_live().then(now));
         let overlaps: Vec<String> = attempt

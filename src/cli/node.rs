@@ -95,6 +95,10 @@ pub(crate) struct NodeFlags {
     /// How much of each output stream of an attempt is kept [default: 64MiB]
     #[arg(long, value_name = "SIZE", env = "FLOCKWORK_LOG_LIMIT")]
     log_limit: Option<Memory>,
+    /// Where this machine's Docker listens, for jobs that are containers: unix:///PATH, or off
+    /// [default: DOCKER_HOST, or unix:///var/run/docker.sock]
+    #[arg(long, value_name = "WHERE", env = "FLOCKWORK_DOCKER")]
+    docker: Option<String>,
     /// A host name that clients may use for this node, besides localhost and addresses. May be repeated
     #[arg(long = "allow-host", value_name = "NAME", env = "FLOCKWORK_ALLOW_HOSTS", value_delimiter = ',')]
     allow_hosts: Option<Vec<String>>,
@@ -123,6 +127,7 @@ pub(crate) struct NodePlan {
     pub(crate) forget_after: Setting<Duration>,
     pub(crate) retention: Setting<Duration>,
     pub(crate) log_limit: Setting<Memory>,
+    pub(crate) docker: Setting<String>,
     pub(crate) allow_hosts: Setting<Vec<String>>,
     pub(crate) insecure: Setting<bool>,
     timing: flockwork::model::config::Timing,
@@ -176,6 +181,7 @@ impl NodePlan {
                 file.log_limit,
                 Memory { bytes: DEFAULT_LOG_LIMIT_BYTES },
             ),
+            docker: sources.settle("docker", flags.docker, file.docker, usual_docker()),
             allow_hosts: sources.settle("allow_hosts", flags.allow_hosts, file.allow_hosts, Vec::new()),
             insecure: sources.settle("insecure", insecure.filter(|_| was_typed), file.insecure, false),
         };
@@ -229,6 +235,7 @@ impl NodePlan {
             },
             insecure: self.insecure.value,
             log_limit_bytes: self.log_limit.value.bytes,
+            docker: docker_socket(&self.docker)?,
             faults: flockwork::io::faults::Faults::disarmed(),
         })
     }
@@ -261,9 +268,32 @@ impl NodePlan {
             entry("retention", &self.retention.clone().map(|time| written(&time))),
             entry("forget_after", &self.forget_after.clone().map(|time| written(&time))),
             entry("log_limit", &self.log_limit),
+            entry("docker", &self.docker),
             entry("allow_hosts", &self.allow_hosts),
             entry("insecure", &self.insecure),
         ]
+    }
+}
+
+/// Where Docker's own command line would look.
+fn usual_docker() -> String {
+    std::env::var("DOCKER_HOST")
+        .ok()
+        .filter(|host| !host.is_empty())
+        .unwrap_or_else(|| "unix:///var/run/docker.sock".to_owned())
+}
+
+/// The socket that was named, if containers are wanted.
+fn docker_socket(setting: &Setting<String>) -> Result<Option<PathBuf>, Failure> {
+    let text = setting.value.as_str();
+    match text.strip_prefix("unix://") {
+        _ if text == "off" => Ok(None),
+        Some(path) if path.starts_with('/') && !path.contains(char::is_control) => Ok(Some(path.into())),
+        // Somebody told Docker's own programs of a daemon elsewhere, which is none for this node's pods.
+        _ if setting.source == super::config::Source::Default => Ok(None),
+        _ => Err(Failure::usage(format!("--docker {text}: write unix:///PATH, or off")).with_hint(
+            "a container shares directories and the network with its node, so its Docker is this machine's",
+        )),
     }
 }
 
@@ -351,6 +381,7 @@ mod tests {
             (&["--slots", "0"], "slots"),
             (&["--name", ""], "name"),
             (&["--listen", "7071"], "--listen"),
+            (&["--docker", "tcp://10.0.0.1:2375"], "--docker"),
             (&["--listen", "127.0.0.1:99999"], "--listen"),
         ] {
             let failure = plan(arguments).unwrap_err();

@@ -43,6 +43,32 @@ struct Groups {
     memory: Vec<PathBuf>,
 }
 
+/// The innermost control groups that this process is in, where they are mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnGroups {
+    /// In the one hierarchy of version 2.
+    pub unified: Option<PathBuf>,
+    /// In the memory controller's hierarchy of version 1.
+    pub memory: Option<PathBuf>,
+    /// In the processor controller's.
+    pub cpu: Option<PathBuf>,
+}
+
+impl OwnGroups {
+    /// Looks now: a process can be moved.
+    pub fn of_this_process() -> Self {
+        let root = Path::new("/");
+        let read = |path| fs::read_to_string(root.join(path)).unwrap_or_default();
+        let (memberships, mounts) = (read("proc/self/cgroup"), read("proc/self/mountinfo"));
+        let innermost = |controller| levels(root, &memberships, &mounts, controller).into_iter().next();
+        Self {
+            unified: innermost(None),
+            memory: innermost(Some("memory")).filter(|group| group.join("memory.limit_in_bytes").exists()),
+            cpu: innermost(Some("cpu")).filter(|group| group.join("cpu.cfs_quota_us").exists()),
+        }
+    }
+}
+
 /// A reading of a counter of use. In any unit: only ratios are taken.
 #[derive(Debug, Clone, Copy)]
 struct Usage {

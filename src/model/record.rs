@@ -190,6 +190,36 @@ pub struct Attempt {
     /// The ends of its two outputs. Written with its end.
     #[serde(default, skip_serializing_if = "Tails::is_empty")]
     pub tails: Tails,
+    /// What it used of its machine, as far as that was counted. Written with its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Box<Usage>>,
+}
+
+/// What an attempt used of its machine in all. Merges by the larger, field by field: counts only grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct Usage {
+    /// Processor time, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_ms: Option<u64>,
+    /// The most memory that it had at one time, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_memory_bytes: Option<u64>,
+}
+
+impl Usage {
+    fn merge(self, other: Self) -> Self {
+        Self {
+            cpu_ms: self.cpu_ms.max(other.cpu_ms),
+            peak_memory_bytes: self.peak_memory_bytes.max(other.peak_memory_bytes),
+        }
+    }
+
+    /// Either, or what both come to.
+    fn merge_into(own: &mut Option<Box<Self>>, other: Option<&Self>) {
+        if let Some(other) = other {
+            *own = Some(Box::new(own.as_deref().map_or(*other, |own| own.merge(*other))));
+        }
+    }
 }
 
 impl Attempt {
@@ -216,6 +246,7 @@ impl Attempt {
         }
         self.result = self.result.max(other.result);
         self.tails.merge(&other.tails);
+        Usage::merge_into(&mut self.usage, other.usage.as_deref());
     }
 
     /// The blobs that it names.
@@ -542,7 +573,15 @@ impl Record {
         let resumed_from = self.checkpoint.as_ref().map(|checkpoint| checkpoint.chain);
         let claim = Claim { number, executor, at, seen: self.clock.clone(), resumed_from };
         let fate = Fate { phase: Phase::Claimed, by_executor: false, dot, at, exit: None, reason: String::new() };
-        let attempt = Attempt { claim, started_at: None, fate, progress: None, result: None, tails: Tails::default() };
+        let attempt = Attempt {
+            claim,
+            started_at: None,
+            fate,
+            progress: None,
+            result: None,
+            tails: Tails::default(),
+            usage: None,
+        };
         self.attempts.insert(dot, Box::new(attempt));
         self.clock.apply(dot.into());
     }
@@ -604,6 +643,20 @@ impl Record {
             self.clock.apply(dot.into());
         }
         is_newest
+    }
+
+    /// The executor counted what the attempt used. Goes with the write that says how it ended.
+    pub fn count_usage(&mut self, dot: Dot, claim: Dot, usage: Usage) {
+        if self.is_final() {
+            return;
+        }
+        if let Some(attempt) = self.attempts.get_mut(&claim) {
+            let before = attempt.usage.clone();
+            Usage::merge_into(&mut attempt.usage, Some(&usage));
+            if attempt.usage != before {
+                self.clock.apply(dot.into());
+            }
+        }
     }
 
     /// The executor keeps what the attempt has left behind. Goes with the write that says how it ended.

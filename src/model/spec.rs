@@ -40,6 +40,8 @@ pub enum Driver {
     /// A program of the machine, as a process group.
     #[default]
     Process,
+    /// A container of the machine's Docker daemon.
+    Container,
     /// An async Rust function that the embedding program registered.
     Handler,
 }
@@ -49,9 +51,23 @@ impl Driver {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Process => "process",
+            Self::Container => "container",
             Self::Handler => "handler",
         }
     }
+}
+
+/// When the image of a container is fetched from its registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Pull {
+    /// Where the node's daemon does not have it yet.
+    #[default]
+    Missing,
+    /// Before every attempt: the newest of its tag.
+    Always,
+    /// Not at all: it must be there.
+    Never,
 }
 
 /// How many synced copies a submit waits for before it is acknowledged.
@@ -242,6 +258,13 @@ pub struct Spec {
     pub on_partition: OnPartition,
     /// What runs it.
     pub driver: Driver,
+    /// The image to run, for driver `container`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "debian:bookworm-slim")]
+    pub image: Option<String>,
+    /// When the image is fetched.
+    #[serde(skip_serializing_if = "is_default")]
+    pub pull: Pull,
     /// The handler's name, for driver `handler`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub handler: Option<String>,
@@ -280,6 +303,8 @@ impl Default for Spec {
             durability: Durability::default(),
             on_partition: OnPartition::default(),
             driver: Driver::default(),
+            image: None,
+            pull: Pull::default(),
             handler: None,
             payload: None,
         }
@@ -300,10 +325,11 @@ impl Spec {
 
     /// For people: the name, or else the command.
     pub fn title(&self) -> String {
-        match (&self.name, &self.handler) {
-            (Some(name), _) => name.clone(),
-            (None, Some(handler)) => handler.clone(),
-            (None, None) => self.command.join(" "),
+        match (&self.name, &self.handler, &self.image) {
+            (Some(name), _, _) => name.clone(),
+            (None, Some(handler), _) => handler.clone(),
+            (None, None, Some(image)) if self.command.is_empty() => image.clone(),
+            (None, None, _) => self.command.join(" "),
         }
     }
 
@@ -322,6 +348,21 @@ impl Spec {
                     return wrong("handler", "and payload go with \"driver\": \"handler\"");
                 }
             }
+            Driver::Container => {
+                let image = self.image.as_deref().unwrap_or_default();
+                if image.is_empty() || image.len() > 512 || !image.bytes().all(|byte| byte.is_ascii_graphic()) {
+                    return wrong("image", "must name the image to run, for instance \"debian:bookworm-slim\"");
+                }
+                if self.command.first().is_some_and(String::is_empty) {
+                    return wrong("command", "must name a program of the image, or be absent: the image's own then");
+                }
+                if self.handler.is_some() || self.payload.is_some() {
+                    return wrong("handler", "and payload go with \"driver\": \"handler\"");
+                }
+                if self.umask.is_some() {
+                    return wrong("umask", "goes with \"driver\": \"process\": Docker cannot set one");
+                }
+            }
             Driver::Handler => {
                 if self.handler.as_ref().is_none_or(String::is_empty) {
                     return wrong("handler", "must name the function to run");
@@ -330,6 +371,9 @@ impl Spec {
                     return wrong("command", "goes with \"driver\": \"process\", not with a handler");
                 }
             }
+        }
+        if self.driver != Driver::Container && (self.image.is_some() || self.pull != Pull::default()) {
+            return wrong("image", "and pull go with \"driver\": \"container\"");
         }
         if self.command.iter().any(|argument| argument.contains('\0')) {
             return wrong("command", "must not contain a NUL character");
@@ -483,6 +527,14 @@ mod tests {
         assert_eq!(refused_field(&Spec { cwd: Some("here".into()), ..echo() }), "cwd");
         assert_eq!(refused_field(&Spec { env: [("a=b".into(), String::new())].into(), ..echo() }), "env");
         assert_eq!(refused_field(&Spec { driver: Driver::Handler, ..echo() }), "handler");
+        assert_eq!(refused_field(&Spec { driver: Driver::Container, ..echo() }), "image");
+        assert_eq!(refused_field(&Spec { image: Some("box:1".into()), ..echo() }), "image");
+        assert_eq!(refused_field(&Spec { pull: Pull::Never, ..echo() }), "image");
+        let boxed = Spec { driver: Driver::Container, image: Some("box:1".into()), ..echo() };
+        assert_eq!(boxed.validate(), Ok(()));
+        assert_eq!(Spec { command: Vec::new(), ..boxed.clone() }.validate(), Ok(()), "the image has a command");
+        assert_eq!(refused_field(&Spec { umask: Some("027".into()), ..boxed.clone() }), "umask");
+        assert_eq!(refused_field(&Spec { image: Some("a box".into()), ..boxed }), "image");
         let backoff = Backoff { factor: f64::NAN, ..Backoff::default() };
         assert_eq!(refused_field(&Spec { backoff, ..echo() }), "backoff.factor");
     }

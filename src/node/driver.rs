@@ -30,6 +30,7 @@ use crate::model::id::{JobIdPrefix, NodeId};
 use crate::model::member::{Facts, Member, MemberState};
 use crate::model::record::Phase;
 use crate::model::request::{Code, Event, EventKind, Refusal};
+use crate::model::spec::Driver as PodDriver;
 use crate::model::time::Moment;
 use crate::model::wire::{Frame, LogChunk, LogRequest, Probe};
 use crate::protocol::effect::{Commit, Effect, Fetched, PodEvent};
@@ -217,6 +218,7 @@ impl Driver {
                 _ = machine.tick() => {
                     let load = self.shells.machine.sample();
                     self.peer.handle_machine_load(load.cpu_permille, load.memory_available_bytes);
+                    self.peer.handle_driver(PodDriver::Container, self.shells.executor.has_containers());
                 }
                 _ = snapshot.tick() => self.renew_snapshot(),
                 _ = sweep.tick() => self.shells.executor.sweep_older(self.retention + SWEEP_EVERY),

@@ -50,6 +50,9 @@ const PROBES_WAITING: usize = 1_024;
 const EVENTS_KEPT: usize = 4_096;
 /// How often another pair of free ports is tried.
 const PORT_TRIES: usize = 32;
+/// The label of nodes that hold processes to the processors and the memory that their jobs set aside. Jobs may require it.
+const LABEL_OF_LIMITS: &str = "limits";
+
 /// How long the shells may take to stop once the driver has.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
@@ -160,6 +163,7 @@ impl Node {
                 handlers,
                 guard,
                 blobs: Some(blob_reader.clone()),
+                docker: options.docker.clone(),
                 ..ExecutorConfig::new(options.data_dir.join("pods"), name.clone())
             },
             pod_events,
@@ -169,6 +173,12 @@ impl Node {
         // Before this start is heard of: it is about to say that its earlier pods are gone.
         for key in executor.reap_leftovers().await {
             tracing::warn!(job = %key.job, claim = %key.claim, "ended what an earlier start of this node had left running");
+        }
+        if executor.enforces_limits() {
+            config.labels.entry(LABEL_OF_LIMITS.to_owned()).or_insert_with(|| "enforced".to_owned());
+        }
+        if executor.has_containers() {
+            config.drivers.insert(PodDriver::Container);
         }
 
         let facts = Facts {

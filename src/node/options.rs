@@ -42,6 +42,9 @@ pub struct NodeOptions {
     pub insecure: bool,
     /// How much of one attempt's output is kept, for each of its two streams, in bytes.
     pub log_limit_bytes: u64,
+    /// The socket of this machine's Docker daemon, which need not be there yet. The node takes jobs with driver
+    /// `container` while a daemon answers at it; without a socket it takes none.
+    pub docker: Option<PathBuf>,
     /// What the node may be told to pretend; disarmed except in tests of what a cluster lives through.
     pub faults: Faults,
 }
@@ -60,6 +63,7 @@ impl NodeOptions {
             config,
             insecure: false,
             log_limit_bytes: DEFAULT_LOG_LIMIT_BYTES,
+            docker: None,
             faults: Faults::disarmed(),
         }
     }

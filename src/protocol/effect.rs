@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::model::blob::{Blob, BlobId, BlobRef};
 use crate::model::id::{AttemptKey, Fence, JobId, NodeId};
 use crate::model::member::Facts;
-use crate::model::record::{Exit, Record, Submission};
+use crate::model::record::{Exit, Record, Submission, Usage};
 use crate::model::report::Progress;
 use crate::model::request::{Event, Receipt};
 use crate::model::time::Timestamp;
@@ -196,6 +196,8 @@ pub struct Leavings {
     pub stdout: Option<(u64, Blob)>,
     /// The end of its standard error.
     pub stderr: Option<(u64, Blob)>,
+    /// What it used of its machine, if that was counted.
+    pub usage: Option<Usage>,
     /// What people should know about its end.
     pub remark: String,
 }

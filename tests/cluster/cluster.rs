@@ -132,6 +132,17 @@ impl Cluster {
         }
     }
 
+    /// Kills a node and the guard of its pods, so that nobody is left to end what it has started.
+    pub async fn kill_with_its_guard(&mut self, node: usize) {
+        let pid = self.pid(node);
+        // It must not replace its guard meanwhile.
+        processes::signal(pid, Signal::STOP);
+        for guard in processes::children(pid, "pod-guard") {
+            processes::signal(guard, Signal::KILL);
+        }
+        self.kill(node).await;
+    }
+
     /// Stops a node's process, but nothing it started; it notices nothing.
     pub fn freeze(&mut self, node: usize) {
         processes::signal(self.pid(node), Signal::STOP);

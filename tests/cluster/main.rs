@@ -3,7 +3,7 @@
 //! Nothing here reaches into the library: the stories start the program that users start, speak to it over HTTP
 //! and through its command line, and do to its processes what machines do to them (they die, freeze, come back).
 //! The small vocabulary is in [`cluster`] (nodes and what happens to them), [`program`] (the command line) and
-//! [`processes`] (what runs on this machine).
+//! [`processes`] (what runs on this machine), and [`docker`] (a daemon for containers).
 //!
 //! Every wait ends when what it waits for is there, and has a deadline. When a story fails, the ends of the nodes'
 //! logs are printed. Whatever a story started is gone when it ends, and it fails if a pod outlived its node or if
@@ -19,17 +19,20 @@
 #![allow(unreachable_pub, reason = "one test program in several files")]
 
 mod cluster;
+mod docker;
 mod processes;
 mod program;
 
 mod bad_input;
 mod checkpoints;
 mod clients;
+mod containers;
 mod crashes;
 mod deaths;
 mod disks;
 mod identity;
 mod leases;
+mod limits;
 mod local_clusters;
 mod partitions;
 mod rough_guests;

@@ -1,5 +1,6 @@
 //! What runs on this machine, as `/proc` tells it, and signals to processes of our own.
 
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -25,6 +26,20 @@ pub fn signal(pid: u32, signal: Signal) {
 pub fn sleepers(sleep: &str) -> Vec<u32> {
     let line = format!("sleep\0{sleep}\0").into_bytes();
     matching("cmdline", |found| found == line)
+}
+
+/// The processes that were given this argument.
+pub fn given(argument: &OsStr) -> Vec<u32> {
+    matching("cmdline", |found| found.split(|byte| *byte == 0).any(|word| word == argument.as_bytes()))
+}
+
+/// The children of a process that were given this argument.
+pub fn children(parent: u32, argument: &str) -> Vec<u32> {
+    let is_child = |pid: &u32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.lines().any(|line| line.strip_prefix("PPid:").is_some_and(|of| of.trim() == parent.to_string()))
+    };
+    given(argument.as_ref()).into_iter().filter(is_child).collect()
 }
 
 /// The processes whose environment names this directory, or something below it: nodes and their pods.

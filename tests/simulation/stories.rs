@@ -529,6 +529,18 @@ fn whoever_has_handed_a_record_over_keeps_no_seal_waiting() {
 }
 
 #[test]
+fn whoever_is_forgotten_keeps_no_seal_waiting() {
+    let mut world = cluster_of(Options { forget_after: SECOND * 20, ..Options::new(1, 4) });
+    let jobs: Vec<JobId> = (0..10).map(|_| world.submit(0, work(50, 0))).collect();
+    world.power_off(3);
+    world.run_for(SECOND * 10);
+    let is_sealed = |world: &World, job: &JobId| world.merged(*job).is_some_and(|record| record.is_final());
+    assert!(!jobs.iter().all(|job| is_sealed(&world, job)), "some of them have a copy on the machine that is off");
+    world.wait_until("all are sealed", |world| jobs.iter().all(|job| is_sealed(world, job)));
+    world.end_well();
+}
+
+#[test]
 fn whoever_comes_later_hears_of_the_dead() {
     let mut world = cluster(4);
     world.power_off(3);

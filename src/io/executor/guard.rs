@@ -17,13 +17,23 @@
 //! the group too. That is long before the other nodes, which wait out such jobs' pause, start them elsewhere. A node that
 //! was only slow learns from its own watch that it let the leases lapse ([`Guard::has_lapsed_since`]).
 //!
+//! Control groups, where the node makes any, are all below a few directories of its own (`g /sys/fs/cgroup/…`): whoever is
+//! in there at the end is killed, whatever became of groups and marks.
+//!
+//! Containers are not children of anybody here, so it is Docker that must end them. The guard is told the daemon's socket
+//! (`d /run/docker.sock`) and each container by its name, before it is made (`c+name`, and `c*name` and its mark for a
+//! leased one) and after it is gone (`c-name`). At the end it asks the daemon to remove them, in a few lines of HTTP of its
+//! own. A daemon that does not answer is made up for by the marks, which the processes in containers carry as well:
+//! a node that runs as root may kill them. What is left even then is removed by the next start of the node.
+//!
 //! A guard that dies is replaced, and the new one is told everything again. A node without its guard for a
 //! moment is not a fault worth ending pods for.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{self, BufRead, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
@@ -38,6 +48,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::groups;
 use super::marker::{self, Mark, Origin};
 
 /// The argument that makes the `flockwork` program a guard: its `main` calls [`guard_main`] then.
@@ -65,6 +76,10 @@ const RENEW_EVERY: Duration = Duration::from_secs(1);
 /// By how much the node's own watch over its leases is the stricter.
 const LEASE_SLACK: Duration = Duration::from_millis(200);
 
+/// How long the guard waits for one answer of Docker, and for all of them.
+const DOCKER_WITHIN: Duration = Duration::from_secs(10);
+const ALL_OF_DOCKER_WITHIN: Duration = Duration::from_secs(60);
+
 /// Lines that the guard has read and not yet acted upon.
 const LINES_AHEAD: usize = 1_024;
 
@@ -76,7 +91,8 @@ pub enum GuardProgram {
     ThisProgram,
     /// A program and arguments that end up in [`guard_main`].
     Program(PathBuf, Vec<OsString>),
-    /// An `awk` script that does the most of it, for programs that only embed a node. It knows nothing of marks and leases.
+    /// An `awk` script that does the most of it, for programs that only embed a node. It knows nothing of marks, leases
+    /// and containers.
     #[default]
     Awk,
 }
@@ -116,11 +132,22 @@ impl GuardProgram {
     }
 }
 
+/// What every guard of a node is told at first.
+#[derive(Debug)]
+pub(super) struct Watched {
+    /// Whose marks are the node's.
+    pub(super) origin: Origin,
+    /// The socket of the daemon that has its containers.
+    pub(super) docker: Option<PathBuf>,
+    /// The control groups below which nobody but its pods is.
+    pub(super) groups: Vec<PathBuf>,
+}
+
 /// The node's end.
 #[derive(Debug)]
 pub(super) struct Guard {
     program: GuardProgram,
-    origin: Origin,
+    watched: Watched,
     roll: Mutex<Roll>,
     broken: Notify,
 }
@@ -129,6 +156,8 @@ pub(super) struct Guard {
 struct Roll {
     /// Each group, with its pod's mark where it is leased.
     groups: BTreeMap<i32, Option<String>>,
+    /// Each container, likewise.
+    containers: BTreeMap<String, Option<String>>,
     pipe: Option<OwnedFd>,
     /// When the leases were last renewed; nothing while there are none.
     renewed: Option<Instant>,
@@ -138,7 +167,16 @@ struct Roll {
 
 impl Roll {
     fn has_leases(&self) -> bool {
-        self.groups.values().any(Option::is_some)
+        self.groups.values().chain(self.containers.values()).any(Option::is_some)
+    }
+
+    /// There is a first lease from now on, or the last has gone.
+    fn mind_leases(&mut self) {
+        if !self.has_leases() {
+            self.renewed = None;
+        } else if self.renewed.is_none() {
+            self.renewed = Some(Instant::now());
+        }
     }
 
     /// Looks at the clock: whether the leases have been let lapse.
@@ -154,9 +192,21 @@ fn tell(pipe: &OwnedFd, line: &str) -> Result<(), Errno> {
     rustix::io::retry_on_intr(|| rustix::io::write(pipe, line.as_bytes())).map(drop)
 }
 
-fn tell_all(pipe: &OwnedFd, origin: &Origin, groups: &BTreeMap<i32, Option<String>>) -> Result<(), Errno> {
-    tell(pipe, &format!("of {origin}\n"))?;
-    groups.iter().try_for_each(|(group, leased)| tell(pipe, &introduction(*group, leased.as_deref())))
+fn tell_all(pipe: &OwnedFd, watched: &Watched, roll: &Roll) -> Result<(), Errno> {
+    tell(pipe, &format!("of {}\n", watched.origin))?;
+    watched.groups.iter().try_for_each(|base| tell(pipe, &format!("g {}\n", base.display())))?;
+    if let Some(socket) = &watched.docker {
+        tell(pipe, &format!("d {}\n", socket.display()))?;
+    }
+    roll.groups.iter().try_for_each(|(group, leased)| tell(pipe, &introduction(*group, leased.as_deref())))?;
+    roll.containers.iter().try_for_each(|(name, leased)| tell(pipe, &container_line(name, leased.as_deref())))
+}
+
+fn container_line(name: &str, leased: Option<&str>) -> String {
+    match leased {
+        None => format!("c+{name}\n"),
+        Some(mark) => format!("c*{name} {mark}\n"),
+    }
 }
 
 fn introduction(group: i32, leased: Option<&str>) -> String {
@@ -168,8 +218,8 @@ fn introduction(group: i32, leased: Option<&str>) -> String {
 
 impl Guard {
     /// Starts the guard, which can then be told of pods. [`keep`](Self::keep) must be run beside it.
-    pub(super) fn start(program: GuardProgram, origin: Origin) -> io::Result<(Arc<Self>, Child)> {
-        let guard = Arc::new(Self { program, origin, roll: Mutex::default(), broken: Notify::new() });
+    pub(super) fn start(program: GuardProgram, watched: Watched) -> io::Result<(Arc<Self>, Child)> {
+        let guard = Arc::new(Self { program, watched, roll: Mutex::default(), broken: Notify::new() });
         let child = guard.spawn()?;
         Ok((guard, child))
     }
@@ -182,7 +232,7 @@ impl Guard {
         let _ = rustix::pipe::fcntl_setpipe_size(&ours, PIPE_BYTES);
         let mut child = self.program.command()?.stdin(Stdio::from(theirs)).spawn()?;
         let mut roll = self.roll();
-        if let Err(error) = tell_all(&ours, &self.origin, &roll.groups) {
+        if let Err(error) = tell_all(&ours, &self.watched, &roll) {
             // Before its pipe is closed, for the reason given in `keep`.
             child.start_kill()?;
             return Err(error.into());
@@ -197,11 +247,28 @@ impl Guard {
         let leased = leased.map(ToString::to_string);
         let mut roll = self.roll();
         let line = introduction(group, leased.as_deref());
-        if leased.is_some() && !roll.has_leases() {
-            roll.renewed = Some(Instant::now());
-        }
         roll.groups.insert(group, leased);
+        roll.mind_leases();
         self.tell(&roll, &line);
+    }
+
+    /// Puts a container on the list, which need not be there yet.
+    pub(super) fn add_container(&self, name: &str, leased: Option<&Mark>) {
+        let leased = leased.map(ToString::to_string);
+        let mut roll = self.roll();
+        let line = container_line(name, leased.as_deref());
+        roll.containers.insert(name.to_owned(), leased);
+        roll.mind_leases();
+        self.tell(&roll, &line);
+    }
+
+    /// Takes it off.
+    pub(super) fn remove_container(&self, name: &str) {
+        let mut roll = self.roll();
+        if roll.containers.remove(name).is_some() {
+            roll.mind_leases();
+            self.tell(&roll, &format!("c-{name}\n"));
+        }
     }
 
     /// Renews the leases, if there are any.
@@ -233,9 +300,7 @@ impl Guard {
     pub(super) fn remove(&self, group: Pid) {
         let mut roll = self.roll();
         roll.groups.remove(&group.as_raw_nonzero().get());
-        if !roll.has_leases() {
-            roll.renewed = None;
-        }
+        roll.mind_leases();
         self.tell(&roll, &format!("-{}\n", group.as_raw_nonzero()));
     }
 
@@ -299,7 +364,10 @@ async fn end(child: &mut Child) {
 #[derive(Debug, Default)]
 struct Watch {
     origin: Option<Origin>,
+    docker: Option<PathBuf>,
+    control_groups: Vec<PathBuf>,
     groups: BTreeMap<i32, Option<Mark>>,
+    containers: BTreeMap<String, Option<Mark>>,
     /// When the leased ones are to be killed.
     lapse_at: Option<std::time::Instant>,
 }
@@ -309,23 +377,42 @@ impl Watch {
         let number = |digits: &str| digits.parse::<i32>().ok().filter(|group| *group > 1);
         if let Some(text) = line.strip_prefix("of ") {
             self.origin = Origin::parse(text);
+        } else if let Some(socket) = line.strip_prefix("d ") {
+            self.docker = Some(socket.into());
+        } else if let Some(base) = line.strip_prefix("g ") {
+            self.control_groups.push(base.into());
         } else if line == "bye" {
             self.origin = None;
+            self.control_groups.clear();
         } else if line == "t" {
             self.lapse_at = self.lapse_at.and(now.checked_add(LEASE));
         } else if let Some(group) = line.strip_prefix('+').and_then(number) {
             self.groups.insert(group, None);
         } else if let Some(group) = line.strip_prefix('-').and_then(number) {
             self.groups.remove(&group);
-            if self.groups.values().all(Option::is_none) {
-                self.lapse_at = None;
-            }
+            self.mind_leases(now);
         } else if let Some((group, mark)) = line.strip_prefix('*').and_then(|rest| rest.split_once(' '))
             && let Some(leased) = number(group).and_then(|group| self.groups.get_mut(&group))
         {
             *leased = Mark::parse(mark);
-            self.lapse_at = self.lapse_at.or(now.checked_add(LEASE));
+            self.mind_leases(now);
+        } else if let Some(name) = line.strip_prefix("c+").filter(|name| is_container_name(name)) {
+            self.containers.insert(name.to_owned(), None);
+        } else if let Some(name) = line.strip_prefix("c-") {
+            self.containers.remove(name);
+            self.mind_leases(now);
+        } else if let Some((name, mark)) = line.strip_prefix("c*").and_then(|rest| rest.split_once(' '))
+            && is_container_name(name)
+        {
+            self.containers.insert(name.to_owned(), Mark::parse(mark));
+            self.mind_leases(now);
         }
+    }
+
+    /// There is a first lease from now on, or the last has gone.
+    fn mind_leases(&mut self, now: std::time::Instant) {
+        let has_leases = self.groups.values().chain(self.containers.values()).any(Option::is_some);
+        self.lapse_at = if has_leases { self.lapse_at.or(now.checked_add(LEASE)) } else { None };
     }
 
     /// The node does not renew its leases: ends what it leased.
@@ -336,26 +423,66 @@ impl Watch {
             kill_group(*group);
             self.groups.remove(group);
         }
+        let containers: Vec<(String, Mark)> =
+            self.containers.iter().filter_map(|(name, mark)| Some((name.clone(), mark.clone()?))).collect();
+        let marks: Vec<&Mark> = leased.iter().map(|(_, mark)| mark).chain(containers.iter().map(|(_, m)| m)).collect();
+        for base in &self.control_groups {
+            marks.iter().for_each(|mark| groups::kill_all_in(&base.join(groups::name_of(&mark.key))));
+        }
         // What was just forking when its group was killed has a child.
         for _ in 0..LOOKS {
-            if marker::kill_marked(|mark| leased.iter().any(|(_, leased)| leased == mark)).is_empty() {
+            if marker::kill_marked(|mark| marks.contains(&mark)).is_empty() {
                 break;
             }
             std::thread::sleep(BETWEEN_LOOKS);
+        }
+        // The node may live, and ask why it ended: it removes it.
+        self.ask_docker(containers.iter().map(|(name, _)| format!("POST /containers/{name}/kill?signal=KILL")));
+        for (name, _) in &containers {
+            self.containers.remove(name);
         }
         self.lapse_at = None;
     }
 
     /// The node is gone: ends everything.
     fn end_all(self) {
-        self.groups.into_keys().for_each(kill_group);
-        if let Some(origin) = self.origin {
+        self.groups.keys().copied().for_each(kill_group);
+        self.control_groups.iter().for_each(|base| groups::kill_all_in(base));
+        if let Some(origin) = &self.origin {
             for _ in 0..LOOKS {
-                marker::kill_marked(|mark| mark.origin == origin);
+                marker::kill_marked(|mark| mark.origin == *origin);
                 std::thread::sleep(BETWEEN_LOOKS);
             }
         }
+        self.control_groups.iter().for_each(|base| groups::kill_and_remove(base));
+        self.ask_docker(self.containers.keys().map(|name| format!("DELETE /containers/{name}?force=true&v=true")));
     }
+
+    /// Asks Docker for what it is to do with containers, one after the other. Its answers only tell that it has done it:
+    /// where it has not, nobody is left who could do more.
+    #[expect(clippy::disallowed_methods, reason = "the guard is a program of its own, with a clock")]
+    fn ask_docker(&self, requests: impl Iterator<Item = String>) {
+        let Some(socket) = &self.docker else { return };
+        let begun = std::time::Instant::now();
+        for request in requests.take_while(|_| begun.elapsed() < ALL_OF_DOCKER_WITHIN) {
+            let asked = UnixStream::connect(socket).and_then(|mut docker| {
+                docker.set_read_timeout(Some(DOCKER_WITHIN))?;
+                docker.set_write_timeout(Some(DOCKER_WITHIN))?;
+                let head =
+                    format!("{request} HTTP/1.1\r\nHost: docker\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+                docker.write_all(head.as_bytes())?;
+                docker.read(&mut [0; 64])
+            });
+            if asked.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// What may stand in a request as it is.
+fn is_container_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
 }
 
 fn kill_group(group: i32) {

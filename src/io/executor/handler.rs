@@ -16,11 +16,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::log::StreamLog;
-use super::{Cause, Core, Pod, Silence, process, until};
+use super::overseer::{Cause, Order, Overseer};
+use super::{Core, Pod, process};
 use crate::io::pod_api::{ReportError, Voice};
 use crate::model::id::{Fence, JobId};
 use crate::model::record::Exit;
@@ -193,30 +193,16 @@ pub(super) async fn run(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart) -> P
     pod.voice.begin();
     core.report_started(start.key);
 
-    let mut cause = None;
-    let mut deadline = spec.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-    let mut silence = Silence::watch(spec.heartbeat_timeout, pod);
+    let mut overseer = Overseer::new(core, pod, spec);
     let outcome = loop {
         tokio::select! {
             biased;
             outcome = &mut task => break outcome,
-            () = pod.stop.cancelled(), if cause.is_none() => {
-                cause = Some(Cause::Stopped);
-            }
-            limit = silence.lasts_too_long(pod), if cause.is_none() => {
-                cause = Some(Cause::Silent(limit));
-            }
-            () = until(deadline) => match cause {
-                None => cause = Some(Cause::TimedOut),
-                Some(_) => {
-                    task.abort();
-                    deadline = None;
-                    continue;
-                }
+            order = overseer.next_order() => match order {
+                Order::AskToEnd => cancelled.cancel(),
+                Order::Kill => task.abort(),
             },
         }
-        cancelled.cancel();
-        deadline = Instant::now().checked_add(core.config.stop_grace);
     };
     // What the handler has started and left behind can at least know that it is over.
     cancelled.cancel();
@@ -233,7 +219,7 @@ pub(super) async fn run(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart) -> P
     {
         tracing::warn!(job = %start.key.job, %error, "a handler's error could not be written to its log");
     }
-    Cause::end(cause, exit)
+    Cause::end(overseer.cause(), exit)
 }
 
 fn with_sources(error: &dyn std::error::Error) -> String {

@@ -2,8 +2,8 @@
 //!
 //! Picture a workshop with a foreman. The driver hands in slips (start this, stop that) and never waits; the
 //! foreman gives every pod a task that looks after it from its start to its end, and puts what happens into the
-//! driver's letter box. A pod is either a group of processes (`process`) or an async function of the
-//! embedding program (`handler`); what it writes goes into a capped log (`log`), which outlives it until its
+//! driver's letter box. A pod is a group of processes (`process`), a container (`container`) or an async function of
+//! the embedding program (`handler`); what it writes goes into a capped log (`log`), which outlives it until its
 //! job is swept.
 //!
 //! What always holds:
@@ -16,6 +16,9 @@
 //!   ([`reap_leftovers`](Executor::reap_leftovers)). Processes that left their group are found by a mark in
 //!   their environment (`marker`), as well as Linux allows: before the end is reported where they hold the
 //!   pod's output open, and otherwise about a second later.
+//! - Pods of jobs that set processors or memory aside are held to it by control groups (`groups`) where the machine
+//!   lets this node make any. Nobody leaves those.
+//! - What is said of process groups goes for containers, by the same three, as far as Docker answers (`docker`).
 //!
 //! On disk, below the configured directory: `id`, a number that says whose marks are this node's;
 //! `<job>/<claim>/`, the logs of an attempt; `tmp/<job>.<claim>/`, the directory that an attempt has for itself
@@ -25,12 +28,16 @@
 //! nodes.
 
 mod cells;
+mod container;
+mod docker;
+mod groups;
 mod guard;
 mod handler;
 mod identity;
 mod log;
 mod marker;
 mod memory;
+mod overseer;
 mod process;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,7 +52,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal};
+use rustix::process::Pid;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::Instant;
@@ -57,21 +64,25 @@ pub use guard::{GUARD_ARGUMENT, GuardProgram, guard_main};
 pub use handler::{HandlerContext, HandlerError, Handlers, LogWriter, Reporter};
 
 use crate::io::crash_points::{self, Step};
+use crate::io::machine::OwnGroups;
 use crate::io::pod_api::{PodApi, Voice};
 use crate::io::store::BlobReader;
 use crate::model::blob::{Blob, MAX_RESULT_BYTES, MAX_TAIL_BYTES};
 use crate::model::id::{AttemptKey, JobId};
-use crate::model::record::Exit;
+use crate::model::record::Usage;
 use crate::model::request::Receipt;
 use crate::model::spec::Driver;
 use crate::model::time::Timestamp;
 use crate::model::wire::{LogChunk, LogRequest, Stream};
 use crate::protocol::effect::{Leavings, PodEnd, PodEvent, PodStart, Rejected};
 use cells::{Cell, Cells};
-use guard::Guard;
+use docker::Docker;
+use groups::Groups;
+use guard::{Guard, Watched};
 use log::StreamLog;
 use marker::{Mark, Origin};
 use memory::MemoryWatch;
+use overseer::Cause;
 
 /// How many processes are being spawned at one time. More than the machine has processors helps only where
 /// spawning waits for a slow file system.
@@ -114,6 +125,8 @@ pub struct ExecutorConfig {
     pub guard: GuardProgram,
     /// Where checkpoints are read from. Without it, pods that have one to go on from cannot be started.
     pub blobs: Option<BlobReader>,
+    /// The socket of this machine's Docker daemon, which need not be there yet. Without it no container is run.
+    pub docker: Option<PathBuf>,
 }
 
 impl ExecutorConfig {
@@ -128,6 +141,7 @@ impl ExecutorConfig {
             handlers: Handlers::new(),
             guard: GuardProgram::default(),
             blobs: None,
+            docker: None,
         }
     }
 }
@@ -153,6 +167,9 @@ struct Core {
     runtime: Handle,
     pod_api: PodApi,
     memory: MemoryWatch,
+    docker: Docker,
+    /// Where control groups are made, if this machine allows it.
+    groups: Option<Groups>,
     guard: Option<Arc<Guard>>,
     spawning: Semaphore,
     sweeping: Semaphore,
@@ -179,63 +196,16 @@ struct Pod {
     token: String,
     /// How many processes the kernel had killed for want of memory when it started.
     memory_kills: OnceLock<u64>,
+    /// What people should know about its end, as far as it is known before it is cleared up.
+    remark: OnceLock<String>,
+    /// What it used, where that is counted.
+    usage: OnceLock<Usage>,
     stdout: Arc<StreamLog>,
     stderr: Arc<StreamLog>,
     /// Its job was swept while it ran: sweep again when it has ended.
     swept: AtomicBool,
     /// Its own directories, while it runs.
     cell: Mutex<Option<Cell>>,
-}
-
-/// Why a pod is being ended. The first reason counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Cause {
-    Stopped,
-    TimedOut,
-    /// It said nothing of itself for this long.
-    Silent(Duration),
-}
-
-impl Cause {
-    /// What to report of a pod that ended with `exit`, by itself or for a cause.
-    fn end(cause: Option<Self>, exit: Exit) -> PodEnd {
-        match cause {
-            None => PodEnd::Exited(exit),
-            Some(Self::Stopped) => PodEnd::Stopped(exit),
-            Some(Self::TimedOut) => PodEnd::Exited(Exit::TimedOut),
-            Some(Self::Silent(limit)) => PodEnd::Silent(limit),
-        }
-    }
-
-    /// What to report of a pod that was ended before there was anything to end.
-    fn before_start(self) -> PodEnd {
-        Self::end(Some(self), Exit::Signal(Signal::TERM.as_raw()))
-    }
-}
-
-/// How long a pod may say nothing of itself, where its job has a limit for that.
-#[derive(Debug)]
-struct Silence {
-    limit: Option<Duration>,
-    too_long_at: Option<Instant>,
-}
-
-impl Silence {
-    fn watch(limit: Option<Duration>, pod: &Pod) -> Self {
-        Self { limit, too_long_at: limit.and_then(|limit| pod.voice.heard_at().checked_add(limit)) }
-    }
-
-    /// Returns the limit when it has passed, and never where there is none.
-    async fn lasts_too_long(&mut self, pod: &Pod) -> Duration {
-        loop {
-            until(self.too_long_at).await;
-            let limit = self.limit.unwrap_or_default();
-            self.too_long_at = pod.voice.heard_at().checked_add(limit);
-            if self.too_long_at.is_some_and(|at| at <= Instant::now()) {
-                return limit;
-            }
-        }
-    }
 }
 
 /// Where things are on disk.
@@ -274,7 +244,14 @@ impl Executor {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.dir)?;
         let layout = Layout { dir: fs::canonicalize(&config.dir)? };
         let origin = Origin { directory: directory_id(&layout)?, start: rand::random() };
-        let guard = match Guard::start(config.guard.clone(), origin.clone()) {
+        // Before the guard is started: a node must be alone in its group to move out of the way.
+        let groups = find_groups(&origin);
+        let watched = Watched {
+            origin: origin.clone(),
+            docker: config.docker.clone(),
+            groups: groups.as_ref().map(Groups::bases).unwrap_or_default(),
+        };
+        let guard = match Guard::start(config.guard.clone(), watched) {
             Ok(started) => Some(started),
             Err(error) if config.guard == GuardProgram::Awk => {
                 tracing::warn!(%error, "no pod guard: pods will outlive this program if it is killed");
@@ -287,7 +264,6 @@ impl Executor {
         let pod_api = PodApi::start(events.clone(), tracker.clone(), closing.clone())?;
         let core = Arc::new(Core {
             passed_on: process::passed_on(),
-            config,
             cells: Cells::new(layout.dir.join("tmp")),
             layout,
             origin,
@@ -297,6 +273,9 @@ impl Executor {
             runtime,
             pod_api,
             memory: MemoryWatch::new(),
+            docker: Docker::at(config.docker.clone()),
+            groups,
+            config,
             guard,
             spawning: Semaphore::new(SPAWNS_AT_ONCE),
             sweeping: Semaphore::new(1),
@@ -309,13 +288,14 @@ impl Executor {
             core.tracker.spawn_on(Arc::clone(guard).keep_leases(core.closing.clone()), &core.runtime);
         }
         core.tracker.spawn_on(watch_for_strays(Arc::clone(&core)), &core.runtime);
+        core.tracker.spawn_on(docker::keep_looking(Arc::clone(&core)), &core.runtime);
         Ok(Self { core })
     }
 
     /// Ends what an earlier start of this node has left running, removes its pods' own directories, and says whose
-    /// processes were found. To be called once, before the first pod is started.
+    /// processes and containers were found. To be called once, before the first pod is started.
     pub async fn reap_leftovers(&self) -> Vec<AttemptKey> {
-        let (origin, tmp) = (self.core.origin.clone(), self.core.cells.dir().to_owned());
+        let (core, origin, tmp) = (Arc::clone(&self.core), self.core.origin.clone(), self.core.cells.dir().to_owned());
         let reaping = tokio::task::spawn_blocking(move || {
             let mut keys = Vec::new();
             for _ in 0..LOOKS_FOR_LEFTOVERS {
@@ -329,14 +309,29 @@ impl Executor {
                 keys.extend(found.into_iter().map(|mark| mark.key));
                 std::thread::sleep(BETWEEN_LOOKS);
             }
+            if let Some(groups) = &core.groups {
+                groups.clear_earlier(&origin);
+            }
             if let Err(error) = remove_all(&tmp) {
                 tracing::warn!(dir = %tmp.display(), %error, "leftovers of an earlier start cannot be removed");
             }
-            keys.sort();
-            keys.dedup();
             keys
         });
-        reaping.await.unwrap_or_default()
+        let mut keys = reaping.await.unwrap_or_default();
+        keys.extend(docker::look_and_tidy(&self.core).await.into_iter().map(|mark| mark.key));
+        keys.sort();
+        keys.dedup();
+        keys
+    }
+
+    /// Whether the processors and the memory that jobs set aside are enforced for processes.
+    pub fn enforces_limits(&self) -> bool {
+        self.core.groups.is_some()
+    }
+
+    /// Whether containers can be run at the moment.
+    pub fn has_containers(&self) -> bool {
+        self.core.docker.client().is_some()
     }
 
     /// Starts a pod. What becomes of it is reported as events; nothing blocks here.
@@ -458,7 +453,13 @@ impl Executor {
         core.kill_strays().await;
         let clearing = Arc::clone(core);
         // Nothing is lost where this fails: the next start removes what it finds.
-        let _ = tokio::task::spawn_blocking(move || clearing.cells.remove_spare()).await;
+        let _ = tokio::task::spawn_blocking(move || {
+            clearing.cells.remove_spare();
+            if let Some(groups) = &clearing.groups {
+                groups.remove();
+            }
+        })
+        .await;
         core.closing.cancel();
     }
 
@@ -476,12 +477,19 @@ impl Pod {
             voice,
             token,
             memory_kills: OnceLock::new(),
+            remark: OnceLock::new(),
+            usage: OnceLock::new(),
             stop: CancellationToken::new(),
             stdout: log(Stream::Stdout),
             stderr: log(Stream::Stderr),
             swept: AtomicBool::new(false),
             cell: Mutex::default(),
         }
+    }
+
+    /// Notes what people should know about its end. The first remark counts.
+    fn note(&self, remark: String) {
+        let _ = self.remark.set(remark);
     }
 
     /// Whether it has left anything on the disk.
@@ -517,6 +525,18 @@ impl Core {
     fn guard_removes(&self, group: Pid) {
         if let Some(guard) = &self.guard {
             guard.remove(group);
+        }
+    }
+
+    fn guard_adds_container(&self, name: &str, leased: Option<&Mark>) {
+        if let Some(guard) = &self.guard {
+            guard.add_container(name, leased);
+        }
+    }
+
+    fn guard_removes_container(&self, name: &str) {
+        if let Some(guard) = &self.guard {
+            guard.remove_container(name);
         }
     }
 
@@ -571,6 +591,22 @@ impl Core {
     }
 }
 
+fn find_groups(origin: &Origin) -> Option<Groups> {
+    match Groups::find(OwnGroups::of_this_process(), origin) {
+        Ok(groups) => {
+            tracing::info!(groups = ?groups.bases(), "processors and memory that jobs set aside are enforced");
+            Some(groups)
+        }
+        Err(why) => {
+            tracing::info!(
+                why,
+                "processors and memory that jobs set aside are reserved, but not enforced: no control groups"
+            );
+            None
+        }
+    }
+}
+
 /// Looks after one pod from its start to its end.
 async fn run_pod(core: Arc<Core>, pod: Arc<Pod>, start: PodStart) {
     let key = start.key;
@@ -580,6 +616,7 @@ async fn run_pod(core: Arc<Core>, pod: Arc<Pod>, start: PodStart) {
     } else {
         match driver {
             Driver::Process => process::run(&core, &pod, &start).await,
+            Driver::Container => container::run(&core, &pod, &start).await,
             Driver::Handler => handler::run(&core, &pod, &start).await,
         }
     };
@@ -596,13 +633,14 @@ async fn run_pod(core: Arc<Core>, pod: Arc<Pod>, start: PodStart) {
     let clear = move || {
         let mut left = clear_up(&clearing, &ended, key);
         let kills = ended.memory_kills.get().copied();
-        if let Some(remark) = by_itself.and_then(|exit| clearing.memory.remark(exit, kills)) {
+        let seen = || by_itself.and_then(|exit| clearing.memory.remark(exit, kills));
+        if let Some(remark) = ended.remark.get().cloned().or_else(seen) {
             left.remark = if left.remark.is_empty() { remark } else { format!("{remark}; {}", left.remark) };
         }
         left
     };
     let left = if has_files { tokio::task::spawn_blocking(clear).await.unwrap_or_default() } else { clear() };
-    if driver == Driver::Process {
+    if driver != Driver::Handler {
         core.strays.notify_one();
     }
     core.retire(key, end, left);
@@ -614,7 +652,8 @@ async fn run_pod(core: Arc<Core>, pod: Arc<Pod>, start: PodStart) {
 /// Gathers what a pod that has ended leaves behind, and removes the rest. Blocks.
 fn clear_up(core: &Core, pod: &Pod, key: AttemptKey) -> Leavings {
     let (progress, told) = pod.voice.revoke();
-    let mut left = Leavings { progress, result: told.map(Blob::new), ..Leavings::default() };
+    let usage = pod.usage.get().copied();
+    let mut left = Leavings { progress, result: told.map(Blob::new), usage, ..Leavings::default() };
     for (log, tail) in [(&pod.stdout, &mut left.stdout), (&pod.stderr, &mut left.stderr)] {
         match log.tail(MAX_TAIL_BYTES) {
             Ok(newest) => *tail = newest.map(|(offset, bytes)| (offset, Blob::new(bytes))),
@@ -713,14 +752,6 @@ fn directory_id(layout: &Layout) -> io::Result<u64> {
     let id: u64 = rand::random();
     fs::write(&file, format!("{id:016x}\n"))?;
     Ok(id)
-}
-
-/// Returns at `deadline`, or never.
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
 }
 
 fn now() -> Timestamp {

@@ -35,15 +35,16 @@ use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::cells::Cell;
+use super::groups::{self, Group};
 use super::identity::{self, Identity};
 use super::log::StreamLog;
 use super::marker::{self, Mark};
-use super::{Cause, Core, Pod, Silence, until};
+use super::overseer::{Cause, Order, Overseer};
+use super::{Core, Pod};
 use crate::io::crash_points::{self, Step};
 use crate::model::blob::Blob;
 use crate::model::record::Exit;
-use crate::model::spec::OnPartition;
+use crate::model::spec::{OnPartition, Spec};
 use crate::protocol::effect::{PodEnd, PodStart};
 
 /// The variables of the node's own environment that every pod is given beside `PATH`. Who is who, where programs are, how to
@@ -89,11 +90,12 @@ struct Spawned {
     stdin: Option<OwnedFd>,
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
+    control: Option<Group>,
 }
 
 /// Runs the pod to its end.
 pub(super) async fn run(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart) -> PodEnd {
-    let spawned = {
+    let (spawned, guarded_since) = {
         let Ok(_permit) = core.spawning.acquire().await else { return unable("this node is shutting down") };
         if pod.stop.is_cancelled() {
             return Cause::Stopped.before_start();
@@ -103,18 +105,26 @@ pub(super) async fn run(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart) -> P
             Err(end) => return end,
         };
         let (core, pod, start) = (Arc::clone(core), Arc::clone(pod), start.clone());
+        // The node may stand still at any moment from now on.
+        let before = Instant::now();
         match tokio::task::spawn_blocking(move || spawn(&core, &pod, &start, saved.as_ref())).await {
-            Ok(Ok(spawned)) => spawned,
+            Ok(Ok(spawned)) => (spawned, before),
             Ok(Err(end)) => return end,
             Err(_) => return unable("this node is shutting down"),
         }
     };
     pod.voice.begin();
     core.report_started(start.key);
-    supervise(core, pod, start, spawned).await
+    supervise(core, pod, start, spawned, guarded_since).await
 }
 
-async fn supervise(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart, mut spawned: Spawned) -> PodEnd {
+async fn supervise(
+    core: &Arc<Core>,
+    pod: &Arc<Pod>,
+    start: &PodStart,
+    mut spawned: Spawned,
+    guarded_since: Instant,
+) -> PodEnd {
     let group = spawned.group;
     let spec = &start.submission.spec;
     let input = spec.stdin.as_ref().map_or(&[][..], |stdin| &stdin.0);
@@ -125,38 +135,20 @@ async fn supervise(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart, mut spawn
     let mut feeding = std::pin::pin!(feed(stdin, input));
     let mut exited = std::pin::pin!(wait_for_exit(group));
     let (mut drained, mut fed) = (false, false);
-    let mut cause = None;
-    let begun = Instant::now();
-    let mut deadline = spec.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-    let mut silence = Silence::watch(spec.heartbeat_timeout, pod);
+    let mut overseer = Overseer::new(core, pod, spec);
     loop {
         tokio::select! {
             biased;
             () = &mut exited => break,
-            () = pod.stop.cancelled(), if cause.is_none() => {
-                cause = Some(Cause::Stopped);
-                ask_to_end(group);
-                deadline = Instant::now().checked_add(core.config.stop_grace);
-            }
-            limit = silence.lasts_too_long(pod), if cause.is_none() => {
-                cause = Some(Cause::Silent(limit));
-                ask_to_end(group);
-                deadline = Instant::now().checked_add(core.config.stop_grace);
-            }
-            () = until(deadline) => {
-                if cause.is_some() {
-                    kill(group);
-                    deadline = None;
-                } else {
-                    cause = Some(Cause::TimedOut);
-                    ask_to_end(group);
-                    deadline = Instant::now().checked_add(core.config.stop_grace);
-                }
-            }
+            order = overseer.next_order() => match order {
+                Order::AskToEnd => ask_to_end(group),
+                Order::Kill => kill(group),
+            },
             () = &mut outputs, if !drained => drained = true,
             () = &mut feeding, if !fed => fed = true,
         }
     }
+    let cause = overseer.cause();
     kill(group);
     core.guard_removes(group);
     let exit = match spawned.child.wait() {
@@ -168,6 +160,9 @@ async fn supervise(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart, mut spawn
         }
     };
     wait_until_empty(group).await;
+    if let Some(control) = spawned.control.take() {
+        end_control(pod, spec, control).await;
+    }
     if !drained && tokio::time::timeout(DRAIN, &mut outputs).await.is_err() {
         let (origin, key) = (core.origin.clone(), start.key);
         let killing = tokio::task::spawn_blocking(move || {
@@ -179,7 +174,11 @@ async fn supervise(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart, mut spawn
         tracing::debug!(job = %start.key.job, killed, given_up, "a pod's output was held open after its end");
     }
     let is_killed = exit == Exit::Signal(Signal::KILL.as_raw());
-    if spec.on_partition == OnPartition::Pause && cause.is_none() && is_killed && core.leases_lapsed_since(begun) {
+    if spec.on_partition == OnPartition::Pause
+        && cause.is_none()
+        && is_killed
+        && core.leases_lapsed_since(guarded_since)
+    {
         return unable("its node stood still for so long that its guard ended it");
     }
     Cause::end(cause, exit)
@@ -199,7 +198,8 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
     let cell = core.cells.take().map_err(|error| {
         unable(&format!("a directory for the job cannot be made in {}: {error}", core.cells.dir().display()))
     })?;
-    let (own_dir, told) = (cell.own(), told_to_job(core, pod, start, &cell));
+    let places = Places { checkpoint: cell.checkpoint_file(), result: cell.result_file(), tmp: cell.own() };
+    let (own_dir, told) = (cell.own(), told_to_job(core, pod, start, places));
     let (rooms, checkpoint_file) = ([cell.own(), cell.exchange()], cell.checkpoint_file());
     let above = [core.layout.dir.clone(), core.cells.dir().to_owned(), cell.path().to_owned()];
     // Whatever comes of it now, the cell is taken back when the attempt is over.
@@ -240,7 +240,14 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
         // It is set nowhere else.
         let _ = pod.memory_kills.set(count);
     }
-    let mut child = command.spawn().map_err(|error| spawn_failure(&error, name, &program))?;
+    let control = control_group(core, start, &mut command)?;
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        Err(error) => {
+            control.map(Group::end);
+            return Err(spawn_failure(&error, name, &program));
+        }
+    };
     crash_points::pass(Step::Spawn);
     let group = Pid::from_child(&child);
     let mark = Mark { origin: core.origin.clone(), key: start.key };
@@ -251,7 +258,39 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
         stdout: child.stdout.take().map(OwnedFd::from),
         stderr: child.stderr.take().map(OwnedFd::from),
         child,
+        control,
     })
+}
+
+/// Makes the pod's control group, if its job is to have one, and has `command` run in it.
+fn control_group(core: &Core, start: &PodStart, command: &mut Command) -> Result<Option<Group>, PodEnd> {
+    let spec = &start.submission.spec;
+    let sets_aside = spec.cpus.millis > 0 || spec.memory.bytes > 0;
+    let Some(groups) = core.groups.as_ref().filter(|_| sets_aside) else { return Ok(None) };
+    let wrong = |error: io::Error| unable(&format!("a control group for it cannot be made on this node: {error}"));
+    let group = groups.make(&groups::name_of(&start.key), spec.cpus, spec.memory).map_err(wrong)?;
+    match group.apply(command) {
+        Ok(()) => Ok(Some(group)),
+        Err(error) => {
+            group.end();
+            Err(wrong(error))
+        }
+    }
+}
+
+/// Ends the pod's control group, and notes what it has seen.
+async fn end_control(pod: &Pod, spec: &Spec, control: Group) {
+    let Ok(seen) = tokio::task::spawn_blocking(move || control.end()).await else { return };
+    let _ = pod.usage.set(seen.usage);
+    if seen.memory_kills > 0 {
+        let processes = if seen.memory_kills == 1 { "process" } else { "processes" };
+        let killed = format!("the kernel killed {} {processes} of it", seen.memory_kills);
+        pod.note(if spec.memory.bytes > 0 {
+            format!("out of memory: it reached its limit of {}, and {killed}", spec.memory)
+        } else {
+            format!("out of memory: {killed}")
+        });
+    }
 }
 
 /// Lets other users reach what is theirs below these directories, without showing them what else is there.
@@ -263,8 +302,15 @@ fn let_others_through(dirs: &[PathBuf]) -> io::Result<()> {
     Ok(())
 }
 
+/// Where a job finds what is its own, as it sees it.
+pub(super) struct Places {
+    pub(super) checkpoint: PathBuf,
+    pub(super) result: PathBuf,
+    pub(super) tmp: PathBuf,
+}
+
 /// The variables by which a job knows what it is. They win over the job's own of the same name.
-fn told_to_job(core: &Core, pod: &Pod, start: &PodStart, cell: &Cell) -> Vec<(&'static str, OsString)> {
+pub(super) fn told_to_job(core: &Core, pod: &Pod, start: &PodStart, places: Places) -> Vec<(&'static str, OsString)> {
     let (mark_name, mark) = Mark { origin: core.origin.clone(), key: start.key }.variable();
     vec![
         (mark_name, mark.into()),
@@ -275,9 +321,9 @@ fn told_to_job(core: &Core, pod: &Pod, start: &PodStart, cell: &Cell) -> Vec<(&'
         ("FLOCKWORK_NODE", core.config.node_name.clone().into()),
         ("FLOCKWORK_POD_URL", core.pod_api.url().into()),
         ("FLOCKWORK_POD_TOKEN", pod.token.clone().into()),
-        ("FLOCKWORK_CHECKPOINT_FILE", cell.checkpoint_file().into()),
-        ("FLOCKWORK_RESULT_FILE", cell.result_file().into()),
-        ("FLOCKWORK_TMPDIR", cell.own().into()),
+        ("FLOCKWORK_CHECKPOINT_FILE", places.checkpoint.into()),
+        ("FLOCKWORK_RESULT_FILE", places.result.into()),
+        ("FLOCKWORK_TMPDIR", places.tmp.into()),
     ]
 }
 
@@ -356,11 +402,11 @@ fn spawn_failure(error: &io::Error, name: &str, program: &Path) -> PodEnd {
     }
 }
 
-fn unable(reason: &str) -> PodEnd {
+pub(super) fn unable(reason: &str) -> PodEnd {
     PodEnd::Unable { reason: reason.to_owned() }
 }
 
-fn cannot(code: i32, reason: String) -> PodEnd {
+pub(super) fn cannot(code: i32, reason: String) -> PodEnd {
     PodEnd::CouldNotStart { code, reason }
 }
 

@@ -35,6 +35,7 @@ use crate::model::packed::PackedRecord;
 use crate::model::record::{Exit, Fate, Phase, Record, Version};
 use crate::model::request::{Event, EventKind, SubmitOutcome};
 use crate::model::ring::Placement;
+use crate::model::spec::Driver;
 use crate::model::time::{Moment, Now, Timestamp};
 use crate::model::wire::{Message, Probe};
 
@@ -350,6 +351,22 @@ impl Peer {
                 facts.load.memory_available_bytes = memory_available_bytes;
             }
         });
+    }
+
+    /// Whether this node can run what needs `driver`, from now on.
+    pub fn handle_driver(&mut self, driver: Driver, is_there: bool) {
+        if self.membership.me().drivers.contains(&driver) == is_there {
+            return;
+        }
+        self.membership.update_own(|facts| {
+            if is_there {
+                facts.drivers.insert(driver);
+            } else {
+                facts.drivers.remove(&driver);
+            }
+        });
+        // What waits here may have waited for that. What waits elsewhere comes when this node asks for work.
+        self.must_schedule = true;
     }
 
     /// A client of this node asks. Answered by an [`Effect::Reply`], always.

@@ -90,13 +90,18 @@ impl Peer {
                 continue;
             };
             let confirmed = self.sealing.confirmed.get(job).filter(|confirmed| confirmed.version == held.version);
-            let is_alone = others.is_empty();
-            let open: Vec<NodeId> = match confirmed {
+            let mut open: Vec<NodeId> = match confirmed {
                 Some(confirmed) => others.difference(&confirmed.by).copied().collect(),
-                None => others.into_iter().collect(),
+                None => others.iter().copied().collect(),
             };
-            if is_alone || self.sabotage.has(Bug::SealWithoutAsking) {
+            let was_asked_twice = others.is_empty() || confirmed.is_some_and(|confirmed| confirmed.again);
+            if open.is_empty() && was_asked_twice {
                 ready.push(*job);
+            } else if open.is_empty() {
+                // Whoever had not answered yet need not any more.
+                let again = Confirmation { version: held.version, by: BTreeSet::new(), again: true };
+                self.sealing.confirmed.insert(*job, again);
+                open = others.into_iter().collect();
             }
             for node in open.into_iter().filter(|node| !self.sealing.asked.contains_key(node)) {
                 let versions = questions.entry(node).or_default();
