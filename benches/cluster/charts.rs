@@ -68,7 +68,7 @@ impl Chart {
                 let mut chart = $chart;
                 let mut mesh = chart.configure_mesh();
                 mesh.x_desc(self.across).y_desc(self.up).axis_desc_style(("sans-serif", 14));
-                mesh.x_labels(8).y_labels(8).label_style(("sans-serif", 12)).light_line_style(WHITE);
+                mesh.label_style(("sans-serif", 12)).light_line_style(WHITE);
                 mesh.x_label_formatter(&|at| short(*at)).y_label_formatter(&|at| short(*at)).draw()?;
                 for (line, colour) in self.lines.iter().zip(COLOURS) {
                     let style = colour.stroke_width(2);
