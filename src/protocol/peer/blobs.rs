@@ -81,7 +81,7 @@ impl Peer {
     /// A record is about to be put in place of what is held: its blobs are named.
     pub(super) fn name_blobs(&mut self, job: JobId, record: &Record) {
         let before = self.names_of(job);
-        let after = record.blobs().into_iter().chain(self.wanted_by_pods(job)).collect();
+        let after = record.blobs().into_iter().chain(self.kept_for_starts(job)).collect();
         for id in self.blobs.rename(job, &before, &after) {
             self.outbox.save_blob(id);
         }
@@ -90,7 +90,7 @@ impl Peer {
     /// A record is about to be removed: its blobs are named by it no more.
     pub(super) fn unname_blobs(&mut self, job: JobId) {
         let before = self.names_of(job);
-        let after = self.wanted_by_pods(job).collect();
+        let after = self.kept_for_starts(job).collect();
         for id in self.blobs.rename(job, &before, &after) {
             self.outbox.save_blob(id);
         }
@@ -116,14 +116,14 @@ impl Peer {
         }
     }
 
-    fn wanted_by_pods(&self, job: JobId) -> impl Iterator<Item = BlobRef> + '_ {
+    fn kept_for_starts(&self, job: JobId) -> impl Iterator<Item = BlobRef> + '_ {
         self.kept_for_start.values().filter(move |(of, _)| *of == job).map(|(_, blob)| *blob)
     }
 
     fn names_of(&self, job: JobId) -> BTreeSet<BlobRef> {
         let held = self.records.get(job).filter(|held| held.summary.names_blobs());
         let named = held.map(|held| held.record().blobs()).unwrap_or_default();
-        named.into_iter().chain(self.wanted_by_pods(job)).collect()
+        named.into_iter().chain(self.kept_for_starts(job)).collect()
     }
 
     /// Notes whether the record that is held now has all its blobs.
