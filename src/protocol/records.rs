@@ -7,7 +7,7 @@
 //! which they expire, so that two nodes whose clocks differ can leave the same ones out of account.
 //!
 //! Think of an archive with one desk. What is being worked on lies open on the desk; everything else is packed
-//! ([`Packed`]) with a label on the outside ([`Summary`]). The desk has room for [`DESK_RECORDS`]: whoever puts down one
+//! ([`Packed`]) with a label on the outside ([`Summary`]). The desk has room for `DESK_RECORDS`: whoever puts down one
 //! more packs the one that was left alone for the longest time, and now and then everything is packed that nobody
 //! has touched since the last time. So a node may know millions of jobs, and has memory for what it works on. Whoever
 //! only looks at a packed record ([`Held::record`]) unpacks a copy of their own; whoever is about to change it

@@ -129,6 +129,18 @@ impl Docker {
         self.begin().unwrap();
     }
 
+    /// A daemon leaves mounts behind, and while they are there its directory cannot be removed.
+    fn unmount_all(&self) {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let places = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+        let mut ours: Vec<&str> = places.filter(|place| Path::new(place).starts_with(self.dir.path())).collect();
+        // The inner ones first.
+        ours.sort_by_key(|place| std::cmp::Reverse(place.len()));
+        for place in ours {
+            let _ = Command::new("umount").args(["--lazy", place]).stderr(Stdio::null()).status();
+        }
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -146,6 +158,7 @@ impl Drop for Docker {
         // It leads the group of all that it has started, which ends with it in the common case.
         let _ = kill_process_group(pid, Signal::KILL);
         let _ = daemon.wait();
+        self.unmount_all();
     }
 }
 

@@ -107,7 +107,23 @@ impl Groups {
         // A help, not a need.
         let unified = own.unified.filter(|_| !is_pure).map(|group| group.join(&name));
         let unified = unified.filter(|base| make(base).is_ok() && base.join("cgroup.kill").exists());
-        Ok(Self { memory, cpu, unified })
+        let groups = Self { memory, cpu, unified };
+        // That they can be made is known now. Most nodes never need any.
+        for base in groups.bases() {
+            let _ = fs::remove_dir(base);
+        }
+        Ok(groups)
+    }
+
+    /// Makes the directories of all pods' groups, where they are not there yet.
+    fn open(&self) -> io::Result<()> {
+        for (hierarchy, controller) in [(&self.memory, "memory"), (&self.cpu, "cpu")] {
+            make(hierarchy.path())?;
+            if let Hierarchy::V2(base) = hierarchy {
+                hand_down(base, controller)?;
+            }
+        }
+        self.unified.iter().try_for_each(|base| make(base))
     }
 
     /// The directories of all pods' groups: whatever lives below any of them is this node's.
@@ -128,6 +144,7 @@ impl Groups {
             cpu: self.cpu.of(pod),
             unified: self.unified.as_ref().map(|base| base.join(pod)),
         };
+        self.open()?;
         let made = group.dirs().iter().try_for_each(|dir| make(dir)).and_then(|()| group.limit(cpus, memory));
         if made.is_err() {
             group.dirs().iter().for_each(|dir| remove(dir));
