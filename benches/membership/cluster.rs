@@ -1,9 +1,9 @@
 //! A cluster of processes, what is done to it, and when each of them has noticed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,8 @@ const CALM: Duration = Duration::from_secs(2);
 const CALM_AFTER_FREEZING: Duration = Duration::from_secs(8);
 /// How long a process that was asked to leave may take.
 const EXIT_WITHIN: Duration = Duration::from_secs(30);
+/// Of each process's log.
+const LINES_KEPT: usize = 12;
 
 /// A program whose processes form a cluster, and how to handle them. Processes are known by their places.
 pub(crate) trait System {
@@ -98,6 +100,8 @@ pub(crate) struct Cluster<'a> {
     tells: mpsc::Receiver<Seen>,
     seen: Vec<Seen>,
     false_downs: usize,
+    /// The latest lines of each process's log, for when something goes wrong.
+    logs: BTreeMap<usize, Arc<Mutex<VecDeque<String>>>>,
 }
 
 impl<'a> Cluster<'a> {
@@ -112,6 +116,7 @@ impl<'a> Cluster<'a> {
             tells,
             seen: Vec::new(),
             false_downs: 0,
+            logs: BTreeMap::new(),
         }
     }
 
@@ -130,8 +135,9 @@ impl<'a> Cluster<'a> {
     }
 
     /// Takes the time of every line as it comes, in a thread that does nothing else.
-    fn listen(&self, by: usize, log: impl std::io::Read + Send + 'static) {
+    fn listen(&mut self, by: usize, log: impl std::io::Read + Send + 'static) {
         let told = self.told.clone();
+        let kept = Arc::clone(self.logs.entry(by).or_default());
         let (lines, read) = mpsc::channel();
         thread::spawn(move || {
             for line in BufReader::new(log).lines().map_while(Result::ok) {
@@ -144,6 +150,10 @@ impl<'a> Cluster<'a> {
         let read_line = self.system.reader();
         thread::spawn(move || {
             for (at, line) in read {
+                let mut kept = kept.lock().expect("nobody panics with it");
+                kept.truncate(LINES_KEPT - 1);
+                kept.push_front(line.clone());
+                drop(kept);
                 if let Some(what) = read_line(&line)
                     && told.send(Seen { at, by, what }).is_err()
                 {
@@ -209,7 +219,15 @@ impl<'a> Cluster<'a> {
                 return Some(Known { median, last, last_by });
             }
             let Some(left) = deadline.checked_duration_since(Instant::now()) else {
-                println!("{}: {what:?} was never seen by {missing:?}", self.system.name());
+                println!("{}: {what:?} was never seen by {missing:?}; its log ended with", self.system.name());
+                let (Sight::Alive(place)
+                | Sight::Suspected(place)
+                | Sight::Down(place)
+                | Sight::Left(place)
+                | Sight::Changed(place)) = what;
+                for line in self.logs[&place].lock().expect("nobody panics with it").iter().rev() {
+                    println!("    {line}");
+                }
                 return None;
             };
             if let Ok(seen) = self.tells.recv_timeout(left) {

@@ -7,7 +7,7 @@
 //! same code.
 //!
 //! ```text
-//! cargo bench --bench membership -- [--nodes 24] [--rounds 20] [--idle 60] [--overload MINUTES] [--without-serf]
+//! cargo bench --bench membership -- [--nodes 24] [--rounds 20] [--only WORD] [--idle 60] [--overload MINUTES] [--without-serf]
 //! ```
 #![allow(
     clippy::disallowed_methods,
@@ -46,6 +46,9 @@ struct Arguments {
     /// For how many minutes, at the end, busy processes take twice what the processors can give
     #[arg(long, default_value_t = 0.0)]
     overload: f64,
+    /// Of what happens to nodes, only this: frozen, killed, change or leave
+    #[arg(long, value_name = "WORD")]
+    only: Option<String>,
     /// Nothing but the overload, or the idling
     #[arg(long)]
     no_faults: bool,
@@ -85,10 +88,16 @@ fn measure(system: &dyn System, arguments: &Arguments, rounds: usize) -> Column 
     column.say("idle: traffic a node", idle.traffic);
     if !arguments.no_faults {
         let victims: Vec<usize> = (0..rounds).map(|round| 1 + round * 7 % (arguments.nodes - 1)).collect();
-        column.add("frozen (SIGSTOP)", victims.iter().map(|victim| cluster.freeze(*victim)).collect());
-        column.add("killed (kill -9)", victims.iter().map(|victim| cluster.kill(*victim)).collect());
-        column.add("an urgent change", victims.iter().map(|victim| cluster.change(*victim)).collect());
-        column.add("a graceful leave", victims.iter().map(|victim| cluster.leave(*victim)).collect());
+        let faults: [(&str, fn(&mut Cluster, usize) -> Option<Duration>); 4] = [
+            ("frozen (SIGSTOP)", |cluster, victim| cluster.freeze(victim)),
+            ("killed (kill -9)", |cluster, victim| cluster.kill(victim)),
+            ("an urgent change", |cluster, victim| cluster.change(victim)),
+            ("a graceful leave", |cluster, victim| cluster.leave(victim)),
+        ];
+        let wanted = |name: &str| arguments.only.as_ref().is_none_or(|word| name.contains(word.as_str()));
+        for (name, befall) in faults.into_iter().filter(|(name, _)| wanted(name)) {
+            column.add(name, victims.iter().map(|victim| befall(&mut cluster, *victim)).collect());
+        }
         column.say("false downs meanwhile", cluster.false_downs().to_string());
     }
     if arguments.overload > 0.0 {
