@@ -75,6 +75,9 @@ fn main() {
     println!("{}", machine());
 }
 
+/// What can befall a process; how long until the last of the others knew.
+type Fault = fn(&mut Cluster<'_>, usize) -> Option<Duration>;
+
 /// Everything that is measured of one system.
 fn measure(system: &dyn System, arguments: &Arguments, rounds: usize) -> Column {
     let mut column = Column::new(system.name());
@@ -88,7 +91,7 @@ fn measure(system: &dyn System, arguments: &Arguments, rounds: usize) -> Column 
     column.say("idle: traffic a node", idle.traffic);
     if !arguments.no_faults {
         let victims: Vec<usize> = (0..rounds).map(|round| 1 + round * 7 % (arguments.nodes - 1)).collect();
-        let faults: [(&str, fn(&mut Cluster, usize) -> Option<Duration>); 4] = [
+        let faults: [(&str, Fault); 4] = [
             ("frozen (SIGSTOP)", |cluster, victim| cluster.freeze(victim)),
             ("killed (kill -9)", |cluster, victim| cluster.kill(victim)),
             ("an urgent change", |cluster, victim| cluster.change(victim)),
