@@ -26,7 +26,7 @@ use crate::io::machine::Machine;
 use crate::io::store::{CommitDone, CommitError, Store};
 use crate::io::transport::{Incoming, LinkEvent, Transport};
 use crate::model::blob::{Blob, BlobId, BlobRef};
-use crate::model::id::{JobIdPrefix, NodeId};
+use crate::model::id::{Actor, JobIdPrefix, NodeId};
 use crate::model::member::{Facts, Member, MemberState};
 use crate::model::record::Phase;
 use crate::model::request::{Code, Event, EventKind, Refusal};
@@ -378,7 +378,8 @@ impl Driver {
         while let Some(effect) = self.peer.poll_effect(self.shells.clock.now()) {
             match effect {
                 Effect::Commit(commit) => {
-                    pass_commit(&commit);
+                    let me = self.peer.membership().me();
+                    pass_commit(&commit, Actor { node: me.node, generation: me.generation });
                     if let Next::Stop(why) = self.commit(commit) {
                         return Next::Stop(why);
                     }
@@ -717,9 +718,11 @@ fn pass_event(event: &PodEvent) {
     }
 }
 
-fn pass_commit(commit: &Commit) {
+/// Of the attempts of this start, `me`: records of earlier ones are written again when they are sealed.
+fn pass_commit(commit: &Commit, me: Actor) {
     if cfg!(debug_assertions) {
-        for attempt in commit.put.iter().flat_map(|record| record.attempts.values()) {
+        let attempts = commit.put.iter().flat_map(|record| record.attempts.values());
+        for attempt in attempts.filter(|attempt| attempt.claim.executor == me) {
             match attempt.fate.phase {
                 Phase::Claimed => crash_points::pass(Step::Claim),
                 Phase::Succeeded => crash_points::pass(Step::Save),
