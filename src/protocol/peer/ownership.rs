@@ -427,11 +427,10 @@ impl Peer {
 
     /// The records that this node holds outside their acting lists, and not for a pod of its own.
     pub(super) fn strays(&self) -> impl Iterator<Item = JobId> + '_ {
-        let me = self.me.node;
         self.records
             .partitions_held()
             .iter()
-            .filter(move |partition| !self.placement.acting(*partition).contains(&me))
+            .filter(|partition| !self.acts_for(*partition))
             .flat_map(|partition| self.records.in_partition(partition))
             .filter(move |(_, held)| !held.live_executors().contains(&self.me))
             .map(|(job, _)| job)
