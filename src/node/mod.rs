@@ -11,7 +11,7 @@ pub mod handle;
 pub mod options;
 mod publisher;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::{broadcast, mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -28,9 +29,10 @@ use crate::io::datagram::Datagrams;
 use crate::io::executor::{Executor, ExecutorConfig, GuardProgram, Handlers};
 use crate::io::gossip::{Gossip, GossipConfig, GossipError};
 use crate::io::machine::Machine;
-use crate::io::store::{Store, StoreError};
+use crate::io::store::{CommitDone, Loaded, Store, StoreError};
 use crate::io::transport::{Transport, TransportConfig};
-use crate::model::id::{Incarnation, NodeId};
+use crate::model::config::Config;
+use crate::model::id::{Generation, Incarnation, NodeId};
 use crate::model::member::{Facts, Fingerprint, Load, PartitionSet, Status, WIRE_VERSION};
 use crate::model::spec::{Driver as PodDriver, InvalidField};
 use crate::model::wire::Hello;
@@ -131,22 +133,10 @@ impl Node {
         let bound = tcp.local_addr().map_err(|error| StartError::Listen { addr: options.listen, error })?;
         let cluster_addr = advertised(bound, options.advertise.as_deref()).await?;
 
-        let (committed, commits_done) = mpsc::unbounded_channel();
-        let (dir, name, wall) = (options.data_dir.clone(), options.name.clone(), clock.now().wall);
-        let opening = tokio::task::spawn_blocking(move || {
-            Store::open(&dir, name.as_deref(), wall, move |done| {
-                // The driver may have stopped already; then nobody is left to be told.
-                let _ = committed.send(done);
-            })
-        });
-        let (store, loaded) = opening.await.map_err(|error| StartError::Executor(io::Error::other(error)))??;
+        let (store, loaded, commits_done) = open_store(&options, &clock).await?;
         let identity = loaded.identity;
         let name = identity.name.clone().unwrap_or_else(|| format!("node-{}", identity.node));
         let records_set_aside = loaded.damaged.len() as u64;
-        for damaged in &loaded.damaged {
-            let job = damaged.id.map(|id| id.to_string()).unwrap_or_default();
-            tracing::error!(job, reason = damaged.reason, "a record on the disk is damaged and was set aside");
-        }
 
         let tracker = TaskTracker::new();
         let stop = CancellationToken::new();
@@ -181,28 +171,8 @@ impl Node {
             config.drivers.insert(PodDriver::Container);
         }
 
-        let facts = Facts {
-            node: identity.node,
-            name: name.clone(),
-            generation: identity.generation,
-            incarnation: Incarnation(0),
-            cluster_addr,
-            http_addr: SocketAddr::new(at_host(cluster_addr.ip(), options.http_addr.ip()), options.http_addr.port()),
-            status: Status::Joining,
-            revision: 0,
-            capacity: config.capacity,
-            weight: config.weight,
-            load: Load::default(),
-            labels: config.labels.clone(),
-            drivers: config.drivers.clone(),
-            held: PartitionSet::default(),
-            ring: Fingerprint::default(),
-            cluster: config.cluster.clone(),
-            wire_version: WIRE_VERSION,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            suspicions: std::collections::BTreeMap::new(),
-            departed: std::collections::BTreeMap::new(),
-        };
+        let http_addr = SocketAddr::new(at_host(cluster_addr.ip(), options.http_addr.ip()), options.http_addr.port());
+        let facts = first_facts(&config, identity.node, identity.generation, &name, cluster_addr, http_addr);
         let hello = Hello {
             cluster: config.cluster.name.clone(),
             wire_version: WIRE_VERSION,
@@ -274,21 +244,7 @@ impl Node {
             leave: leave.clone(),
         };
         let driver = Driver::new(peer, shells, snapshots_to, events.clone(), options.config.retention);
-        let (stopped_to, stopped) = watch::channel(None);
-        let driving = tokio::spawn(driver.run(inputs));
-        tokio::spawn(async move {
-            let why = match driving.await {
-                Ok(why) => why,
-                Err(error) => Stopped::Failed(format!("the driver failed: {error}")),
-            };
-            stop.cancel();
-            tracker.close();
-            if tokio::time::timeout(STOP_WITHIN, tracker.wait()).await.is_err() {
-                tracing::warn!(tasks = tracker.len(), "some tasks did not stop in time");
-            }
-            // Nobody may be left to be told.
-            let _ = stopped_to.send(Some(why));
-        });
+        let stopped = supervise(tokio::spawn(driver.run(inputs)), stop, tracker);
         let handle = Handle::new(commands_to, snapshots, events);
         Ok(Self { handle, id: identity.node, name, cluster_addr, leave, stopped })
     }
@@ -327,6 +283,83 @@ impl Node {
         self.leave.cancel();
         self.stopped().await
     }
+}
+
+/// Opens the data directory. What becomes of commits comes out of the receiver.
+async fn open_store(
+    options: &NodeOptions,
+    clock: &Clock,
+) -> Result<(Store, Loaded, mpsc::UnboundedReceiver<CommitDone>), StartError> {
+    let (committed, commits_done) = mpsc::unbounded_channel();
+    let (dir, name, wall) = (options.data_dir.clone(), options.name.clone(), clock.now().wall);
+    let opening = tokio::task::spawn_blocking(move || {
+        Store::open(&dir, name.as_deref(), wall, move |done| {
+            // The driver may have stopped already; then nobody is left to be told.
+            let _ = committed.send(done);
+        })
+    });
+    let (store, loaded) = opening.await.map_err(|error| StartError::Executor(io::Error::other(error)))??;
+    for damaged in &loaded.damaged {
+        let job = damaged.id.map(|id| id.to_string()).unwrap_or_default();
+        tracing::error!(job, reason = damaged.reason, "a record on the disk is damaged and was set aside");
+    }
+    Ok((store, loaded, commits_done))
+}
+
+/// What a node that has just started says of itself.
+fn first_facts(
+    config: &Config,
+    node: NodeId,
+    generation: Generation,
+    name: &str,
+    cluster_addr: SocketAddr,
+    http_addr: SocketAddr,
+) -> Facts {
+    Facts {
+        node,
+        name: name.to_owned(),
+        generation,
+        incarnation: Incarnation(0),
+        cluster_addr,
+        http_addr,
+        status: Status::Joining,
+        revision: 0,
+        capacity: config.capacity,
+        weight: config.weight,
+        load: Load::default(),
+        labels: config.labels.clone(),
+        drivers: config.drivers.clone(),
+        held: PartitionSet::default(),
+        ring: Fingerprint::default(),
+        cluster: config.cluster.clone(),
+        wire_version: WIRE_VERSION,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        suspicions: BTreeMap::new(),
+        departed: BTreeMap::new(),
+    }
+}
+
+/// Waits for the driver's end, has everything else end, and tells why.
+fn supervise(
+    driving: JoinHandle<Stopped>,
+    stop: CancellationToken,
+    tracker: TaskTracker,
+) -> watch::Receiver<Option<Stopped>> {
+    let (stopped_to, stopped) = watch::channel(None);
+    tokio::spawn(async move {
+        let why = match driving.await {
+            Ok(why) => why,
+            Err(error) => Stopped::Failed(format!("the driver failed: {error}")),
+        };
+        stop.cancel();
+        tracker.close();
+        if tokio::time::timeout(STOP_WITHIN, tracker.wait()).await.is_err() {
+            tracing::warn!(tasks = tracker.len(), "some tasks did not stop in time");
+        }
+        // Nobody may be left to be told.
+        let _ = stopped_to.send(Some(why));
+    });
+    stopped
 }
 
 /// One port for both protocols. With port 0, a pair that is free for both.
