@@ -41,7 +41,7 @@ pub(super) enum Arrival {
 /// A peer as the rest of the transport sees it.
 #[derive(Debug)]
 pub(super) struct Peer {
-    node: NodeId,
+    pub(super) node: NodeId,
     outbox: Mutex<Outbox>,
     /// Something waits in the outbox, or a connection has ended.
     wake: Notify,
@@ -315,9 +315,8 @@ impl Link {
         let (shared, peer) = (Arc::clone(&self.shared), Arc::clone(&self.peer));
         let receive = move |frame| {
             peer.received.fetch_add(1, Ordering::Relaxed);
-            let (incoming, from) = (shared.incoming.clone(), peer.node);
-            let is_lost = shared.config.faults.drops_from(peer.addr());
-            async move { is_lost || incoming.send(Incoming::Frame { from, frame }).await.is_ok() }
+            let (shared, peer) = (Arc::clone(&shared), Arc::clone(&peer));
+            async move { shared.take(&peer, frame).await }
         };
         let ending = Arc::clone(&self.peer);
         let (connection, reading) = greeted.split(receive, move || ending.wake.notify_one());
