@@ -222,15 +222,13 @@ impl Shared {
             return true;
         }
         let from = peer.node;
-        match frame {
-            Frame::Gossip(message) => {
-                if self.gossip.try_send((from, message)).is_err() {
-                    peer.count_dropped(1);
-                }
-                true
-            }
-            frame => self.incoming.send(Incoming::Frame { from, frame }).await.is_ok(),
+        let Frame::Gossip(message) = frame else {
+            return self.incoming.send(Incoming::Frame { from, frame }).await.is_ok();
+        };
+        if self.gossip.try_send((from, message)).is_err() {
+            peer.count_dropped(1);
         }
+        true
     }
 
     /// Counts a connection that was turned away, and says why, unless a flood of them would fill the log.
