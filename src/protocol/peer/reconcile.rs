@@ -9,7 +9,7 @@ use crate::model::member::{Load, Status};
 use crate::model::record::{Fate, JobState, Phase, Record, Stop, StopKind, Version};
 use crate::model::request::EventKind;
 use crate::model::resources::Resources;
-use crate::model::time::{Moment, Now};
+use crate::model::time::Now;
 use crate::model::wire::Message;
 
 use super::super::blobs::Blobs;
@@ -189,14 +189,14 @@ impl Peer {
         if does != OwnerDoes::Place {
             self.unqueue(job);
         }
-        self.set_timer(job, None);
+        self.records.wake(job, None);
         match does {
             OwnerDoes::Rest => {
                 self.confirming.remove(&job);
             }
             OwnerDoes::Wait(at) => {
                 self.confirming.remove(&job);
-                self.set_timer(job, at);
+                self.records.wake(job, at);
             }
             OwnerDoes::WriteOff(lost) => {
                 self.counters.lost += lost.len() as u64;
@@ -222,7 +222,7 @@ impl Peer {
                 let known_since = self.records.get(job).map(|held| held.known_since);
                 let at =
                     limits.filter_map(|limit| known_since.map(|since| since + limit)).filter(|at| *at > now.moment);
-                self.set_timer(job, at.min());
+                self.records.wake(job, at.min());
             }
         }
     }
@@ -268,7 +268,7 @@ impl Peer {
 
     fn stop_deciding(&mut self, job: JobId) {
         self.unqueue(job);
-        self.set_timer(job, None);
+        self.records.wake(job, None);
         self.confirming.remove(&job);
     }
 
@@ -276,16 +276,6 @@ impl Peer {
     fn unqueue(&mut self, job: JobId) {
         if let Some(node) = self.scheduler.remove(job) {
             self.send(node, Message::Withdraw { job });
-        }
-    }
-
-    fn set_timer(&mut self, job: JobId, at: Option<Moment>) {
-        if let Some(before) = self.timer_of.remove(&job) {
-            self.timers.remove(&(before, job));
-        }
-        if let Some(at) = at {
-            self.timers.insert((at, job));
-            self.timer_of.insert(job, at);
         }
     }
 
@@ -357,7 +347,7 @@ impl Peer {
             Some(Confirming { claim: under_way, tell_again_at }) if *under_way == claim => match *tell_again_at {
                 // Copies are being waited for.
                 None => return,
-                Some(at) if at > now.moment => return self.set_timer(job, Some(at)),
+                Some(at) if at > now.moment => return self.records.wake(job, Some(at)),
                 Some(_) => return self.tell_executor(now, job, claim),
             },
             Some(_) | None => {}
@@ -400,7 +390,7 @@ impl Peer {
         };
         let tell_again_at = now.moment + self.config.timing.resend_after * 2;
         self.confirming.insert(job, Confirming { claim, tell_again_at: Some(tell_again_at) });
-        self.set_timer(job, Some(tell_again_at));
+        self.records.wake(job, Some(tell_again_at));
         if executor == self.me {
             self.start_pod(now, job, claim);
         } else {
