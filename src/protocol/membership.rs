@@ -24,6 +24,7 @@
 
 mod admission;
 mod departures;
+mod dismissal;
 mod gone;
 mod gossip;
 mod judgement;
@@ -51,6 +52,8 @@ use crate::model::wire::{Probe, ProbeBody};
 use super::failure_detector::FailureDetector;
 
 use self::admission::{Outsider, Twin, gives_way, what_differs};
+pub use self::dismissal::CannotForget;
+use self::dismissal::Why;
 pub use self::report::{MemberReport, MembershipReport, SuspicionReport, Verdict};
 use self::suspicion::{Cause, Suspicion};
 use self::votes::{Ballot, Votes};
@@ -225,6 +228,7 @@ impl Opinion {
 struct Tombstone {
     known: (Generation, Incarnation),
     until: Moment,
+    why: Why,
     /// When it was last asked to say something newer.
     asked_at: Option<Moment>,
 }
@@ -385,6 +389,7 @@ impl Membership {
         if now.moment >= self.next_tick {
             self.next_tick = now.moment + self.timing.probe_interval;
             self.heed_departures(now);
+            self.heed_dismissals(now);
             self.forget(now);
             self.tell_of_the_gone(now);
             self.ask_twin(now);
@@ -659,7 +664,7 @@ impl Membership {
             .map(|member| member.facts.node)
             .collect();
         for node in gone {
-            self.forget_one(now, node, "gone for too long");
+            self.forget_one(now, node, Why::Silence, "gone for too long");
         }
         for known in self.known.values_mut() {
             known.rival.take_if(|rival| now.moment.since(rival.heard) > RIVAL_FADES);
@@ -669,7 +674,7 @@ impl Membership {
         self.outsiders.retain(|_, outsider| now.moment < outsider.seen + after);
     }
 
-    fn forget_one(&mut self, now: Now, node: NodeId, reason: &str) {
+    fn forget_one(&mut self, now: Now, node: NodeId, why: Why, reason: &str) {
         let Some(member) = self.view.remove(&node) else { return };
         self.votes.change(node, &member.facts.suspicions, &BTreeMap::new());
         self.known.remove(&node);
@@ -678,7 +683,7 @@ impl Membership {
         self.withdraw_vote(node);
         let known = (member.facts.generation, member.facts.incarnation);
         let until = now.moment + self.settings.forget_after;
-        self.forgotten.insert(node, Tombstone { known, until, asked_at: None });
+        self.forgotten.insert(node, Tombstone { known, until, why, asked_at: None });
         self.counters.forgotten += 1;
         self.epoch += 1;
         self.write_history(now, node, Some(member.state), None, reason);

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use flockwork::model::id::{JobId, JobIdPrefix};
-use flockwork::model::member::Status;
+use flockwork::model::member::{MemberState, Status};
 use flockwork::model::record::{JobState, Phase, Record, StopKind};
 use flockwork::model::request::{Code, Draft, Refusal, Submitted};
 use flockwork::model::spec::{Durability, Spec};
@@ -114,6 +114,21 @@ impl World {
     /// How many pods of the job there were.
     fn pods(&self, job: JobId) -> usize {
         self.ledger.runs_of(job).count()
+    }
+
+    /// Somebody tells `node` to forget `other`.
+    fn forget(&mut self, node: usize, other: usize) -> Result<(), Refusal> {
+        let (now, other) = (self.local_now(node), self.nodes[other].id);
+        let mut outcome = Ok(());
+        self.call(node, |peer| outcome = peer.forget(now, other));
+        self.pump(node);
+        outcome
+    }
+
+    /// What the node makes of the other.
+    fn sees(&self, node: usize, other: usize) -> Option<MemberState> {
+        let view = self.peer(node)?.membership().view();
+        view.get(&self.nodes[other].id).map(|member| member.state)
     }
 
     /// Calms down, and nothing may be wrong.
@@ -537,6 +552,75 @@ fn whoever_is_forgotten_keeps_no_seal_waiting() {
     let is_sealed = |world: &World, job: &JobId| world.merged(*job).is_some_and(|record| record.is_final());
     assert!(!jobs.iter().all(|job| is_sealed(&world, job)), "some of them have a copy on the machine that is off");
     world.wait_until("all are sealed", |world| jobs.iter().all(|job| is_sealed(world, job)));
+    world.end_well();
+}
+
+#[test]
+fn whoever_is_forgotten_by_hand_is_forgotten_everywhere_and_joins_anew() {
+    let mut world = cluster(5);
+    let jobs: Vec<JobId> = (0..10).map(|_| world.submit(0, work(50, 0))).collect();
+    let refused = world.forget(0, 4).unwrap_err();
+    assert!(refused.code == Code::Conflict && refused.hint.is_some_and(|hint| hint.contains("drain")));
+    world.power_off(4);
+    world.wait_until("it is down", |world| world.sees(0, 4) == Some(MemberState::Down));
+    world.kill(3);
+    world.forget(0, 4).unwrap();
+    assert_eq!(world.forget(0, 4).unwrap_err().code, Code::NotFound);
+    world.wait_until("all have heard of it", |world| (0..3).all(|node| world.sees(node, 4).is_none()));
+    // Gossip has had its time, and whoever was away remembers the dead.
+    world.run_for(SECOND * 200);
+    world.start(3);
+    world.wait_until("so has who was away", |world| world.sees(3, 4).is_none() && world.converged(3));
+    let is_sealed = |world: &World, job: &JobId| world.merged(*job).is_some_and(|record| record.is_final());
+    world.wait_until("all are sealed", |world| jobs.iter().all(|job| is_sealed(world, job)));
+    world.start(4);
+    world.wait_until("it is a member", |world| (0..4).all(|node| world.sees(node, 4) == Some(MemberState::Alive)));
+    world.end_well();
+}
+
+#[test]
+fn a_member_that_had_left_or_drained_can_be_forgotten_by_hand_too() {
+    let mut world = cluster(5);
+    world.leave(4);
+    world.drain(3, true);
+    world.wait_until("it has left", |world| world.nodes[4].has_left);
+    world.run_for(SECOND * 5);
+    world.power_off(3);
+    world.wait_until("both are gone", |world| world.sees(0, 3) == Some(MemberState::Down));
+    world.forget(0, 4).unwrap();
+    world.forget(0, 3).unwrap();
+    let knows = |world: &World, node| world.sees(node, 3).is_some() || world.sees(node, 4).is_some();
+    world.wait_until("nobody knows them", |world| !(0..3).any(|node| knows(world, node)));
+    world.end_well();
+}
+
+#[test]
+fn what_depends_on_a_node_is_what_only_it_could_do() {
+    let mut world = cluster(3);
+    let there = [("place".to_owned(), "n2".to_owned())];
+    let stuck = world.submit(0, Spec { require: there.into(), ..work(30_000, 0) });
+    let free = world.submit(0, work(30_000, 0));
+    world.wait_for_pod(stuck);
+    world.wait_for_pod(free);
+    let dependents = |world: &mut World, node: usize| {
+        let ask = world.ask(0, Ask::Dependents(world.nodes[node].id)).expect("the node is up");
+        match world.answer(ask) {
+            Ok(Told::Dependents(told)) => told,
+            other => panic!("{other:?}"),
+        }
+    };
+    world.run_for(SECOND * 2);
+    let told = dependents(&mut world, 2);
+    assert_eq!((told.stuck, told.stuck_jobs.as_slice()), (1, [stuck].as_slice()));
+    let running: u64 = (0..3).map(|node| dependents(&mut world, node).running).sum();
+    assert_eq!((running, told.partitions.iter().count()), (2, 32));
+    assert_eq!((told.held, told.thin, told.only_here), (2, 0, 0), "two others have all that it has");
+    world.power_off(0);
+    world.power_off(1);
+    world.wait_until("it is alone", |world| world.sees(2, 0) == Some(MemberState::Down) && world.converged(2));
+    let ask = world.ask(2, Ask::Dependents(world.nodes[2].id)).expect("the node is up");
+    let Ok(Told::Dependents(told)) = world.answer(ask) else { panic!("it is up") };
+    assert_eq!((told.held, told.thin, told.only_here), (2, 2, 2));
     world.end_well();
 }
 

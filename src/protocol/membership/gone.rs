@@ -20,6 +20,7 @@ use crate::model::member::{Absentee, Member, MemberState, Memories, Status};
 use crate::model::time::{Moment, Now};
 
 use super::admission::what_differs;
+use super::dismissal::Why;
 use super::{Membership, MembershipOutput, Opinion};
 
 /// Members that are down, told of at once at the most; of more, the others' turn comes with the next ticks.
@@ -52,6 +53,7 @@ impl Membership {
             // What it thought of others then is no vote now.
             facts.suspicions.clear();
             facts.departed.clear();
+            facts.dismissed.clear();
             Absentee { facts, gone_for: now.moment.since(member.since) }
         };
         let down: Vec<Absentee> = in_turn.filter(is_down).take(DOWN_AT_ONCE).map(one).collect();
@@ -86,6 +88,7 @@ impl Membership {
         }
         facts.suspicions.clear();
         facts.departed.clear();
+        facts.dismissed.clear();
         let since = now.moment - gone_for;
         let Some(member) = self.view.get_mut(&node) else {
             self.forgotten.remove(&node);
@@ -136,7 +139,7 @@ impl Membership {
             member.state == MemberState::Down && (member.facts.generation, member.facts.incarnation) <= known
         };
         if self.view.get(&node).filter(is_down_here).is_some() {
-            self.forget_one(now, node, "others have forgotten it");
+            self.forget_one(now, node, Why::Silence, "others have forgotten it");
         }
     }
 }

@@ -13,6 +13,7 @@
 //! Ownership of partitions is in `ownership`, what peers and clients are answered in `serve`.
 
 mod blobs;
+mod dependents;
 mod full_disk;
 mod ownership;
 mod reconcile;
@@ -33,7 +34,7 @@ use crate::model::id::{Actor, AttemptKey, Dot, Generation, JobId, NodeId, Partit
 use crate::model::member::{Facts, Load, Member, MemberState, Status};
 use crate::model::packed::PackedRecord;
 use crate::model::record::{Exit, Fate, Phase, Record, Version};
-use crate::model::request::{Event, EventKind, SubmitOutcome};
+use crate::model::request::{Code, Event, EventKind, Refusal, SubmitOutcome};
 use crate::model::ring::Placement;
 use crate::model::spec::Driver;
 use crate::model::time::{Moment, Now, Timestamp};
@@ -45,7 +46,7 @@ use super::comparison::{Answer, Comparison};
 use super::effect::{Effect, PodEnd, PodEvent};
 use super::gateway::{Ask, AskId, Gateway, Routing};
 use super::lifecycle::PodState;
-use super::membership::{Membership, MembershipOutput};
+use super::membership::{CannotForget, Membership, MembershipOutput};
 use super::outbox::{Outbox, Outgoing};
 use super::records::Records;
 use super::replication::Replication;
@@ -515,6 +516,29 @@ impl Peer {
         }
     }
 
+    /// Forgets a member that is down, or has left, before its time: somebody knows that it will not come back.
+    ///
+    /// # Errors
+    /// It lives, or nobody knows it.
+    pub fn forget(&mut self, now: Now, node: NodeId) -> Result<(), Refusal> {
+        self.membership.dismiss(now, node).map_err(|cannot| {
+            let (code, hint) = match &cannot {
+                CannotForget::Unknown(_) => (Code::NotFound, "`flockwork nodes` lists the members".to_owned()),
+                CannotForget::Lives { name, state: MemberState::Suspect } => {
+                    (Code::Conflict, format!("wait until the others know whether {name} is down; it takes seconds"))
+                }
+                CannotForget::Lives { name, .. } => {
+                    let hint = format!("only a node that is down is forgotten: `flockwork drain {name}`, then stop it");
+                    (Code::Conflict, hint)
+                }
+            };
+            Refusal::new(code, cannot.to_string()).with_hint(hint)
+        })?;
+        // Whoever asked looks at other nodes next.
+        self.gossip_urgently = true;
+        Ok(())
+    }
+
     /// Begins to leave: ends the pods, which go on elsewhere, and hands over what others should have.
     /// [`has_handed_over`](Self::has_handed_over) says when that is done.
     pub fn leave(&mut self, now: Now) {
@@ -746,9 +770,10 @@ impl Peer {
             return false;
         }
         let (load, held, ring) = (self.load(), self.records.partitions_held().clone(), self.placement.fingerprint());
-        let departed = self.membership.departed();
+        let (departed, dismissed) = (self.membership.departed(), self.membership.dismissed());
         self.membership.update_own(|facts| {
             facts.departed = departed;
+            facts.dismissed = dismissed;
             facts.load = load;
             facts.held = held;
             facts.ring = ring;

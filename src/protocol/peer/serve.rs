@@ -107,6 +107,10 @@ impl Peer {
                 let record = self.records.with_prefix(prefix).next().map(|(_, held)| held.record());
                 self.answer(asker, Response::Copy(record));
             }
+            Request::Dependents(node) => {
+                let dependents = self.dependents(node);
+                self.answer_at_once(asker, Response::Dependents(dependents));
+            }
             Request::Events { after, patience } => self.serve_events(now, asker, after, patience),
         }
     }
