@@ -23,7 +23,7 @@ pub struct ClusterSettings {
     pub partitions: u32,
     /// R: how many nodes keep each record.
     pub replicas: u32,
-    /// After how long a down member is forgotten.
+    /// After how long a down member is forgotten, by those who reach a majority of the members.
     #[serde(with = "super::time::duration")]
     pub forget_after: Duration,
 }

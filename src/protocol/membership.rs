@@ -19,6 +19,7 @@
 //! - A vote stands while its voter is live and neither the voter nor the suspect has said otherwise. The voter
 //!   of a `Down` member keeps its vote until the member returns or is forgotten, so verdicts spread.
 //! - `Left` is final for a generation, and so is being forgotten.
+//! - Time alone makes nobody forgotten where a majority of the members is out of reach.
 //!
 //! What it does not know: how gossip travels, what placement makes of the view, and what time it is.
 
@@ -45,7 +46,9 @@ use std::time::Duration;
 
 use crate::model::config::{Config, Timing};
 use crate::model::id::{Generation, Incarnation, NodeId};
-use crate::model::member::{ClusterSettings, Facts, Load, Member, MemberState, Memories, Status, View};
+use crate::model::member::{
+    ClusterSettings, Facts, Load, Member, MemberState, Memories, Status, View, majority_in_reach,
+};
 use crate::model::time::{Moment, Now, Timestamp};
 use crate::model::wire::{Probe, ProbeBody};
 
@@ -170,6 +173,8 @@ pub struct Membership {
     newer_self: Option<(SocketAddr, Moment)>,
     /// When the next tick is due, by which lateness is measured.
     next_tick: Moment,
+    /// When the last one was.
+    latest_tick: Moment,
     /// No verdicts before.
     calm_at: Moment,
     /// When anything was last heard of anybody.
@@ -272,6 +277,7 @@ impl Membership {
             twin: None,
             newer_self: None,
             next_tick: now.moment + timing.probe_interval,
+            latest_tick: now.moment,
             calm_at: now.moment,
             heard_at: now.moment,
             is_deaf: false,
@@ -388,6 +394,7 @@ impl Membership {
         self.detector.handle_timeout(now.moment);
         if now.moment >= self.next_tick {
             self.next_tick = now.moment + self.timing.probe_interval;
+            self.latest_tick = now.moment;
             self.heed_departures(now);
             self.heed_dismissals(now);
             self.forget(now);
@@ -508,6 +515,16 @@ impl Membership {
         for other in self.namesakes() {
             let (name, node, addr) = (&other.name, other.node, other.cluster_addr);
             complaints.push(format!("node {node} at {addr} has this node's name, {name}"));
+        }
+        let down = self.view.values().filter(|member| member.state == MemberState::Down);
+        let overdue = down.filter(|member| self.latest_tick.since(member.since) >= self.settings.forget_after);
+        let overdue: Vec<&str> = overdue.map(|member| member.facts.name.as_str()).collect();
+        if !overdue.is_empty() {
+            complaints.push(format!(
+                "down for longer than forget_after, and not forgotten, since no majority of the members is in reach: {}; \
+                 `flockwork forget` does it by hand where they are gone for good",
+                overdue.join(", ")
+            ));
         }
         if let Some((addr, _)) = self.newer_self {
             complaints.push(format!("a newer process at {addr} runs as this node, {}", self.me));
@@ -655,14 +672,16 @@ impl Membership {
         self.is_deaf = may_be_deaf && (self.detector.trusts_anybody() || self.has_lost_many());
     }
 
+    /// Forgets those that have been gone for too long. A member that is down counts towards the majority without which
+    /// jobs may ask not to run, so it is forgotten only by those who are one: else the lesser side of a partition would
+    /// come to take itself for all there is, and go on as if the other side had died. What has left counts nowhere.
     fn forget(&mut self, now: Now) {
         let after = self.settings.forget_after;
-        let gone: Vec<NodeId> = self
-            .view
-            .values()
-            .filter(|member| !member.is_live() && now.moment >= member.since + after)
-            .map(|member| member.facts.node)
-            .collect();
+        let is_over = |member: &&Member| !member.is_live() && now.moment >= member.since + after;
+        let has_majority = majority_in_reach(&self.view);
+        let may_go = |member: &&Member| has_majority || member.state == MemberState::Left;
+        let gone = self.view.values().filter(is_over).filter(may_go);
+        let gone: Vec<NodeId> = gone.map(|member| member.facts.node).collect();
         for node in gone {
             self.forget_one(now, node, Why::Silence, "gone for too long");
         }

@@ -8,7 +8,7 @@ use flockwork::model::id::{JobId, JobIdPrefix};
 use flockwork::model::member::{MemberState, Status};
 use flockwork::model::record::{JobState, Phase, Record, StopKind};
 use flockwork::model::request::{Code, Draft, Refusal, Submitted};
-use flockwork::model::spec::{Durability, Spec};
+use flockwork::model::spec::{Durability, OnPartition, Spec};
 use flockwork::protocol::gateway::{Ask, AskId, Told};
 
 use crate::network::short;
@@ -591,6 +591,23 @@ fn a_member_that_had_left_or_drained_can_be_forgotten_by_hand_too() {
     world.forget(0, 3).unwrap();
     let knows = |world: &World, node| world.sees(node, 3).is_some() || world.sees(node, 4).is_some();
     world.wait_until("nobody knows them", |world| !(0..3).any(|node| knows(world, node)));
+    world.end_well();
+}
+
+#[test]
+fn a_minority_does_not_forget_the_majority_however_long_it_is_cut_off() {
+    let mut world = cluster_of(Options { forget_after: SECOND * 20, ..Options::new(1, 5) });
+    world.split(&[0, 1]);
+    world.run_for(SECOND * 90);
+    assert!((2..5).all(|node| world.sees(node, 0).is_none()), "the majority has forgotten the others");
+    assert!((2..5).all(|other| world.sees(0, other) == Some(MemberState::Down)), "the minority remembers");
+    let careful = Spec { on_partition: OnPartition::Pause, ..work(100, 0) };
+    let (here, there) = (world.submit(0, careful.clone()), world.submit(2, careful));
+    world.wait_for(there, JobState::Succeeded);
+    world.run_for(SECOND * 20);
+    assert_eq!(world.pods(here), 0, "it waits for a majority");
+    world.heal();
+    world.wait_for(here, JobState::Succeeded);
     world.end_well();
 }
 
