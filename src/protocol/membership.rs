@@ -45,9 +45,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::model::config::{Config, Timing};
-use crate::model::id::{Generation, Incarnation, NodeId};
+use crate::model::id::{Generation, Incarnation, NodeId, Partition};
 use crate::model::member::{
-    ClusterSettings, Facts, Load, Member, MemberState, Memories, Status, View, majority_in_reach,
+    ClusterSettings, Facts, Load, Member, MemberState, Memories, PartitionSet, Status, View, majority_in_reach,
 };
 use crate::model::time::{Moment, Now, Timestamp};
 use crate::model::wire::{Probe, ProbeBody};
@@ -229,9 +229,13 @@ impl Opinion {
 }
 
 /// What was known of a forgotten member: gossip that says no more than this does not bring it back.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Tombstone {
     known: (Generation, Incarnation),
+    /// The partitions that it held records of, by its own word.
+    held: PartitionSet,
+    /// When it was forgotten.
+    since: Moment,
     until: Moment,
     why: Why,
     /// When it was last asked to say something newer.
@@ -573,6 +577,12 @@ impl Membership {
         kept.map(|member| member.facts.clone()).collect()
     }
 
+    /// Whether a member that held records of `partition` has been forgotten since `moment`, as far as this node
+    /// remembers. It may come back with any of them as it was then.
+    pub fn has_forgotten_a_holder(&self, partition: Partition, moment: Moment) -> bool {
+        self.forgotten.values().any(|tombstone| tombstone.since >= moment && tombstone.held.contains(partition))
+    }
+
     /// Everything at once, for people.
     pub fn report(&self, now: Now) -> MembershipReport {
         MembershipReport {
@@ -702,7 +712,8 @@ impl Membership {
         self.withdraw_vote(node);
         let known = (member.facts.generation, member.facts.incarnation);
         let until = now.moment + self.settings.forget_after;
-        self.forgotten.insert(node, Tombstone { known, until, why, asked_at: None });
+        let held = member.facts.held;
+        self.forgotten.insert(node, Tombstone { known, held, since: now.moment, until, why, asked_at: None });
         self.counters.forgotten += 1;
         self.epoch += 1;
         self.write_history(now, node, Some(member.state), None, reason);

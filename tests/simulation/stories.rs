@@ -612,6 +612,79 @@ fn a_minority_does_not_forget_the_majority_however_long_it_is_cut_off() {
 }
 
 #[test]
+fn whoever_was_forgotten_comes_back_with_old_copies_and_nothing_runs_again() {
+    let minute = SECOND * 60;
+    let (forget_after, retention, into_the_hour) = (minute * 10, Duration::ZERO, minute * 40);
+    let mut world = cluster_of(Options { forget_after, retention, into_the_hour, ..Options::new(1, 4) });
+    let jobs: Vec<JobId> = (0..20).map(|_| world.submit(0, Spec { delay: Some(SECOND * 20), ..work(50, 0) })).collect();
+    world.power_off(3);
+    let kept = world.nodes[3].disk.records.values().filter(|record| !record.state().is_terminal()).count();
+    assert!(kept > 0, "it takes jobs along that have yet to run");
+    world.run_for(minute * 22);
+    assert!((0..3).all(|node| world.sees(node, 3).is_none()), "the others have forgotten it");
+    let is_sealed = |world: &World, job: &JobId| world.seals.contains_key(job);
+    assert!(jobs.iter().all(|job| is_sealed(&world, job)), "and have sealed what it took along");
+    let hour = world.local_now(0).wall.hour();
+    let gone = jobs.iter().filter(|job| world.merged(**job).is_none()).count();
+    assert!(gone > 0 && gone < jobs.len(), "what it may not have has expired, {gone} of them");
+    world.start(3);
+    world.wait_until("it is a member", |world| {
+        (0..4).all(|node| world.converged(node) && world.sees(node, 3).is_some())
+    });
+    world.run_for(minute);
+    assert!(world.local_now(0).wall.hour() == hour && jobs.iter().all(|job| world.pods(*job) == 1));
+    // In the end all of it is gone.
+    for node in 0..4 {
+        world.power_off(node);
+    }
+    world.run_for(minute * 60 * 6);
+    for node in 0..4 {
+        world.start(node);
+    }
+    world.run_for(minute);
+    assert!(jobs.iter().all(|job| world.merged(*job).is_none()));
+    world.end_well();
+}
+
+#[test]
+fn what_only_an_absent_node_was_given_is_not_lost_when_it_was_forgotten() {
+    let mut world = cluster_of(Options { forget_after: SECOND * 30, ..Options::new(1, 4) });
+    world.split(&[3]);
+    world.run_for(SECOND * 10);
+    let spec = Spec { delay: Some(SECOND * 20), durability: Durability::One, ..work(50, 0) };
+    let job = world.submit(3, spec);
+    world.power_off(3);
+    world.heal();
+    world.run_for(SECOND * 90);
+    assert!((0..3).all(|node| world.sees(node, 3).is_none()), "the others have forgotten it");
+    world.start(3);
+    world.wait_for(job, JobState::Succeeded);
+    assert_eq!(world.pods(job), 1);
+    world.end_well();
+}
+
+#[test]
+fn a_cluster_that_was_off_for_a_month_goes_on_with_all_it_had() {
+    let mut world = cluster_of(Options { forget_after: SECOND * 60, ..Options::new(1, 4) });
+    let jobs: Vec<JobId> =
+        (0..20).map(|at| world.submit(at % 4, Spec { delay: Some(SECOND), ..work(900, 0) })).collect();
+    world.run_for(SECOND);
+    for node in 0..4 {
+        world.power_off(node);
+    }
+    world.run_for(SECOND * 3_600 * 24 * 30);
+    // They come one after the other, the last when it would have been forgotten long ago.
+    for node in 0..4 {
+        world.start(node);
+        world.run_for(SECOND * 80);
+    }
+    for job in jobs {
+        world.wait_for(job, JobState::Succeeded);
+    }
+    world.end_well();
+}
+
+#[test]
 fn what_depends_on_a_node_is_what_only_it_could_do() {
     let mut world = cluster(3);
     let there = [("place".to_owned(), "n2".to_owned())];
