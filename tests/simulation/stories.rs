@@ -343,6 +343,36 @@ fn whoever_leaves_hands_over_first() {
 }
 
 #[test]
+fn whoever_drains_or_leaves_and_is_cut_off_takes_nothing_new() {
+    let mut world = cluster(4);
+    world.drain(3, true);
+    world.run_for(SECOND * 2);
+    let spec = Spec { key: Some("held".into()), delay: Some(SECOND * 40), durability: Durability::One, ..work(50, 0) };
+    let forwarded = world.submit(3, spec);
+    assert!(!world.nodes[3].disk.records.contains_key(&forwarded), "others take what it is given");
+    world.split(&[3]);
+    let is_alone = |world: &World| (0..3).all(|node| world.sees(3, node) == Some(MemberState::Down));
+    world.wait_until("it is alone", is_alone);
+    let is_refused = |world: &mut World| {
+        let ask = world.ask_to_submit(3, Spec { durability: Durability::One, ..work(50, 0) });
+        let refused = world.outcome(ask).unwrap_err();
+        assert!(refused.code == Code::Unavailable && refused.message.contains("draining"), "{refused:?}");
+    };
+    is_refused(&mut world);
+    world.drain(3, false);
+    world.heal();
+    world.wait_until("it is back", |world| (0..4).all(|node| world.converged(node)));
+    for _ in 0..12 {
+        world.submit(3, Spec { delay: Some(SECOND * 60), ..work(50, 0) });
+    }
+    world.split(&[3]);
+    world.wait_until("it is alone", is_alone);
+    world.leave(3);
+    is_refused(&mut world);
+    world.end_well();
+}
+
+#[test]
 fn a_node_with_a_full_disk_stands_aside_and_comes_back() {
     let mut world = cluster(4);
     world.nodes[1].disk.full = true;
