@@ -2,13 +2,16 @@
 //!
 //! Every story ends in a calm, in which all checkers judge the whole world.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
-use flockwork::model::id::{JobId, JobIdPrefix};
+use flockwork::model::id::{Actor, Dot, Generation, JobId, JobIdPrefix};
 use flockwork::model::member::{MemberState, Status};
-use flockwork::model::record::{JobState, Phase, Record, StopKind};
+use flockwork::model::record::{JobState, Phase, Record, Stop, StopKind, Version};
 use flockwork::model::request::{Code, Draft, Refusal, Submitted};
 use flockwork::model::spec::{Durability, OnPartition, Spec};
+use flockwork::model::wire::Message;
 use flockwork::protocol::gateway::{Ask, AskId, Told};
 
 use crate::network::short;
@@ -710,6 +713,43 @@ fn a_cluster_that_was_off_for_a_month_goes_on_with_all_it_had() {
     }
     for job in jobs {
         world.wait_for(job, JobState::Succeeded);
+    }
+    world.end_well();
+}
+
+#[test]
+fn whoever_reads_copies_that_differ_has_them_merged_at_once() {
+    let mut world = cluster(5);
+    let job = world.submit(0, Spec { delay: Some(PATIENCE), ..work(50, 0) });
+    world.run_for(SECOND * 2);
+    let owner = world.owner(job);
+    let holders = world.disks_with(job);
+    let replica = holders.iter().copied().find(|node| *node != owner).expect("there are three");
+    let reader = world.others(&holders)[0];
+    let versions = |world: &World| {
+        let held = holders.iter().filter_map(|node| Some(world.peer(*node)?.records().get(job)?.version));
+        held.collect::<BTreeSet<Version>>().len()
+    };
+    for look in [false, true] {
+        // One replica alone hears of something, and nobody spreads it.
+        let mut record = world.merged(job).expect("somebody holds it");
+        let actor = Actor { node: world.nodes[reader].id, generation: Generation(u64::MAX) };
+        let (kind, dot) =
+            (if look { StopKind::Cancelled } else { StopKind::TimedOut }, Dot { actor, counter: 1 + u64::from(look) });
+        let at = world.local_now(owner).wall;
+        record.request_stop(Stop { kind, dot, at, reason: "heard by one alone".into() });
+        let (now, from) = (world.local_now(replica), world.nodes[reader].id);
+        let push = Message::Push { seq: 1, records: vec![Arc::new(record)], blobs: Vec::new(), lacking: Vec::new() };
+        world.call(replica, |peer| peer.handle_message(now, from, push));
+        world.pump(replica);
+        assert_eq!(versions(&world), 2);
+        if look {
+            let ask = world.ask(reader, Ask::Copies(JobIdPrefix::from(job))).expect("the node is up");
+            world.answer(ask).expect("it is told");
+        }
+        world.run_for(Duration::from_millis(50));
+        assert_eq!(versions(&world), if look { 1 } else { 2 });
+        world.wait_until("all have compared", |world| versions(world) == 1);
     }
     world.end_well();
 }

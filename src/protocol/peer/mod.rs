@@ -17,6 +17,7 @@ mod dependents;
 mod full_disk;
 mod ownership;
 mod reconcile;
+mod repair;
 mod sealing;
 mod serve;
 
@@ -44,7 +45,7 @@ use self::full_disk::{Due, FullDisk};
 use super::blobs::Blobs;
 use super::comparison::{Answer, Comparison};
 use super::effect::{Effect, PodEnd, PodEvent};
-use super::gateway::{Ask, AskId, Gateway, Routing};
+use super::gateway::{Ask, AskId, Gateway, Routing, Told};
 use super::lifecycle::PodState;
 use super::membership::{CannotForget, Membership, MembershipOutput};
 use super::outbox::{Outbox, Outgoing};
@@ -219,6 +220,7 @@ struct Counters {
     expired: u64,
     late_reports: u64,
     overlaps_told: u64,
+    repaired_by_reading: u64,
 }
 
 impl Peer {
@@ -449,6 +451,7 @@ impl Peer {
             Message::Idle { free } => self.handle_idle(now, from, free),
             Message::Request { call, request } => self.serve(now, Asker::Peer { node: from, call }, request),
             Message::Response { call, response } => {
+                self.repair_own_copy(now, from, &response);
                 let routing = Routing { me: self.me.node, view: self.membership.view(), placement: &self.placement };
                 self.gateway.handle_response(now.moment, from, call, response, routing);
             }
@@ -684,6 +687,9 @@ impl Peer {
         }
         while let Some(reply) = self.gateway.poll_reply() {
             progress = true;
+            if let Ok(Told::Copies(copies)) = &reply.result {
+                self.repair_copies(now, copies);
+            }
             self.outbox.send(Effect::Reply(reply));
         }
         while let Some((node, event)) = self.gateway.poll_heard() {
@@ -874,6 +880,7 @@ impl Peer {
             ("records_expired_total", counters.expired),
             ("late_reports_total", counters.late_reports),
             ("overlaps_told_total", counters.overlaps_told),
+            ("records_repaired_by_reading_total", counters.repaired_by_reading),
         ];
         counted.extend(self.membership.counters());
         Snapshot {
