@@ -1,8 +1,9 @@
-//! Looking at the cluster itself: `nodes`, `drain`, `undrain`, `debug`.
+//! Looking at the cluster itself: `nodes`, `impact`, `drain`, `undrain`, `forget`, `debug`.
 //!
 //! Every node has its own view, and the views differ for a moment after every change. `nodes` shows that of
 //! whichever node answers; `debug` shows how far that node is from agreement with the others.
 
+mod impact;
 mod membership;
 
 use std::collections::BTreeMap;
@@ -240,9 +241,45 @@ pub(crate) async fn undrain(session: &Session, args: &OneNode) -> Outcome {
     Ok(exit::SUCCESS)
 }
 
+/// What would happen if the node went now.
+pub(crate) async fn impact(session: &Session, args: &OneNode) -> Outcome {
+    let client = session.client()?;
+    let node = named(&client, &args.node).await?;
+    let answer = client.ask(&Request::get(format!("/v1/nodes/{}/impact", node.id))).await?;
+    match session.printer.form {
+        OutputForm::Table | OutputForm::Wide => impact::draw(session.printer, &answer.read()?)?,
+        OutputForm::Json | OutputForm::Jsonl => session.printer.json(&answer.body)?,
+        OutputForm::Id => session.printer.line(&node.id)?,
+    }
+    Ok(exit::SUCCESS)
+}
+
+/// Has a node forgotten that is down for good.
+pub(crate) async fn forget(session: &Session, args: &OneNode) -> Outcome {
+    let client = session.client()?;
+    let node = named(&client, &args.node).await?;
+    let answer = client.ask(&Request::delete(format!("/v1/nodes/{}", node.id), Repeat::OnlyIfUnsent)).await?;
+    match session.printer.form {
+        OutputForm::Table | OutputForm::Wide => {
+            let name = printable(&node.name);
+            session.printer.line(&format!("{name} is forgotten: what it kept belongs to others now"))?;
+        }
+        OutputForm::Json | OutputForm::Jsonl => session.printer.json(&answer.body)?,
+        OutputForm::Id => session.printer.line(&node.id)?,
+    }
+    Ok(exit::SUCCESS)
+}
+
 /// The node that `text` names, and a client of it alone: a node drains only when it is asked itself.
 async fn find(session: &Session, text: &str) -> Result<(Node, Client), Failure> {
-    let nodes = list(&session.client()?).await?;
+    let node = named(&session.client()?, text).await?;
+    let itself = Client::new(std::slice::from_ref(&node.addresses.http))?;
+    Ok((node, itself))
+}
+
+/// The node that `text` names.
+async fn named(client: &Client, text: &str) -> Result<Node, Failure> {
+    let nodes = list(client).await?;
     let mut named = nodes.into_iter().map(|(node, _)| node).filter(|node| node.id == text || node.name == text);
     let Some(node) = named.next() else {
         return Err(Failure::new(Kind::NotFound, format!("no node has the id or name `{text}`"))
@@ -253,8 +290,7 @@ async fn find(session: &Session, text: &str) -> Result<(Node, Client), Failure> 
         return Err(Failure::usage(format!("several nodes are called {text}: {}, {}", node.id, others.join(", ")))
             .with_hint("name one by its id"));
     }
-    let itself = Client::new(std::slice::from_ref(&node.addresses.http))?;
-    Ok((node, itself))
+    Ok(node)
 }
 
 /// How far a node is from agreement with the others.

@@ -13,9 +13,11 @@
 //! Ownership of partitions is in `ownership`, what peers and clients are answered in `serve`.
 
 mod blobs;
+mod dependents;
 mod full_disk;
 mod ownership;
 mod reconcile;
+mod repair;
 mod sealing;
 mod serve;
 
@@ -33,7 +35,7 @@ use crate::model::id::{Actor, AttemptKey, Dot, Generation, JobId, NodeId, Partit
 use crate::model::member::{Facts, Load, Member, MemberState, Status};
 use crate::model::packed::PackedRecord;
 use crate::model::record::{Exit, Fate, Phase, Record, Version};
-use crate::model::request::{Event, EventKind, SubmitOutcome};
+use crate::model::request::{Code, Event, EventKind, Refusal, SubmitOutcome};
 use crate::model::ring::Placement;
 use crate::model::spec::Driver;
 use crate::model::time::{Moment, Now, Timestamp};
@@ -43,9 +45,9 @@ use self::full_disk::{Due, FullDisk};
 use super::blobs::Blobs;
 use super::comparison::{Answer, Comparison};
 use super::effect::{Effect, PodEnd, PodEvent};
-use super::gateway::{Ask, AskId, Gateway, Routing};
+use super::gateway::{Ask, AskId, Gateway, Routing, Told};
 use super::lifecycle::PodState;
-use super::membership::{Membership, MembershipOutput};
+use super::membership::{CannotForget, Membership, MembershipOutput};
 use super::outbox::{Outbox, Outgoing};
 use super::records::Records;
 use super::replication::Replication;
@@ -216,6 +218,7 @@ struct Counters {
     expired: u64,
     late_reports: u64,
     overlaps_told: u64,
+    repaired_by_reading: u64,
 }
 
 impl Peer {
@@ -444,6 +447,7 @@ impl Peer {
             Message::Idle { free } => self.handle_idle(now, from, free),
             Message::Request { call, request } => self.serve(now, Asker::Peer { node: from, call }, request),
             Message::Response { call, response } => {
+                self.repair_own_copy(now, from, &response);
                 let routing = Routing { me: self.me.node, view: self.membership.view(), placement: &self.placement };
                 self.gateway.handle_response(now.moment, from, call, response, routing);
             }
@@ -509,6 +513,29 @@ impl Peer {
             (_, Status::ReadOnly) => self.before_full_disk = full_disk::drained(self.before_full_disk, on),
             (_, Status::Joining | Status::Serving | Status::Draining | Status::Left) => {}
         }
+    }
+
+    /// Forgets a member that is down, or has left, before its time: somebody knows that it will not come back.
+    ///
+    /// # Errors
+    /// It lives, or nobody knows it.
+    pub fn forget(&mut self, now: Now, node: NodeId) -> Result<(), Refusal> {
+        self.membership.dismiss(now, node).map_err(|cannot| {
+            let (code, hint) = match &cannot {
+                CannotForget::Unknown(_) => (Code::NotFound, "`flockwork nodes` lists the members".to_owned()),
+                CannotForget::Lives { name, state: MemberState::Suspect } => {
+                    (Code::Conflict, format!("wait until the others know whether {name} is down; it takes seconds"))
+                }
+                CannotForget::Lives { name, .. } => {
+                    let hint = format!("only a node that is down is forgotten: `flockwork drain {name}`, then stop it");
+                    (Code::Conflict, hint)
+                }
+            };
+            Refusal::new(code, cannot.to_string()).with_hint(hint)
+        })?;
+        // Whoever asked looks at other nodes next.
+        self.gossip_urgently = true;
+        Ok(())
     }
 
     /// Begins to leave: ends the pods, which go on elsewhere, and hands over what others should have.
@@ -654,6 +681,9 @@ impl Peer {
         }
         while let Some(reply) = self.gateway.poll_reply() {
             progress = true;
+            if let Ok(Told::Copies(copies)) = &reply.result {
+                self.repair_copies(now, copies);
+            }
             self.outbox.send(Effect::Reply(reply));
         }
         while let Some((node, event)) = self.gateway.poll_heard() {
@@ -740,9 +770,10 @@ impl Peer {
             return false;
         }
         let (load, held, ring) = (self.load(), self.records.partitions_held().clone(), self.placement.fingerprint());
-        let departed = self.membership.departed();
+        let (departed, dismissed) = (self.membership.departed(), self.membership.dismissed());
         self.membership.update_own(|facts| {
             facts.departed = departed;
+            facts.dismissed = dismissed;
             facts.load = load;
             facts.held = held;
             facts.ring = ring;
@@ -843,6 +874,7 @@ impl Peer {
             ("records_expired_total", counters.expired),
             ("late_reports_total", counters.late_reports),
             ("overlaps_told_total", counters.overlaps_told),
+            ("records_repaired_by_reading_total", counters.repaired_by_reading),
         ];
         counted.extend(self.membership.counters());
         Snapshot {
