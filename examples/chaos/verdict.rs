@@ -194,7 +194,9 @@ async fn list(
     loop {
         let mut page = cluster.get(node, &format!("/v1/jobs?limit=1000{cursor}")).await?;
         anyhow::ensure!(page["partial"] == false, "the list of {} is partial: {}", node.name, page["missing"]);
-        let Some(Value::Array(jobs)) = page.get_mut("jobs").map(Value::take) else { anyhow::bail!("not a list: {page}") };
+        let Some(Value::Array(jobs)) = page.get_mut("jobs").map(Value::take) else {
+            anyhow::bail!("not a list: {page}")
+        };
         for job in jobs {
             all.insert(job["id"].as_str().context("an id")?.to_owned(), keep(job));
         }
