@@ -5,7 +5,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use flockwork::io::transport::{Incoming, LinkEvent, LinkState, LinkStatus, Transport, TransportConfig};
+use flockwork::io::transport::{GossipFrame, Incoming, LinkEvent, LinkState, LinkStatus, Transport, TransportConfig};
 use flockwork::model::id::{Generation, JobId, NodeId};
 use flockwork::model::member::WIRE_VERSION;
 use flockwork::model::wire::{Frame, Hello, Message};
@@ -24,6 +24,7 @@ struct Node {
     addr: SocketAddr,
     transport: Transport,
     incoming: mpsc::Receiver<Incoming>,
+    gossip: mpsc::Receiver<GossipFrame>,
     tracker: TaskTracker,
     stop: CancellationToken,
 }
@@ -39,8 +40,8 @@ impl Node {
         let mut config = TransportConfig::new(Hello { generation: Generation(generation), ..hello(id, addr) });
         set(&mut config);
         let (sender, incoming) = mpsc::channel(64);
-        let transport = Transport::start(listener, config, sender, tracker.clone(), stop.clone());
-        Self { id, addr, transport, incoming, tracker, stop }
+        let (transport, gossip) = Transport::start(listener, config, sender, tracker.clone(), stop.clone());
+        Self { id, addr, transport, incoming, gossip, tracker, stop }
     }
 
     fn send(&self, to: &Self, seq: u64) {
@@ -346,6 +347,28 @@ async fn a_peer_that_floods_waits_for_the_reader_and_loses_nothing() {
     for seq in 0..5_000 {
         assert_eq!(slow.next_number().await, (node.id, seq));
     }
+}
+
+#[tokio::test]
+async fn gossip_does_not_wait_for_a_node_that_is_busy_with_other_frames() {
+    let (node, mut busy) = (Node::start(1).await, Node::start(2).await);
+    for seq in 0..3 {
+        node.send(&busy, seq);
+        node.transport.send(busy.id, busy.addr, &Frame::Gossip(vec![u8::try_from(seq).unwrap()]));
+    }
+    for seq in 0..3 {
+        let heard = timeout(PATIENCE, busy.gossip.recv()).await.expect("it comes in time");
+        assert_eq!(heard, Some((node.id, vec![seq])));
+    }
+    // A flood of gossip that nobody takes is lost, and the other frames come.
+    for _ in 0..1_000 {
+        node.transport.send(busy.id, busy.addr, &Frame::Gossip(vec![7; 100]));
+    }
+    node.send(&busy, 3);
+    for seq in 0..4 {
+        assert_eq!(busy.next_number().await, (node.id, seq));
+    }
+    assert!(busy.link(node.id).dropped_frames > 0);
 }
 
 #[tokio::test]

@@ -139,20 +139,19 @@ pub fn by_jobs(most: usize) -> anyhow::Result<Chart> {
 pub fn idle(table: &mut Table) -> anyhow::Result<()> {
     let nodes = Nodes::start(3, "")?;
     thread::sleep(SETTLED);
-    let (before, begun) = (nodes.processor_time(0)?, Instant::now());
-    thread::sleep(WATCHED);
-    let share = (nodes.processor_time(0)? - before) / begun.elapsed().as_secs_f64();
+    let share = share_of_a_processor(&nodes)?;
     table.say("an idle node's memory", format!("{:.1} MB", nodes.memory(0)? / 1e6), "proportional set size");
     table.say("an idle node's processor", format!("{:.2} % of one", share * 100.0), "of three nodes, 30 s");
     Ok(())
 }
 
-/// A thousand processes that sleep on one node.
+/// A thousand processes that sleep on one node, next to the same node before it had any.
 pub fn sleepers(table: &mut Table) -> anyhow::Result<()> {
     const PODS: usize = 1_000;
     let nodes = Nodes::start(1, &format!("--replicas 1 --slots {PODS} --cpus {PODS}"))?;
     thread::sleep(SETTLED);
     let memory = nodes.memory(0)?;
+    let idle = share_of_a_processor(&nodes)?;
     let mut connection = nodes.connect(0)?;
     let (status, answer) = connection.submit(&json!(vec![json!({"command": ["sleep", "600"]}); PODS]))?;
     expect(status, &answer)?;
@@ -161,15 +160,17 @@ pub fn sleepers(table: &mut Table) -> anyhow::Result<()> {
         Ok((running == PODS as f64).then_some(()))
     })?;
     thread::sleep(SETTLED);
-    let (before, begun) = (nodes.processor_time(0)?, Instant::now());
-    thread::sleep(WATCHED);
-    let share = (nodes.processor_time(0)? - before) / begun.elapsed().as_secs_f64();
+    let busy = share_of_a_processor(&nodes)?;
     let bytes = (nodes.memory(0)? - memory) / PODS as f64;
-    table.say(
-        "1,000 sleeping processes: the node's processor",
-        format!("{:.2} % of one", share * 100.0),
-        "to reach: 2",
-    );
+    let without = format!("{:.2} % without them; to reach: 2", idle * 100.0);
+    table.say("1,000 sleeping processes: the node's processor", format!("{:.2} % of one", busy * 100.0), &without);
     table.say("1,000 sleeping processes: the node's memory", format!("{:.1} kB for each", bytes / 1e3), "");
     Ok(())
+}
+
+/// What the first node takes of one processor while it is watched.
+fn share_of_a_processor(nodes: &Nodes) -> anyhow::Result<f64> {
+    let (before, begun) = (nodes.processor_times(0)?, Instant::now());
+    thread::sleep(WATCHED);
+    Ok((nodes.processor_times(0)? - before).own / begun.elapsed().as_secs_f64())
 }

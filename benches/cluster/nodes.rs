@@ -2,11 +2,13 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::ops::{Add, Sub};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use flockwork::io::executor::GUARD_ARGUMENT;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -171,15 +173,22 @@ impl Nodes {
         Ok(kilobytes * 1024.0)
     }
 
-    /// The processor time that a node has taken, in seconds.
-    pub fn processor_time(&self, place: usize) -> anyhow::Result<f64> {
-        let mut total = 0_u64;
-        for thread in std::fs::read_dir(format!("/proc/{}/task", self.pid(place).as_raw_nonzero()))? {
-            // The first number is the time on a processor, in nanoseconds; a thread that has just ended has none.
-            let told = std::fs::read_to_string(thread?.path().join("schedstat")).unwrap_or_default();
-            total += told.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
+    /// The processor time that a node has taken, in seconds; that of its pods, once they have ended; and that of its guard.
+    /// Counted by the kernel in steps of 10 ms.
+    pub fn processor_times(&self, place: usize) -> anyhow::Result<Times> {
+        let node = self.pid(place).as_raw_nonzero().get();
+        let mut times = Times { guard: 0.0, ..times_of(node)? };
+        for thread in std::fs::read_dir(format!("/proc/{node}/task"))? {
+            // Threads end at any moment, and so do children that are pods.
+            let children = std::fs::read_to_string(thread?.path().join("children")).unwrap_or_default();
+            for child in children.split_whitespace() {
+                let arguments = std::fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
+                if arguments.split(|byte| *byte == 0).nth(1) == Some(GUARD_ARGUMENT.as_bytes()) {
+                    times.guard += times_of(child.parse()?)?.own;
+                }
+            }
         }
-        Ok(total as f64 / 1e9)
+        Ok(times)
     }
 
     /// Waits until no job that a node holds is open.
@@ -190,6 +199,51 @@ impl Nodes {
             Ok((open == 0.0).then_some(()))
         })
     }
+}
+
+/// Processor time, in seconds.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Times {
+    /// Of all threads of a process, those that have ended too.
+    pub own: f64,
+    /// Of its children that have ended.
+    pub children: f64,
+    /// Of its guard.
+    pub guard: f64,
+}
+
+impl Times {
+    pub fn all(self) -> f64 {
+        self.own + self.children + self.guard
+    }
+}
+
+impl Add for Times {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        let (own, children) = (self.own + other.own, self.children + other.children);
+        Self { own, children, guard: self.guard + other.guard }
+    }
+}
+
+impl Sub for Times {
+    type Output = Self;
+
+    fn sub(self, before: Self) -> Self {
+        let (own, children) = (self.own - before.own, self.children - before.children);
+        Self { own, children, guard: self.guard - before.guard }
+    }
+}
+
+/// Of a process, and without its guard, as /proc tells.
+pub fn times_of(process: i32) -> anyhow::Result<Times> {
+    let told = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    // Behind the program's name, which may contain anything. Linux shows these numbers in hundredths of a second, always.
+    let fields: Vec<&str> = told.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let seconds =
+        |at: usize| -> anyhow::Result<f64> { Ok(fields.get(at).context("a line of numbers")?.parse::<f64>()? / 100.0) };
+    Ok(Times { own: seconds(11)? + seconds(12)?, children: seconds(13)? + seconds(14)?, guard: 0.0 })
 }
 
 impl Drop for Nodes {

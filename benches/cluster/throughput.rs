@@ -6,8 +6,8 @@ use serde_json::json;
 
 use crate::charts::{Chart, Line};
 use crate::limits;
-use crate::nodes::{Nodes, expect};
-use crate::table::Table;
+use crate::nodes::{Nodes, Times, expect, times_of};
+use crate::table::{Spread, Table};
 
 /// Enough for some seconds.
 const JOBS: usize = 4_000;
@@ -21,10 +21,14 @@ pub fn processes(rounds: usize, table: &mut Table) -> anyhow::Result<()> {
     run(&single, JOBS / 4)?;
     run(&three, JOBS / 4)?;
     let (mut limit, mut of_one, mut of_three, mut of_xargs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut times_of_limit, mut times_of_one, mut times_of_three) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
+        let myself = i32::try_from(std::process::id())?;
+        let before = times_of(myself)?;
         limit.push(limits::spawns(JOBS));
-        of_one.push(run(&single, JOBS)?);
-        of_three.push(run(&three, JOBS)?);
+        times_of_limit.push(times_of(myself)? - before);
+        of_one.push(run_timed(&single, &mut times_of_one)?);
+        of_three.push(run_timed(&three, &mut times_of_three)?);
         of_xargs.extend(limits::xargs(JOBS));
     }
     table.rates("no-op processes, 1 durable node", &of_one, "the spawn limit", &limit);
@@ -32,7 +36,30 @@ pub fn processes(rounds: usize, table: &mut Table) -> anyhow::Result<()> {
     if of_xargs.len() == limit.len() {
         table.rates("no-op processes, xargs -P2", &of_xargs, "the spawn limit", &limit);
     }
+    // On a busy machine this says more than rates do.
+    let told =
+        [("the spawn limit", times_of_limit), ("1 durable node", times_of_one), ("3 nodes, R=3", times_of_three)];
+    for (whose, times) in told {
+        let a_job = |part: fn(Times) -> f64| {
+            let of_rounds: Vec<f64> = times.iter().map(|times| part(*times) * 1e3 / JOBS as f64).collect();
+            Spread::of(&of_rounds, 2).median
+        };
+        let (all, children) = (a_job(Times::all), a_job(|times| times.children));
+        let (own, guard) = (a_job(|times| times.own), a_job(|times| times.guard));
+        let beside = format!("the process {children:.2}, who starts it {own:.2}, its guard {guard:.2}");
+        table.say(&format!("processor time of a no-op process, {whose}"), format!("{all:.2} ms"), beside);
+    }
     Ok(())
+}
+
+/// [`run`], and the processor time that it took.
+fn run_timed(nodes: &Nodes, times: &mut Vec<Times>) -> anyhow::Result<f64> {
+    let so_far =
+        || (0..nodes.len()).try_fold(Times::default(), |sum, node| anyhow::Ok(sum + nodes.processor_times(node)?));
+    let before = so_far()?;
+    let rate = run(nodes, JOBS)?;
+    times.push(so_far()? - before);
+    Ok(rate)
 }
 
 /// Submits so many no-op processes, in equal parts to all nodes, and waits for all ends. Jobs a second.

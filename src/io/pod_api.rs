@@ -197,6 +197,7 @@ impl PodApi {
             said: Mutex::new(Said {
                 is_open: true,
                 heard_at: Instant::now(),
+                began_untold: None,
                 waiting: 0,
                 serial: 0,
                 progress: None,
@@ -239,6 +240,8 @@ pub(crate) struct Voice {
 struct Said {
     is_open: bool,
     heard_at: Instant,
+    /// When it began, while the driver does not know of it.
+    began_untold: Option<Timestamp>,
     /// How many of its reports are being stored: meanwhile it is not silent, but waits.
     waiting: u32,
     /// Counts the reports that have an order.
@@ -252,9 +255,23 @@ struct Said {
 }
 
 impl Voice {
-    /// The pod runs now, and is as good as heard.
+    /// The pod runs now, and is as good as heard. The driver learns of it by [`tell_begin`](Self::tell_begin), or before
+    /// anything else that the pod has to say.
     pub(crate) fn begin(&self) {
-        lock(&self.said).heard_at = Instant::now();
+        let mut said = lock(&self.said);
+        said.heard_at = Instant::now();
+        said.began_untold = Some(now());
+    }
+
+    /// Tells the driver that the pod runs, once.
+    pub(crate) fn tell_begin(&self) {
+        self.tell_begin_of(&mut lock(&self.said));
+    }
+
+    fn tell_begin_of(&self, said: &mut Said) {
+        if let Some(at) = said.began_untold.take() {
+            self.tell(PodEvent::Started { key: self.key, at });
+        }
     }
 
     /// When anything was heard last.
@@ -326,13 +343,18 @@ impl Voice {
     fn write_progress(&self, said: &mut Said) {
         if let Some(progress) = said.progress.take().filter(|_| said.is_open) {
             said.written_at = Some(Instant::now());
-            self.report(PodReport::Progress(progress));
+            self.report(said, PodReport::Progress(progress));
         }
     }
 
-    fn report(&self, report: PodReport) {
+    fn report(&self, said: &mut Said, report: PodReport) {
+        self.tell_begin_of(said);
+        self.tell(PodEvent::Reported { key: self.key, report });
+    }
+
+    fn tell(&self, event: PodEvent) {
         // Nobody listens any more where the driver has gone first.
-        let _ = self.shared.events.send(PodEvent::Reported { key: self.key, report });
+        let _ = self.shared.events.send(event);
     }
 
     /// What it comes to; the last one counts, and is kept when the attempt ends.
@@ -366,7 +388,7 @@ impl Voice {
             awaited.answers.insert(number, answer_to);
             number
         };
-        self.report(PodReport::Checkpoint { answer, serial, at: now(), blob });
+        self.report(&mut lock(&self.said), PodReport::Checkpoint { answer, serial, at: now(), blob });
         let told = tokio::select! {
             told = timeout(ANSWER_TIMEOUT, answered) => Some(told),
             () = self.shared.closing.cancelled() => None,

@@ -182,19 +182,19 @@ impl Node {
         };
         let (incoming_to, incoming) = mpsc::channel(INCOMING_WAITING);
         let transport_config = TransportConfig { faults: options.faults.clone(), ..TransportConfig::new(hello) };
-        let transport = Transport::start(tcp, transport_config, incoming_to, tracker.clone(), stop.clone());
+        let (transport, gossip_frames) =
+            Transport::start(tcp, transport_config, incoming_to, tracker.clone(), stop.clone());
         let (probes_to, probes) = mpsc::channel(PROBES_WAITING);
         let listen_error = |error| StartError::Listen { addr: bound, error };
-        let (datagrams, gossip_inbox) =
+        let (datagrams, gossip_packets) =
             Datagrams::start(udp, probes_to, clock.clone(), options.faults.clone(), &tracker, stop.clone())
                 .map_err(listen_error)?;
         let gossip_config = GossipConfig { interval: config.timing.gossip_interval, seeds: options.seeds.clone() };
         let gossip = Gossip::start(
             &facts,
             gossip_config,
-            datagrams.clone(),
-            gossip_inbox,
-            transport.clone(),
+            (datagrams.clone(), gossip_packets),
+            (transport.clone(), gossip_frames),
             &tracker,
             stop.clone(),
         )

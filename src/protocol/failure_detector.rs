@@ -194,6 +194,8 @@ struct Asked {
     node: NodeId,
     way: Way,
     at: Moment,
+    /// The member was in doubt.
+    in_doubt: bool,
 }
 
 /// A ping on behalf of another member.
@@ -549,7 +551,8 @@ impl FailureDetector {
         run.told = suspected;
         run.by_link |= by_link;
         let addr = run.addr;
-        self.asked.insert(seq, Asked { node, way, at: now });
+        let in_doubt = watched.target.standing != Standing::Trusted;
+        self.asked.insert(seq, Asked { node, way, at: now, in_doubt });
         let probe = self.packet(node, ProbeBody::Ping { seq, suspected });
         self.outputs.push_back(DetectorOutput::Send { to: node, addr, probe, by_link });
     }
@@ -577,7 +580,7 @@ impl FailureDetector {
         let ask_by_link = !run.by_link && run.refused_since.is_none();
         let nacked = helpers.iter().map(|(helper, _)| (*helper, false)).collect();
         run.stage = Stage::Others { until, seq, nacked };
-        self.asked.insert(seq, Asked { node, way: Way::Others, at: now });
+        self.asked.insert(seq, Asked { node, way: Way::Others, at: now, in_doubt: is_lost });
         if ask_by_link {
             self.ping(now, node, Way::Link);
         }
@@ -671,7 +674,7 @@ impl FailureDetector {
         if let Some(watched) = self.watched.get_mut(&node) {
             watched.saved_by_hearing = false;
             if asked.way == Way::Datagram {
-                watched.round_trip.observe(asked.at, now);
+                watched.round_trip.observe(asked.at, now, asked.in_doubt);
             }
         }
         if let Some(run) = self.runs.get(&node)

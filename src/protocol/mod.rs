@@ -18,3 +18,4 @@ pub mod room;
 pub mod sabotage;
 pub mod scheduler;
 pub mod snapshot;
+pub mod sorted;

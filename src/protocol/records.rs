@@ -21,13 +21,20 @@ use crate::model::member::PartitionSet;
 use crate::model::packed::{Packed, PackedRecord, Packer, Summary};
 use crate::model::record::{JobState, Record, Version};
 use crate::model::request::{Cursor, Filter};
-use crate::model::time::{Moment, Timestamp};
+use crate::model::time::{CoarseMoment, Moment, Timestamp};
+use crate::protocol::sorted::Sorted;
 
 /// Records that lie open at one time, at the most. Each takes about 2 KiB there.
 const DESK_RECORDS: usize = 8_192;
+/// So many are left open however long nobody touches them: they take half a megabyte, and where a node knows few jobs it
+/// need not pack and unpack them at all.
+const ALWAYS_OPEN: usize = 256;
 /// A record that takes more bytes than this when written down is never left open: it takes as long to read as it
 /// takes to unpack.
 const DESK_BYTES: usize = 16 << 10;
+
+/// For jobs that are not to be looked at again unless something happens.
+const NEVER: CoarseMoment = CoarseMoment::LAST;
 
 /// Open jobs are few where they are less than this part of all.
 const FEW: usize = 8;
@@ -36,6 +43,12 @@ const FEW: usize = 8;
 #[derive(Debug, Clone, Copy)]
 pub struct Held<'a> {
     job: JobId,
+    /// Counts the changes of this copy; what was sent or stored at one revision includes all earlier ones.
+    pub revision: u64,
+    /// When this node first knew of the job: its own clock's start for the job's waits.
+    pub known_since: Moment,
+    /// When this node saw the job's last attempt end.
+    pub idle_since: Moment,
     entry: &'a Entry,
 }
 
@@ -45,12 +58,11 @@ pub struct Entry {
     body: Body,
     /// Its version.
     pub version: Version,
-    /// Counts the changes of this copy; what was sent or stored at one revision includes all earlier ones.
-    pub revision: u64,
-    /// When this node first knew of the job: its own clock's start for the job's waits.
-    pub known_since: Moment,
-    /// When this node saw the job's last attempt end.
-    pub idle_since: Moment,
+    revision: Revision,
+    known_since: CoarseMoment,
+    idle_since: CoarseMoment,
+    /// When the job is to be looked at again. A moment that never comes where it is not.
+    wake_at: CoarseMoment,
     /// What the record comes down to.
     pub summary: Summary,
     /// Whether blobs that the record names are not here.
@@ -61,6 +73,22 @@ pub struct Entry {
 
 /// There is one for every job that a node knows: what is added here is multiplied by millions.
 const _: () = assert!(size_of::<Entry>() == 64);
+
+/// A number of a change, in six bytes: enough for a million changes a second, for nine years.
+#[derive(Debug, Clone, Copy)]
+struct Revision([u8; 6]);
+
+impl Revision {
+    fn of(number: u64) -> Self {
+        let [_, _, a, b, c, d, e, f] = number.to_be_bytes();
+        Self([a, b, c, d, e, f])
+    }
+
+    fn number(self) -> u64 {
+        let [a, b, c, d, e, f] = self.0;
+        u64::from_be_bytes([0, 0, a, b, c, d, e, f])
+    }
+}
 
 #[derive(Debug)]
 enum Body {
@@ -83,6 +111,13 @@ impl std::ops::Deref for Held<'_> {
 
     fn deref(&self) -> &Entry {
         self.entry
+    }
+}
+
+impl<'a> Held<'a> {
+    fn new(job: JobId, entry: &'a Entry) -> Self {
+        let (revision, known_since) = (entry.revision.number(), entry.known_since.moment());
+        Self { job, revision, known_since, idle_since: entry.idle_since.moment(), entry }
     }
 }
 
@@ -147,13 +182,23 @@ impl Entry {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Place {
     submitted_at: u64,
-    job: [u64; 2],
+    job: HalfAligned,
+}
+
+/// The number of a job in two halves, which leaves no gap beside other numbers.
+type HalfAligned = [u64; 2];
+
+fn halves(job: JobId) -> HalfAligned {
+    [(job.0 >> 64) as u64, job.0 as u64]
+}
+
+fn whole(job: HalfAligned) -> JobId {
+    JobId(u128::from(job[0]) << 64 | u128::from(job[1]))
 }
 
 impl From<Cursor> for Place {
     fn from(cursor: Cursor) -> Self {
-        let job = cursor.job.0;
-        Self { submitted_at: cursor.submitted_at.0, job: [(job >> 64) as u64, job as u64] }
+        Self { submitted_at: cursor.submitted_at.0, job: halves(cursor.job) }
     }
 }
 
@@ -163,7 +208,7 @@ impl Place {
     }
 
     fn job(&self) -> JobId {
-        JobId(u128::from(self.job[0]) << 64 | u128::from(self.job[1]))
+        whole(self.job)
     }
 }
 
@@ -174,7 +219,9 @@ pub struct Records {
     open: BTreeSet<JobId>,
     /// Terminal, and not sealed.
     to_seal: BTreeSet<JobId>,
-    by_age: BTreeSet<Place>,
+    by_age: Sorted<Place>,
+    /// When jobs are to be looked at again: what is in their entries, in order.
+    wakings: Sorted<(CoarseMoment, HalfAligned)>,
     digests: Vec<Digest>,
     /// The partitions of which any record is held.
     inhabited: PartitionSet,
@@ -235,11 +282,19 @@ impl Records {
         let mut next_revision = 1;
         let mut entry = |stored: PackedRecord| {
             let PackedRecord { id, submitted_at, version, summary, body } = stored;
-            let (since, revision) = (known_since(submitted_at), next_revision);
+            let (since, revision) = (known_since(submitted_at).to_coarse(), Revision::of(next_revision));
             next_revision += 1;
-            let (lacking, touched, body) = (false, false, Body::Packed(body));
-            let entry =
-                Entry { body, version, revision, known_since: since, idle_since: since, summary, lacking, touched };
+            let entry = Entry {
+                body: Body::Packed(body),
+                version,
+                revision,
+                known_since: since,
+                idle_since: since,
+                wake_at: NEVER,
+                summary,
+                lacking: false,
+                touched: false,
+            };
             (id, entry)
         };
         let by_age = stored.iter().map(|stored| Place::of(stored.id, stored.submitted_at)).collect();
@@ -255,13 +310,13 @@ impl Records {
             held.iter().filter(|(_, entry)| holds(entry)).map(|(job, _)| *job).collect::<BTreeSet<_>>()
         };
         let (open, to_seal) = (those(|entry| !entry.state().is_terminal()), those(Entry::is_to_seal));
-        let (desk, packer) = (VecDeque::new(), Packer::default());
-        Self { held, open, to_seal, by_age, digests, inhabited, next_revision, desk, packer }
+        let (desk, packer, wakings) = (VecDeque::new(), Packer::default(), Sorted::default());
+        Self { held, open, to_seal, by_age, wakings, digests, inhabited, next_revision, desk, packer }
     }
 
     /// The record of `job`, if held.
     pub fn get(&self, job: JobId) -> Option<Held<'_>> {
-        self.held.get(&job).map(|entry| Held { job, entry })
+        self.held.get(&job).map(|entry| Held::new(job, entry))
     }
 
     /// The same, of one that is about to be changed or asked for several times: it lies open from now on.
@@ -289,17 +344,29 @@ impl Records {
         let place = Place::from(cursor_of(&record));
         let before = self.unindex(id, Some(place));
         let was_open = before.as_ref().is_some_and(|before| matches!(before.body, Body::Open(_)));
-        let known_since = before.as_ref().map_or(now, |before| before.known_since);
+        let known_since = before.as_ref().map_or(now.to_coarse(), |before| before.known_since);
+        let wake_at = before.as_ref().map_or(NEVER, |before| before.wake_at);
         let lacking = before.as_ref().is_some_and(|before| before.lacking);
         // Whenever an attempt may have ended, the wait for the next one starts over.
         let idle_since = match &before {
             Some(before) if before.state() == summary.state && before.summary.has_as_many_attempts(&summary) => {
                 before.idle_since
             }
-            _ => now,
+            _ => now.to_coarse(),
         };
         let body = if is_small { Body::Open(record) } else { Body::Packed(self.packer.pack(&record)) };
-        let entry = Entry { body, version, revision, known_since, idle_since, summary, lacking, touched: true };
+        let numbered = Revision::of(revision);
+        let entry = Entry {
+            body,
+            version,
+            revision: numbered,
+            known_since,
+            idle_since,
+            wake_at,
+            summary,
+            lacking,
+            touched: true,
+        };
         self.by_age.insert(place);
         if !entry.state().is_terminal() {
             self.open.insert(id);
@@ -316,9 +383,9 @@ impl Records {
         (revision, version)
     }
 
-    /// Packs what nobody has touched since the last call.
+    /// Packs what nobody has touched since the last call, but for a few.
     pub fn clear_desk(&mut self) {
-        for _ in 0..self.desk.len() {
+        for _ in ALWAYS_OPEN..self.desk.len() {
             self.look_at_desk();
         }
     }
@@ -361,14 +428,46 @@ impl Records {
 
     /// Lets go of a record.
     pub fn remove(&mut self, job: JobId) {
+        self.wake(job, None);
         self.unindex(job, None);
+    }
+
+    /// Says when the job is to be looked at again, or that it need not be. Nothing, if it is not held.
+    pub fn wake(&mut self, job: JobId, at: Option<Moment>) {
+        let Some(entry) = self.held.get_mut(&job) else {
+            return;
+        };
+        // Never too early, or it would be found not to be due, and looked at again at once.
+        let at = at.map_or(NEVER, |at| at.to_coarse().after());
+        let before = std::mem::replace(&mut entry.wake_at, at);
+        if before == at {
+            return;
+        }
+        if before != NEVER {
+            self.wakings.remove((before, halves(job)));
+        }
+        if at != NEVER {
+            self.wakings.insert((at, halves(job)));
+        }
+    }
+
+    /// When the next job is to be looked at.
+    pub fn next_waking(&self) -> Option<Moment> {
+        self.wakings.first().map(|(at, _)| at.moment())
+    }
+
+    /// Takes a job whose moment to be looked at has come.
+    pub fn wake_next(&mut self, now: Moment) -> Option<JobId> {
+        let (_, job) = self.wakings.first().filter(|(at, _)| at.moment() <= now)?;
+        self.wake(whole(job), None);
+        Some(whole(job))
     }
 
     /// Takes a record out, of all indexes too; of the list of all only if its place is not `place`.
     fn unindex(&mut self, job: JobId, place: Option<Place>) -> Option<Entry> {
         let entry = self.held.remove(&job)?;
-        if !place.is_some_and(|place| self.by_age.contains(&place)) {
-            self.by_age.remove(&Place::from(cursor_of(&entry.body.record(job))));
+        if !place.is_some_and(|place| self.by_age.contains(place)) {
+            self.by_age.remove(Place::from(cursor_of(&entry.body.record(job))));
         }
         self.open.remove(&job);
         self.to_seal.remove(&job);
@@ -429,12 +528,12 @@ impl Records {
                 (low, low | (u128::MAX >> bits))
             }
         };
-        self.held.range(JobId(low)..=JobId(high)).map(|(id, entry)| (*id, Held { job: *id, entry }))
+        self.held.range(JobId(low)..=JobId(high)).map(|(id, entry)| (*id, Held::new(*id, entry)))
     }
 
     /// The records whose ids have this prefix.
     pub fn with_prefix(&self, prefix: JobIdPrefix) -> impl Iterator<Item = (JobId, Held<'_>)> + '_ {
-        self.held.range(prefix.low..=prefix.high).map(|(id, entry)| (*id, Held { job: *id, entry }))
+        self.held.range(prefix.low..=prefix.high).map(|(id, entry)| (*id, Held::new(*id, entry)))
     }
 
     /// The jobs that are not terminal.
@@ -467,7 +566,7 @@ impl Records {
 
     /// Every record, by id.
     pub fn iter(&self) -> impl Iterator<Item = (JobId, Held<'_>)> + '_ {
-        self.held.iter().map(|(id, entry)| (*id, Held { job: *id, entry }))
+        self.held.iter().map(|(id, entry)| (*id, Held::new(*id, entry)))
     }
 
     /// Up to `limit` records of `partitions` that `filter` holds for, newest first, those after `after` only;
@@ -487,9 +586,8 @@ impl Records {
             None => &self.by_age,
         };
         let mut matching = places
-            .range(..before)
-            .rev()
-            .map(Place::job)
+            .down_from(before)
+            .map(|place| place.job())
             .filter(|job| partitions.contains(self.partition_of(*job)))
             .filter_map(|job| self.get(job)?.record_if(filter));
         let page: Vec<_> = matching.by_ref().take(limit).collect();
@@ -499,7 +597,7 @@ impl Records {
 
     /// The places of all jobs in a state that only few are in: those are sought out, where going through all the others
     /// would take long.
-    fn few_open(&self, filter: &Filter) -> Option<BTreeSet<Place>> {
+    fn few_open(&self, filter: &Filter) -> Option<Sorted<Place>> {
         let wanted = filter.state.filter(|state| !state.is_terminal())?;
         if self.open.len() > self.held.len() / FEW {
             return None;
@@ -592,6 +690,28 @@ mod tests {
         assert_eq!(lying_open(&records), 0);
         assert_eq!(*records.lay_open(large.id).unwrap().record(), large);
         assert_eq!(lying_open(&records), 0);
+    }
+
+    #[test]
+    fn a_job_is_woken_once_at_the_last_moment_said_and_not_before() {
+        let mut records = held((0..3).map(record));
+        let [early, late, dropped] = [0, 1, 2].map(|number| record(number).id);
+        let at = |ms| NOW + std::time::Duration::from_millis(ms);
+        for (job, moment) in [(early, 300), (late, 100), (dropped, 50), (early, 10), (late, 20)] {
+            records.wake(job, Some(at(moment)));
+        }
+        records.wake(record(9).id, Some(at(1)));
+        records.remove(dropped);
+        // A change of the record changes nothing about that.
+        records.put(at(5), Arc::new(cancelled(record(0))));
+        let next = records.next_waking().unwrap();
+        assert!(next >= at(10) && next <= at(11), "{next:?}");
+        assert_eq!(records.wake_next(at(10)), None);
+        assert_eq!(records.wake_next(next), Some(early));
+        assert_eq!((records.wake_next(next), records.wake_next(at(21))), (None, Some(late)));
+        records.wake(late, Some(at(30)));
+        records.wake(late, None);
+        assert_eq!((records.wake_next(at(1_000)), records.next_waking()), (None, None));
     }
 
     #[test]

@@ -7,6 +7,11 @@
 //! system that journals takes its time over every inode it gives out and takes back.
 //!
 //! A job can do to its cell what it likes. What does not look as it was made is removed instead of being used again.
+//!
+//! Most jobs never touch theirs, and that can be seen from outside: whatever changes a directory, from a new file to other
+//! permissions, gives it a new time of change, which nobody can set back. So a cell whose three directories have the times
+//! that they had when it was cleared need not be opened. File systems count time in steps, so times are gone by only when
+//! they were old already as the job began.
 
 use std::fs::{self, DirBuilder};
 use std::io::{self, ErrorKind};
@@ -14,6 +19,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What a cell's directories look like: nobody else may look into them.
 const MODE: u32 = 0o700;
@@ -26,24 +32,55 @@ pub(super) struct Cells {
     made: AtomicU64,
 }
 
+/// The longest step in which a file system counts time (FAT's), and some more.
+const OLD: Duration = Duration::from_secs(3);
+
 /// One attempt's directories.
 #[derive(Debug)]
-pub(super) struct Cell(PathBuf);
+pub(super) struct Cell {
+    path: PathBuf,
+    /// When its directories were last changed, as of when nobody had it.
+    changed: Option<[Change; 3]>,
+    /// That was long enough before the attempt began to tell a change that it makes.
+    is_settled: bool,
+}
+
+/// The time of a directory's last change: seconds since 1970, and nanoseconds.
+type Change = (i64, i64);
 
 impl Cell {
+    fn at(path: PathBuf) -> Self {
+        Self { path, changed: None, is_settled: false }
+    }
+
+    /// Whether its attempt has certainly left it as it was. Takes three calls that find what they want in memory.
+    pub(super) fn is_untouched(&self) -> bool {
+        self.is_settled && self.changed.is_some() && self.changes().ok() == self.changed
+    }
+
+    fn changes(&self) -> io::Result<[Change; 3]> {
+        let of = |dir: &Path| fs::symlink_metadata(dir).map(|found| (found.ctime(), found.ctime_nsec()));
+        Ok([of(&self.path)?, of(&self.own())?, of(&self.exchange())?])
+    }
+
+    fn was_changed_before(&self, time: Duration) -> bool {
+        let time = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+        self.changed.is_some_and(|changed| changed.iter().all(|(seconds, _)| *seconds < time))
+    }
+
     /// What the job has for itself.
     pub(super) fn own(&self) -> PathBuf {
-        self.0.join("own")
+        self.path.join("own")
     }
 
     /// The directory of both rooms.
     pub(super) fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     /// Where the job finds its checkpoint, and leaves its result.
     pub(super) fn exchange(&self) -> PathBuf {
-        self.0.join("exchange")
+        self.path.join("exchange")
     }
 
     pub(super) fn checkpoint_file(&self) -> PathBuf {
@@ -63,7 +100,7 @@ impl Cell {
 
     /// Removes what is in it; whether it is then as it was made.
     fn clear(&self) -> io::Result<bool> {
-        let as_made = is_as_made(&self.0)? && is_as_made(&self.own())? && is_as_made(&self.exchange())?;
+        let as_made = is_as_made(&self.path)? && is_as_made(&self.own())? && is_as_made(&self.exchange())?;
         if !as_made {
             return Ok(false);
         }
@@ -77,7 +114,7 @@ impl Cell {
                 }
             }
         }
-        Ok(fs::read_dir(&self.0)?.count() == 2)
+        Ok(fs::read_dir(&self.path)?.count() == 2)
     }
 }
 
@@ -97,10 +134,12 @@ impl Cells {
     /// # Errors
     /// It cannot be made.
     pub(super) fn take(&self) -> io::Result<Cell> {
-        if let Some(cell) = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop() {
+        if let Some(mut cell) = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop() {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            cell.is_settled = cell.was_changed_before(now.saturating_sub(OLD));
             return Ok(cell);
         }
-        let cell = Cell(self.dir.join(self.made.fetch_add(1, Ordering::Relaxed).to_string()));
+        let cell = Cell::at(self.dir.join(self.made.fetch_add(1, Ordering::Relaxed).to_string()));
         cell.make()?;
         Ok(cell)
     }
@@ -109,23 +148,29 @@ impl Cells {
     ///
     /// # Errors
     /// It can neither be cleared nor removed.
-    pub(super) fn give_back(&self, cell: Cell) -> io::Result<()> {
+    pub(super) fn give_back(&self, mut cell: Cell) -> io::Result<()> {
         if matches!(cell.clear(), Ok(true)) {
-            self.spare.lock().unwrap_or_else(PoisonError::into_inner).push(cell);
+            cell.changed = cell.changes().ok();
+            self.give_back_untouched(cell);
             return Ok(());
         }
-        match fs::remove_dir_all(&cell.0) {
+        match fs::remove_dir_all(&cell.path) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             outcome => outcome,
         }
+    }
+
+    /// Takes a cell back that [is untouched](Cell::is_untouched).
+    pub(super) fn give_back_untouched(&self, cell: Cell) {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).push(cell);
     }
 
     /// Removes the cells that nobody has. Blocks.
     pub(super) fn remove_spare(&self) {
         let spare = std::mem::take(&mut *self.spare.lock().unwrap_or_else(PoisonError::into_inner));
         for cell in spare {
-            if let Err(error) = fs::remove_dir_all(&cell.0) {
-                tracing::warn!(dir = %cell.0.display(), %error, "a directory of a pod cannot be removed");
+            if let Err(error) = fs::remove_dir_all(&cell.path) {
+                tracing::warn!(dir = %cell.path.display(), %error, "a directory of a pod cannot be removed");
             }
         }
     }
@@ -172,7 +217,7 @@ mod tests {
         let cells = Cells::new(dir.path().join("cells"));
         let tamperings: [fn(&Cell, &Path); 4] = [
             |cell, _| fs::set_permissions(cell.own(), fs::Permissions::from_mode(0o777)).unwrap(),
-            |cell, _| fs::write(cell.0.join("besides"), "x").unwrap(),
+            |cell, _| fs::write(cell.path.join("besides"), "x").unwrap(),
             |cell, _| fs::remove_dir(cell.own()).unwrap(),
             |cell, outside| {
                 fs::remove_dir(cell.exchange()).unwrap();
@@ -188,5 +233,48 @@ mod tests {
             assert!(!path.exists());
         }
         assert!(victim.exists());
+    }
+
+    #[test]
+    fn only_what_is_untouched_for_certain_is_taken_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let cells = Cells::new(dir.path().join("cells"));
+        let fresh = cells.take().unwrap();
+        assert!(!fresh.is_untouched(), "nobody has looked at it yet");
+        cells.give_back(fresh).unwrap();
+        let young = cells.take().unwrap();
+        assert!(!young.is_untouched(), "a change that its job makes might be of the same moment");
+        assert!(!young.was_changed_before(Duration::ZERO) && young.was_changed_before(Duration::MAX));
+        cells.give_back(young).unwrap();
+
+        let touches: [fn(&Cell); 5] = [
+            |cell| fs::write(cell.own().join("file"), "x").unwrap(),
+            |cell| fs::write(cell.result_file(), "x").unwrap(),
+            |cell| fs::create_dir(cell.path.join("besides")).unwrap(),
+            |cell| fs::set_permissions(cell.own(), fs::Permissions::from_mode(0o755)).unwrap(),
+            |cell| {
+                let own = fs::File::open(cell.own()).unwrap();
+                fs::write(cell.own().join("file"), "x").unwrap();
+                fs::remove_file(cell.own().join("file")).unwrap();
+                own.set_times(fs::FileTimes::new().set_modified(UNIX_EPOCH)).unwrap();
+            },
+        ];
+        for touch in touches {
+            let mut old = cells.take().unwrap();
+            // As if it had been cleared long ago: at least, the file system's time has moved on since.
+            old.changed = old.changes().ok();
+            old.is_settled = true;
+            let probe = dir.path().join("probe");
+            while fs::write(&probe, "x").is_ok() {
+                let now = fs::metadata(&probe).unwrap();
+                if old.changed.unwrap().iter().all(|changed| *changed < (now.ctime(), now.ctime_nsec())) {
+                    break;
+                }
+            }
+            assert!(old.is_untouched());
+            touch(&old);
+            assert!(!old.is_untouched());
+            cells.give_back(old).unwrap();
+        }
     }
 }

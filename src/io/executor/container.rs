@@ -195,7 +195,7 @@ impl Container<'_> {
         guarded_since: Instant,
     ) -> PodEnd {
         pod.voice.begin();
-        self.core.report_started(start.key);
+        pod.voice.tell_begin();
         let spec = &start.submission.spec;
         let AttachContainerResults { output, input } = attached;
         let mut outputs = keep_output(output, pod);

@@ -191,7 +191,7 @@ pub(super) async fn run(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart) -> P
     // Called inside the task, so that a panic before its first await is caught like any other.
     let mut task = core.tracker.spawn(async move { handler(context).await });
     pod.voice.begin();
-    core.report_started(start.key);
+    pod.voice.tell_begin();
 
     let mut overseer = Overseer::new(core, pod, spec);
     let outcome = loop {

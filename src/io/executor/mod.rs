@@ -39,6 +39,7 @@ mod marker;
 mod memory;
 mod overseer;
 mod process;
+mod register;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -159,6 +160,8 @@ struct Core {
     layout: Layout,
     cells: Cells,
     origin: Origin,
+    /// `/dev/null`, the input of most pods: to share it is less work than to open it for each.
+    nothing: fs::File,
     /// What pods are given of the node's environment.
     passed_on: Vec<(&'static str, OsString)>,
     registry: Mutex<Registry>,
@@ -263,6 +266,7 @@ impl Executor {
         let closing = CancellationToken::new();
         let pod_api = PodApi::start(events.clone(), tracker.clone(), closing.clone())?;
         let core = Arc::new(Core {
+            nothing: fs::File::open("/dev/null")?,
             passed_on: process::passed_on(),
             cells: Cells::new(layout.dir.join("tmp")),
             layout,
@@ -492,10 +496,11 @@ impl Pod {
         let _ = self.remark.set(remark);
     }
 
-    /// Whether it has left anything on the disk.
+    /// Whether it may have left anything on the disk. Looks at its own directories, and into none.
     fn has_files(&self) -> bool {
-        let has_cell = self.cell.lock().unwrap_or_else(PoisonError::into_inner).is_some();
-        has_cell || !self.stdout.is_empty() || !self.stderr.is_empty()
+        let cell = self.cell.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_touched = cell.as_ref().is_some_and(|cell| !cell.is_untouched());
+        is_touched || !self.stdout.is_empty() || !self.stderr.is_empty()
     }
 
     fn log(&self, stream: Stream) -> &Arc<StreamLog> {
@@ -540,19 +545,16 @@ impl Core {
         }
     }
 
-    fn report_started(&self, key: AttemptKey) {
-        self.report(PodEvent::Started { key, at: now() });
-    }
-
     fn report(&self, event: PodEvent) {
         // Nobody listens any more where the driver has gone before its executor.
         let _ = self.events.send(event);
     }
 
     /// Takes a pod off the books and reports it, as one step: whoever sees no pods has all reports.
-    fn retire(&self, key: AttemptKey, end: PodEnd, left: Leavings) {
+    fn retire(&self, pod: &Pod, key: AttemptKey, end: PodEnd, left: Leavings) {
         let mut registry = self.registry();
         registry.pods.remove(&key);
+        pod.voice.tell_begin();
         self.report(PodEvent::Ended { key, at: now(), end, left: Box::new(left) });
         if registry.pods.is_empty() {
             self.idle.notify_waiters();
@@ -628,10 +630,11 @@ async fn run_pod(core: Arc<Core>, pod: Arc<Pod>, start: PodStart) {
         PodEnd::Exited(exit) => Some(exit),
         PodEnd::Silent(_) | PodEnd::Stopped(_) | PodEnd::CouldNotStart { .. } | PodEnd::Unable { .. } => None,
     };
-    // A thread costs more than all else about a handler that returns at once: it is used only where there are files.
+    // A thread costs more than all else that is left to do for a job that has made no files: it is used only where there
+    // are any.
     let has_files = pod.has_files();
     let clear = move || {
-        let mut left = clear_up(&clearing, &ended, key);
+        let mut left = clear_up(&clearing, &ended, key, has_files);
         let kills = ended.memory_kills.get().copied();
         let seen = || by_itself.and_then(|exit| clearing.memory.remark(exit, kills));
         if let Some(remark) = ended.remark.get().cloned().or_else(seen) {
@@ -643,17 +646,22 @@ async fn run_pod(core: Arc<Core>, pod: Arc<Pod>, start: PodStart) {
     if driver != Driver::Handler {
         core.strays.notify_one();
     }
-    core.retire(key, end, left);
+    core.retire(&pod, key, end, left);
     if pod.swept.load(Ordering::Relaxed) {
         core.remove_logs(key.job).await;
     }
 }
 
-/// Gathers what a pod that has ended leaves behind, and removes the rest. Blocks.
-fn clear_up(core: &Core, pod: &Pod, key: AttemptKey) -> Leavings {
+/// Gathers what a pod that has ended leaves behind, and removes the rest. Blocks where there may be files.
+fn clear_up(core: &Core, pod: &Pod, key: AttemptKey, has_files: bool) -> Leavings {
     let (progress, told) = pod.voice.revoke();
     let usage = pod.usage.get().copied();
     let mut left = Leavings { progress, result: told.map(Blob::new), usage, ..Leavings::default() };
+    if !has_files {
+        let cell = pod.cell.lock().unwrap_or_else(PoisonError::into_inner).take();
+        cell.into_iter().for_each(|cell| core.cells.give_back_untouched(cell));
+        return left;
+    }
     for (log, tail) in [(&pod.stdout, &mut left.stdout), (&pod.stderr, &mut left.stderr)] {
         match log.tail(MAX_TAIL_BYTES) {
             Ok(newest) => *tail = newest.map(|(offset, bytes)| (offset, Blob::new(bytes))),

@@ -59,6 +59,10 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 const DRAIN: Duration = Duration::from_millis(100);
 const DRAIN_AFTER_KILL: Duration = Duration::from_secs(2);
 
+/// A pod that ends within this time, and says nothing of itself, is told of once: that it ran and how it ended. So its job is
+/// written down and sent to the replicas once less. Raising it shows for longer that a job has not begun which has.
+const SHORT: Duration = Duration::from_millis(20);
+
 /// How often, with waits that double from a millisecond, a killed group is looked at until it is empty. In the
 /// common case there was nobody in it but its leader, and the first look says so.
 const LOOKS_AT_A_KILLED_GROUP: u32 = 8;
@@ -114,7 +118,6 @@ pub(super) async fn run(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart) -> P
         }
     };
     pod.voice.begin();
-    core.report_started(start.key);
     supervise(core, pod, start, spawned, guarded_since).await
 }
 
@@ -135,6 +138,8 @@ async fn supervise(
     let mut feeding = std::pin::pin!(feed(stdin, input));
     let mut exited = std::pin::pin!(wait_for_exit(group));
     let (mut drained, mut fed) = (false, false);
+    let mut short = std::pin::pin!(tokio::time::sleep(SHORT));
+    let mut is_short = true;
     let mut overseer = Overseer::new(core, pod, spec);
     loop {
         tokio::select! {
@@ -146,6 +151,10 @@ async fn supervise(
             },
             () = &mut outputs, if !drained => drained = true,
             () = &mut feeding, if !fed => fed = true,
+            () = &mut short, if is_short => {
+                is_short = false;
+                pod.voice.tell_begin();
+            }
         }
     }
     let cause = overseer.cause();
@@ -219,13 +228,16 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
         }
     }
     let cwd = spec.cwd.as_ref().map_or(own_dir.as_path(), Path::new);
-    check_directory(cwd)?;
+    if spec.cwd.is_some() {
+        check_directory(cwd)?;
+    }
     let Some((name, arguments)) = spec.command.split_first() else {
         return Err(cannot(126, "there is no command to run".to_owned()));
     };
     let nodes_path = core.passed_on.iter().find(|(name, _)| *name == "PATH").map(|(_, path)| path.as_os_str());
     let path = spec.env.get("PATH").map(OsStr::new).or(nodes_path).unwrap_or_default();
-    let program = look_up(name, path, cwd)?;
+    // What is wrong with a path will be asked when it cannot be executed, which is rare.
+    let program = if name.contains('/') { cwd.join(name) } else { look_up(name, path, cwd)? };
 
     let mut command = Command::new(&program);
     command.arg0(name).args(arguments).current_dir(cwd).process_group(0);
@@ -234,7 +246,11 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
     command.envs(&spec.env).envs(told);
     identity::apply(&mut command, spec, identity);
     let has_input = spec.stdin.as_ref().is_some_and(|stdin| !stdin.0.is_empty());
-    command.stdin(if has_input { Stdio::piped() } else { Stdio::null() });
+    command.stdin(if has_input {
+        Stdio::piped()
+    } else {
+        core.nothing.try_clone().map_or_else(|_| Stdio::null(), Stdio::from)
+    });
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     if let Some(count) = core.memory.count_at_start() {
         // It is set nowhere else.
@@ -245,7 +261,9 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
         Ok(child) => child,
         Err(error) => {
             control.map(Group::end);
-            return Err(spawn_failure(&error, name, &program));
+            let failure = spawn_failure(&error, name, &program);
+            let is_the_jobs = matches!(failure, PodEnd::CouldNotStart { .. });
+            return Err(look_up(name, path, cwd).err().filter(|_| is_the_jobs).unwrap_or(failure));
         }
     };
     crash_points::pass(Step::Spawn);

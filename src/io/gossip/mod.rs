@@ -57,7 +57,7 @@ pub use self::wire::Traffic;
 use self::wire::{Sockets, Wire};
 use super::datagram::{Datagrams, GossipPacket};
 use super::throttle::Throttle;
-use super::transport::Transport;
+use super::transport::{GossipFrame, Transport};
 
 /// After how long the library forgets a node that it thinks dead. It stops telling others of it after half of
 /// that. Every start that is remembered takes room in every digest, so this is minutes; membership remembers
@@ -195,16 +195,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Gossip {
-    /// Starts to gossip `me`, in tasks of `tracker`, until `stop`. `inbox` is what came out of the datagrams.
+    /// Starts to gossip `me`, in tasks of `tracker`, until `stop`. What comes from others comes out of `datagrams` and
+    /// `transport`, each with its inbox.
     ///
     /// # Errors
     /// The facts cannot be gossiped, or the library does not start.
     pub async fn start(
         me: &Facts,
         config: GossipConfig,
-        datagrams: Datagrams,
-        inbox: mpsc::Receiver<GossipPacket>,
-        transport: Transport,
+        (datagrams, datagram_inbox): (Datagrams, mpsc::Receiver<GossipPacket>),
+        (transport, frame_inbox): (Transport, mpsc::Receiver<GossipFrame>),
         tracker: &TaskTracker,
         stop: CancellationToken,
     ) -> Result<Self, GossipError> {
@@ -219,7 +219,7 @@ impl Gossip {
             interval: config.interval,
             round: config.interval.saturating_mul(ROUND_INTERVALS),
             seeds: config.seeds,
-            wire: Arc::new(Wire::new(me.node, datagrams, inbox, transport)),
+            wire: Arc::new(Wire::new(me.node, datagrams, datagram_inbox, transport, frame_inbox)),
             published: Mutex::new(facts::encode(me)?),
             running: Mutex::default(),
             view: Mutex::default(),
@@ -275,11 +275,6 @@ impl Gossip {
     /// itself. Wakes whenever something has changed.
     pub fn facts(&self) -> watch::Receiver<Arc<Vec<Facts>>> {
         self.shared.facts.subscribe()
-    }
-
-    /// Takes a gossip message that came over the peer connection from `from`. Never blocks.
-    pub fn handle_frame(&self, from: NodeId, message: Vec<u8>) {
-        self.shared.wire.take_frame(from, message);
     }
 
     /// Calls those who listen at `addresses`, once now, and again from time to time: members that were known

@@ -17,7 +17,7 @@ use crate::io::faults::Faults;
 use crate::io::transport::{Incoming, TransportConfig};
 use crate::model::id::Incarnation;
 use crate::model::member::{Load, Status, WIRE_VERSION};
-use crate::model::wire::{Frame, Hello};
+use crate::model::wire::Hello;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const OFTEN: Duration = Duration::from_millis(50);
@@ -28,6 +28,7 @@ struct Node {
     me: Facts,
     gossip: Gossip,
     others: watch::Receiver<Arc<Vec<Facts>>>,
+    _unread: mpsc::Receiver<Incoming>,
     tracker: TaskTracker,
     stop: CancellationToken,
 }
@@ -71,27 +72,16 @@ impl Node {
             generation: me.generation,
             cluster_addr: me.cluster_addr,
         };
-        let (incoming, mut arriving) = mpsc::channel(64);
+        // Gossip comes through although nobody reads what else comes.
+        let (incoming, unread) = mpsc::channel(64);
         let config = TransportConfig::new(hello);
         let transport = Transport::start(listener, config, incoming, tracker.clone(), stop.clone());
         let (probes, _) = mpsc::channel(1);
-        let (datagrams, inbox) =
+        let datagrams =
             Datagrams::start(socket, probes, Clock::new(), Faults::disarmed(), &tracker, stop.clone()).unwrap();
         let config = GossipConfig { interval, seeds: seeds.to_vec() };
-        let gossip = Gossip::start(&me, config, datagrams, inbox, transport, &tracker, stop.clone()).await.unwrap();
-        let (driven, stopped) = (gossip.clone(), stop.clone());
-        tracker.spawn(async move {
-            loop {
-                let next = tokio::select! {
-                    () = stopped.cancelled() => return,
-                    next = arriving.recv() => next,
-                };
-                if let Some(Incoming::Frame { from, frame: Frame::Gossip(message) }) = next {
-                    driven.handle_frame(from, message);
-                }
-            }
-        });
-        Self { me, others: gossip.facts(), gossip, tracker, stop }
+        let gossip = Gossip::start(&me, config, datagrams, transport, &tracker, stop.clone()).await.unwrap();
+        Self { me, others: gossip.facts(), gossip, _unread: unread, tracker, stop }
     }
 
     async fn publish(&mut self, urgent: bool, change: impl Fn(&mut Facts)) {

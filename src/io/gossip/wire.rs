@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 
 use crate::io::datagram::{self, Datagrams, GossipPacket};
 use crate::io::throttle::Throttle;
-use crate::io::transport::Transport;
+use crate::io::transport::{GossipFrame, Transport};
 use crate::model::id::NodeId;
 use crate::model::wire::Frame;
 
@@ -30,8 +30,6 @@ const PLAIN: u8 = 0;
 const COMPRESSED: u8 = 1;
 /// Below this many bytes compression gains nothing worth its time.
 const WORTH_COMPRESSING: usize = 256;
-/// Large gossip messages that may wait to be read.
-const FRAME_QUEUE: usize = 64;
 
 /// What all of a node's incarnations of the gossip library send and receive through.
 pub(super) struct Wire {
@@ -40,7 +38,6 @@ pub(super) struct Wire {
     guard: Mutex<Guard>,
     inbox: tokio::sync::Mutex<Inbox>,
     packer: Mutex<Packer>,
-    frames: mpsc::Sender<(SocketAddr, Vec<u8>)>,
     refusals: Throttle,
     /// Messages that were not passed on to the library.
     pub(super) refused: AtomicU64,
@@ -87,7 +84,7 @@ impl Meter {
 
 struct Inbox {
     datagrams: mpsc::Receiver<GossipPacket>,
-    frames: mpsc::Receiver<(SocketAddr, Vec<u8>)>,
+    frames: mpsc::Receiver<GossipFrame>,
     unpacker: Unpacker,
 }
 
@@ -99,21 +96,20 @@ impl Wire {
     pub(super) fn new(
         own: NodeId,
         datagrams: Datagrams,
-        inbox: mpsc::Receiver<GossipPacket>,
+        datagram_inbox: mpsc::Receiver<GossipPacket>,
         transport: Transport,
+        frame_inbox: mpsc::Receiver<GossipFrame>,
     ) -> Self {
-        let (frames, frame_inbox) = mpsc::channel(FRAME_QUEUE);
         Self {
             datagrams,
             transport,
             guard: Mutex::new(Guard::new(own)),
             inbox: tokio::sync::Mutex::new(Inbox {
-                datagrams: inbox,
+                datagrams: datagram_inbox,
                 frames: frame_inbox,
                 unpacker: Unpacker::default(),
             }),
             packer: Mutex::default(),
-            frames,
             refusals: Throttle::default(),
             refused: AtomicU64::new(0),
             kept_out: AtomicU64::new(0),
@@ -127,15 +123,6 @@ impl Wire {
 
     pub(super) fn guard(&self) -> MutexGuard<'_, Guard> {
         self.guard.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes a message that came over the peer connection from `from`.
-    pub(super) fn take_frame(&self, from: NodeId, message: Vec<u8>) {
-        let addr = self.transport.address_of(from).or_else(|| self.guard().addr_of(from));
-        let taken = addr.map(|addr| self.frames.try_send((addr, message)));
-        if !matches!(taken, Some(Ok(()))) {
-            count(&self.dropped);
-        }
     }
 
     fn send(&self, to: SocketAddr, message: &ChitchatMessage) {
@@ -165,7 +152,6 @@ impl Wire {
             let (from, message) = {
                 let mut inbox = self.inbox.lock().await;
                 let Inbox { datagrams, frames, unpacker } = &mut *inbox;
-                // The second never closes: its sender is here. So there is always something to wait for.
                 tokio::select! {
                     Some((from, payload)) = datagrams.recv() => {
                         self.from_datagram.count(payload.len());
@@ -173,8 +159,15 @@ impl Wire {
                     }
                     Some((from, message)) = frames.recv() => {
                         self.from_link.count(message.len());
-                        (from, Some(message))
+                        let addr = self.transport.address_of(from).or_else(|| self.guard().addr_of(from));
+                        let Some(addr) = addr else {
+                            count(&self.dropped);
+                            continue;
+                        };
+                        (addr, Some(message))
                     }
+                    // Both have ended: the node stops, and with it whoever asks.
+                    else => std::future::pending().await,
                 }
             };
             let admitted = match message {

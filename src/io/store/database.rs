@@ -67,6 +67,11 @@ const MEMBERS_KEY: &str = "members";
 /// The log is carried over when it has this many pages: 16 MiB.
 const LOG_PAGES: i64 = 2_048;
 
+/// How much is written, at about a page for each row besides its bytes, between two looks at the log's length. A look takes
+/// as long as to write a row.
+const BYTES_BETWEEN_LOOKS: usize = 1 << 20;
+const ROW_BYTES: usize = 8 << 10;
+
 /// Free pages are given back to the file system, in an idle moment, where they are more than these...
 const KEPT_FREE_PAGES: i64 = 1_024;
 /// ...and this many at a time, so that no commit has to wait long for it.
@@ -120,6 +125,8 @@ pub(super) struct Database {
     tidy: bool,
     /// A write found the disk full. A log that is carried over can be written again from its start.
     needs_room: bool,
+    /// How much was written since the log's length was last looked at.
+    unlooked_bytes: usize,
     /// Held until everything else is closed.
     _lock: File,
 }
@@ -170,6 +177,7 @@ impl Database {
             failed: None,
             tidy: true,
             needs_room: false,
+            unlooked_bytes: 0,
             _lock: lock,
         };
         database.write_self().map_err(explain)?;
@@ -212,16 +220,33 @@ impl Database {
         }
     }
 
+    /// The library's own transactions would parse their two statements again for each.
     fn write(
         &mut self,
         commit: &Commit,
         added: &mut Vec<JobId>,
         added_blobs: &mut Vec<(BlobId, BlobRows)>,
     ) -> rusqlite::Result<()> {
-        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        execute_cached(&self.connection, "BEGIN IMMEDIATE")?;
+        let written = self.write_rows(commit, added, added_blobs);
+        let committed = written.and_then(|()| execute_cached(&self.connection, "COMMIT"));
+        if committed.is_err() && !self.connection.is_autocommit() {
+            // Where this fails as well, the connection stays within its transaction, which tells.
+            let _ = execute_cached(&self.connection, "ROLLBACK");
+        }
+        committed
+    }
+
+    fn write_rows(
+        &mut self,
+        commit: &Commit,
+        added: &mut Vec<JobId>,
+        added_blobs: &mut Vec<(BlobId, BlobRows)>,
+    ) -> rusqlite::Result<()> {
+        let connection = &self.connection;
         {
             let mut put =
-                transaction.prepare_cached("INSERT OR REPLACE INTO record (row, id, value) VALUES (?1, ?2, ?3)")?;
+                connection.prepare_cached("INSERT OR REPLACE INTO record (row, id, value) VALUES (?1, ?2, ?3)")?;
             for record in &commit.put {
                 let row = *self.rows.entry(record.id).or_insert_with(|| {
                     added.push(record.id);
@@ -230,18 +255,20 @@ impl Database {
                 });
                 envelope::pack(record.as_ref(), &mut self.buffer);
                 put.execute(params![row, record.id.0.to_be_bytes(), self.buffer])?;
+                self.unlooked_bytes += ROW_BYTES + self.buffer.len();
             }
-            let mut delete = transaction.prepare_cached("DELETE FROM record WHERE row = ?1")?;
+            let mut delete = connection.prepare_cached("DELETE FROM record WHERE row = ?1")?;
             for row in commit.delete.iter().filter_map(|id| self.rows.get(id)) {
                 delete.execute([row])?;
+                self.unlooked_bytes += ROW_BYTES;
             }
-            let mut drop_blob = transaction.prepare_cached("DELETE FROM blob WHERE row >= ?1 AND row < ?2")?;
+            let mut drop_blob = connection.prepare_cached("DELETE FROM blob WHERE row >= ?1 AND row < ?2")?;
             let dropped = commit.drop_blobs.iter().filter_map(|id| self.blobs.get(id));
             for rows in dropped.chain(&self.damaged_blobs) {
                 drop_blob.execute([rows.first, rows.first + rows.parts])?;
             }
             let mut put_blob =
-                transaction.prepare_cached("INSERT INTO blob (row, id, part, value) VALUES (?1, ?2, ?3, ?4)")?;
+                connection.prepare_cached("INSERT INTO blob (row, id, part, value) VALUES (?1, ?2, ?3, ?4)")?;
             for blob in &commit.put_blobs {
                 if self.blobs.contains_key(&blob.id()) {
                     continue;
@@ -256,15 +283,16 @@ impl Database {
                     rest = after;
                     envelope::pack_bytes(value, &mut self.buffer);
                     put_blob.execute(params![first + part, blob.id().0, part, self.buffer])?;
+                    self.unlooked_bytes += ROW_BYTES + self.buffer.len();
                 }
                 added_blobs.push((blob.id(), BlobRows { first, parts, size: blob.size() }));
             }
         }
         if let Some(members) = &commit.members {
             envelope::pack(members, &mut self.buffer);
-            write_value(&transaction, MEMBERS_KEY, &self.buffer)?;
+            write_value(connection, MEMBERS_KEY, &self.buffer)?;
         }
-        transaction.commit()
+        Ok(())
     }
 
     /// Whether a failed write leaves the disk believable. If it does not, no further one is tried.
@@ -281,9 +309,10 @@ impl Database {
 
     /// Keeps the log short. Comes after the commit is reported, so that only the next one can be kept waiting.
     pub(super) fn after_commit(&mut self) {
-        if self.failed.is_some() {
+        if self.failed.is_some() || (self.unlooked_bytes < BYTES_BETWEEN_LOOKS && !self.needs_room) {
             return;
         }
+        self.unlooked_bytes = 0;
         let pages = self
             .connection
             .prepare_cached("PRAGMA wal_checkpoint(NOOP)")
@@ -631,6 +660,11 @@ fn begin_generation(
         stored.name = Some(name.to_owned());
     }
     Ok(stored)
+}
+
+/// Executes a statement that it need not parse again the next time.
+fn execute_cached(connection: &Connection, statement: &str) -> rusqlite::Result<()> {
+    connection.prepare_cached(statement)?.execute([]).map(drop)
 }
 
 fn write_value(connection: &Connection, key: &str, value: &[u8]) -> rusqlite::Result<()> {

@@ -42,7 +42,7 @@ pub(super) enum Arrival {
 /// A peer as the rest of the transport sees it.
 #[derive(Debug)]
 pub(super) struct Peer {
-    node: NodeId,
+    pub(super) node: NodeId,
     outbox: Mutex<Outbox>,
     /// Something waits in the outbox, or a connection has ended.
     wake: Notify,
@@ -317,9 +317,8 @@ impl Link {
         let receive = move |frame: Frame, bytes| {
             peer.received.fetch_add(1, Ordering::Relaxed);
             shared.meters.count_received(&frame, bytes);
-            let (incoming, from) = (shared.incoming.clone(), peer.node);
-            let is_lost = shared.config.faults.drops_from(peer.addr());
-            async move { is_lost || incoming.send(Incoming::Frame { from, frame }).await.is_ok() }
+            let (shared, peer) = (Arc::clone(&shared), Arc::clone(&peer));
+            async move { shared.take(&peer, frame).await }
         };
         let ending = Arc::clone(&self.peer);
         let (connection, reading) = greeted.split(receive, move || ending.wake.notify_one());

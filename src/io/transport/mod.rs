@@ -57,6 +57,9 @@ pub use self::traffic::{Count, Traffic};
 use super::faults::Faults;
 use super::throttle::Throttle;
 
+/// Gossip messages that may wait to be read. What is lost is said again with the next round.
+const GOSSIP_QUEUE: usize = 64;
+
 /// How the peer connections behave.
 #[derive(Debug, Clone)]
 pub struct TransportConfig {
@@ -111,7 +114,7 @@ impl TransportConfig {
 /// What comes out of the transport.
 #[derive(Debug)]
 pub enum Incoming {
-    /// A peer sent this.
+    /// A peer sent this. Never gossip, which has a way of its own.
     Frame {
         /// Who, by its `Hello`.
         from: NodeId,
@@ -177,11 +180,14 @@ pub struct LinkStatus {
     pub sent_frames: u64,
     /// Frames received.
     pub received_frames: u64,
-    /// Frames given up: for want of room, during backoff, or with a connection.
+    /// Frames given up: for want of room, during backoff, or with a connection; gossip that came and nobody took.
     pub dropped_frames: u64,
     /// Why the last connection, or the last attempt at one, ended.
     pub last_error: Option<String>,
 }
+
+/// A gossip message, and who sent it, by its `Hello`.
+pub type GossipFrame = (NodeId, Vec<u8>);
 
 /// The peer connections of this node. Cheap to clone; ends when the token it was started with is cancelled.
 #[derive(Debug, Clone)]
@@ -195,6 +201,7 @@ struct Shared {
     config: TransportConfig,
     greeter: Greeter,
     incoming: mpsc::Sender<Incoming>,
+    gossip: mpsc::Sender<GossipFrame>,
     tracker: TaskTracker,
     stop: CancellationToken,
     peers: Mutex<BTreeMap<NodeId, Arc<Peer>>>,
@@ -213,6 +220,21 @@ impl Shared {
         Arc::clone(peers.entry(node).or_insert_with(|| link::start(self, node, addr)))
     }
 
+    /// Passes on what came from `peer`. False if this node stops.
+    async fn take(&self, peer: &Peer, frame: Frame) -> bool {
+        if self.config.faults.drops_from(peer.addr()) {
+            return true;
+        }
+        let from = peer.node;
+        let Frame::Gossip(message) = frame else {
+            return self.incoming.send(Incoming::Frame { from, frame }).await.is_ok();
+        };
+        if self.gossip.try_send((from, message)).is_err() {
+            peer.count_dropped(1);
+        }
+        true
+    }
+
     /// Counts a connection that was turned away, and says why, unless a flood of them would fill the log.
     fn note_refusal(&self, remote: &dyn std::fmt::Display, reason: &dyn std::fmt::Display) {
         self.refused_connections.fetch_add(1, Ordering::Relaxed);
@@ -225,18 +247,22 @@ impl Shared {
 impl Transport {
     /// Accepts on `listener` and opens connections as frames ask for it, in tasks of `tracker`, until `stop`.
     ///
-    /// `incoming` should be read all the time: while it is full, nothing is read from any peer.
+    /// Gossip comes out of the returned receiver, and is dropped while nobody takes it: it neither waits for the work on
+    /// other frames nor holds it up. All else goes to `incoming`, which should be read all the time: while it is full,
+    /// nothing is read from any peer.
     pub fn start(
         listener: TcpListener,
         config: TransportConfig,
         incoming: mpsc::Sender<Incoming>,
         tracker: TaskTracker,
         stop: CancellationToken,
-    ) -> Self {
+    ) -> (Self, mpsc::Receiver<GossipFrame>) {
+        let (gossip, gossip_inbox) = mpsc::channel(GOSSIP_QUEUE);
         let shared = Arc::new(Shared {
             greeter: Greeter::new(&config),
             config,
             incoming,
+            gossip,
             tracker: tracker.clone(),
             stop,
             peers: Mutex::default(),
@@ -246,7 +272,7 @@ impl Transport {
             drops: Throttle::default(),
         });
         tracker.spawn(accept(Arc::clone(&shared), listener));
-        Self { shared }
+        (Self { shared }, gossip_inbox)
     }
 
     /// Sends `frame` to node `to`, which listens at `addr`. Never blocks; whatever cannot be queued is dropped

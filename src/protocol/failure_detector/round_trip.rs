@@ -7,7 +7,8 @@
 //! Another one does. A process that was frozen answers all that gathered meanwhile at one moment, and each answer
 //! looks like a long way there and back. Taken at its word, it would be waited for patiently for minutes to come. But
 //! answers that were asked for one after the other and come together have waited at their sender, not on the way: of
-//! such a salvo only the last counts.
+//! such a salvo only the last counts. And an answer of a member that was in doubt when it was asked tells when its
+//! silence ended, and nothing of the way.
 
 use std::time::Duration;
 
@@ -35,8 +36,8 @@ struct Last {
 }
 
 impl RoundTrip {
-    /// A ping that was sent then was answered now.
-    pub(super) fn observe(&mut self, sent: Moment, came: Moment) {
+    /// A ping that was sent then was answered now. Was the member `in_doubt` when it was sent?
+    pub(super) fn observe(&mut self, sent: Moment, came: Moment, in_doubt: bool) {
         if let Some(last) = self.last
             && came.since(last.came) < sent.since(last.sent) / 2
         {
@@ -44,6 +45,9 @@ impl RoundTrip {
         }
         let before = self.estimate;
         self.last = Some(Last { sent, came, before });
+        if in_doubt {
+            return;
+        }
         let sample = came.since(sent);
         self.estimate = match before.smoothed {
             None => Estimate { smoothed: Some(sample), deviation: sample / 2 },
@@ -77,7 +81,7 @@ mod tests {
         let mut pings = |trip: &mut RoundTrip, count: u32, takes: u64| {
             for _ in 0..count {
                 now = now + Duration::from_secs(1);
-                trip.observe(now, now + Duration::from_millis(takes));
+                trip.observe(now, now + Duration::from_millis(takes), false);
             }
         };
         assert_eq!(trip.overdue_after(), Duration::ZERO);
@@ -94,14 +98,17 @@ mod tests {
         let mut trip = RoundTrip::default();
         let at = |ms| Moment::START + Duration::from_millis(ms);
         for second in 1..20 {
-            trip.observe(at(second * 1_000), at(second * 1_000 + 2));
+            trip.observe(at(second * 1_000), at(second * 1_000 + 2), false);
         }
-        for sent in [20_000, 20_400, 20_800, 23_400, 23_499] {
-            trip.observe(at(sent), at(23_500));
+        for (sent, in_doubt) in [(20_000, false), (20_400, false), (20_800, true), (22_400, true)] {
+            trip.observe(at(sent), at(23_500), in_doubt);
         }
         assert!(trip.overdue_after() < Duration::from_millis(10), "{trip:?}");
-        // A single late answer may have been a long way, and counts.
-        trip.observe(at(30_000), at(30_900));
+        // Nor does the first answer of a member that comes back tell of one.
+        trip.observe(at(25_000), at(27_000), true);
+        assert!(trip.overdue_after() < Duration::from_millis(10), "{trip:?}");
+        // A single late answer of one that nobody doubted may have been a long way, and counts.
+        trip.observe(at(30_000), at(30_900), false);
         assert!(trip.overdue_after() > Duration::from_millis(300), "{trip:?}");
     }
 }

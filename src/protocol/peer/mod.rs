@@ -132,8 +132,6 @@ pub struct Peer {
     pushed_by: BTreeMap<JobId, BTreeSet<NodeId>>,
     confirming: BTreeMap<JobId, Confirming>,
     dirty: BTreeSet<JobId>,
-    timers: BTreeSet<(Moment, JobId)>,
-    timer_of: BTreeMap<JobId, Moment>,
     must_schedule: bool,
 
     submits: BTreeMap<u64, PendingSubmit>,
@@ -285,8 +283,6 @@ impl Peer {
             kept_for_start: BTreeMap::new(),
             pushed_by: BTreeMap::new(),
             confirming: BTreeMap::new(),
-            timers: BTreeSet::new(),
-            timer_of: BTreeMap::new(),
             must_schedule: false,
             submits: BTreeMap::new(),
             next_submit: 1,
@@ -605,7 +601,7 @@ impl Peer {
             self.room.poll_timeout(),
             self.gateway.poll_timeout(),
             self.ownership.poll_timeout(),
-            self.timers.first().map(|(at, _)| *at),
+            self.records.next_waking(),
             self.parked_until.first().map(|(at, _)| *at),
             self.blobs.poll_timeout(),
             self.starting.values().map(|starting| starting.until).min(),
@@ -636,9 +632,7 @@ impl Peer {
         for partition in self.ownership.handle_timeout(moment) {
             self.begin_takeover(moment, partition);
         }
-        while let Some((at, job)) = self.timers.first().copied().filter(|(at, _)| *at <= moment) {
-            self.timers.remove(&(at, job));
-            self.timer_of.remove(&job);
+        while let Some(job) = self.records.wake_next(moment) {
             self.dirty.insert(job);
         }
         self.answer_parked_until(now);

@@ -9,7 +9,7 @@ use crate::model::member::{Load, Status};
 use crate::model::record::{Fate, JobState, Phase, Record, Stop, StopKind, Version};
 use crate::model::request::EventKind;
 use crate::model::resources::Resources;
-use crate::model::time::{Moment, Now};
+use crate::model::time::Now;
 use crate::model::wire::Message;
 
 use super::super::blobs::Blobs;
@@ -69,8 +69,11 @@ impl Peer {
     /// one that can be, in which case nothing was changed.
     pub(super) fn absorb(&mut self, now: Now, from: NodeId, record: Arc<Record>) -> Option<Version> {
         let job = record.id;
-        let names = record.blobs();
-        let hint = |blobs: &mut Blobs| names.iter().for_each(|name| blobs.hint(name.id, from));
+        let hint = |blobs: &mut Blobs| {
+            if blobs.lacking() > 0 {
+                record.blobs().iter().for_each(|name| blobs.hint(name.id, from));
+            }
+        };
         hint(&mut self.blobs);
         // Comparing costs a tenth of what a version does, and most of what comes is known already.
         if let Some(held) = self.records.lay_open(job).filter(|held| *held.record() == *record) {
@@ -133,10 +136,13 @@ impl Peer {
     }
 
     fn see_to_own_attempts(&mut self, now: Now, job: JobId) {
-        let Some(held) = self.records.get(job).filter(|held| held.summary.has_attempts()) else {
+        // Where every executor has said how its attempt ended, nothing is left to do but to end a pod and to give its room
+        // back: most records need not be opened for that.
+        let is_at_work = || self.room.holds_any_of(job) || self.pods.values().any(|pod| pod.job == job);
+        let concerns = |held: &Held<'_>| held.summary.has_attempts() && (held.summary.has_open_fates() || is_at_work());
+        let Some(record) = self.records.get(job).filter(concerns).map(|held| held.record()) else {
             return;
         };
-        let record = held.record();
         for (claim, attempt) in &record.attempts {
             if attempt.claim.executor.node != self.me.node {
                 continue;
@@ -189,14 +195,14 @@ impl Peer {
         if does != OwnerDoes::Place {
             self.unqueue(job);
         }
-        self.set_timer(job, None);
+        self.records.wake(job, None);
         match does {
             OwnerDoes::Rest => {
                 self.confirming.remove(&job);
             }
             OwnerDoes::Wait(at) => {
                 self.confirming.remove(&job);
-                self.set_timer(job, at);
+                self.records.wake(job, at);
             }
             OwnerDoes::WriteOff(lost) => {
                 self.counters.lost += lost.len() as u64;
@@ -222,7 +228,7 @@ impl Peer {
                 let known_since = self.records.get(job).map(|held| held.known_since);
                 let at =
                     limits.filter_map(|limit| known_since.map(|since| since + limit)).filter(|at| *at > now.moment);
-                self.set_timer(job, at.min());
+                self.records.wake(job, at.min());
             }
         }
     }
@@ -268,7 +274,7 @@ impl Peer {
 
     fn stop_deciding(&mut self, job: JobId) {
         self.unqueue(job);
-        self.set_timer(job, None);
+        self.records.wake(job, None);
         self.confirming.remove(&job);
     }
 
@@ -276,16 +282,6 @@ impl Peer {
     fn unqueue(&mut self, job: JobId) {
         if let Some(node) = self.scheduler.remove(job) {
             self.send(node, Message::Withdraw { job });
-        }
-    }
-
-    fn set_timer(&mut self, job: JobId, at: Option<Moment>) {
-        if let Some(before) = self.timer_of.remove(&job) {
-            self.timers.remove(&(before, job));
-        }
-        if let Some(at) = at {
-            self.timers.insert((at, job));
-            self.timer_of.insert(job, at);
         }
     }
 
@@ -301,9 +297,8 @@ impl Peer {
         let keep = acting.is_empty()
             || self.sabotage.has(Bug::KeepStrays)
             || acting.contains(&self.me.node)
-            || held.record().attempts.iter().any(|(claim, attempt)| {
-                self.pods.contains_key(claim) || (attempt.is_live() && attempt.claim.executor == self.me)
-            });
+            || self.pods.values().any(|pod| pod.job == job)
+            || held.live_executors().contains(&self.me);
         if keep && !acting.contains(&self.me.node) {
             return;
         }
@@ -357,7 +352,7 @@ impl Peer {
             Some(Confirming { claim: under_way, tell_again_at }) if *under_way == claim => match *tell_again_at {
                 // Copies are being waited for.
                 None => return,
-                Some(at) if at > now.moment => return self.set_timer(job, Some(at)),
+                Some(at) if at > now.moment => return self.records.wake(job, Some(at)),
                 Some(_) => return self.tell_executor(now, job, claim),
             },
             Some(_) | None => {}
@@ -400,7 +395,7 @@ impl Peer {
         };
         let tell_again_at = now.moment + self.config.timing.resend_after * 2;
         self.confirming.insert(job, Confirming { claim, tell_again_at: Some(tell_again_at) });
-        self.set_timer(job, Some(tell_again_at));
+        self.records.wake(job, Some(tell_again_at));
         if executor == self.me {
             self.start_pod(now, job, claim);
         } else {
