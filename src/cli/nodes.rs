@@ -309,6 +309,28 @@ pub(crate) struct Convergence {
     partitions: Partitions,
     #[serde(default)]
     strays: u32,
+    #[serde(default)]
+    moving: Option<Moving>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct Moving {
+    since: Option<Timestamp>,
+    records_left: u64,
+    records: u64,
+    records_per_second: f64,
+    partitions_left: u32,
+    partitions: u32,
+}
+
+impl Moving {
+    fn in_words(&self) -> String {
+        let Self { records_left, records, records_per_second, partitions_left, partitions, .. } = self;
+        let pace = if *records > 0 { format!(", {records_per_second:.0} a second") } else { String::new() };
+        let since = self.since.map(|at| format!(", for {}", span(now().since(at)))).unwrap_or_default();
+        format!("{records_left} of {records} records left{pace}; {partitions_left} of {partitions} partitions{since}")
+    }
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -388,6 +410,7 @@ fn draw(session: &Session, seen: &Convergence) -> String {
         format!("partitions  {} of {} in sync", seen.partitions.in_sync, seen.partitions.total),
         format!("behind      {}{more}", if behind.is_empty() { "none".to_owned() } else { behind.join(", ") }),
         format!("strays      {}", seen.strays),
+        format!("moving      {}", seen.moving.as_ref().map_or_else(|| "nothing".to_owned(), Moving::in_words)),
     ];
     let rows = seen.members.iter().map(|(id, member)| {
         let ring = match seen.ring.fingerprints.get(id) {

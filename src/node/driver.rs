@@ -591,6 +591,7 @@ impl Driver {
     fn snapshot(&self) -> Snapshot {
         let mut snapshot = self.peer.snapshot(self.shells.clock.now());
         let (gossip, datagrams) = (self.shells.gossip.status(), self.shells.datagrams.status());
+        let links = self.shells.transport.traffic();
         snapshot.complaints.extend(self.shells.gossip.complaint());
         snapshot.counters.extend([
             ("records_set_aside", self.shells.records_set_aside),
@@ -605,6 +606,14 @@ impl Driver {
             ("gossip_link_bytes_sent", gossip.sent_over_links.bytes),
             ("gossip_link_messages_received", gossip.received_over_links.messages),
             ("gossip_link_bytes_received", gossip.received_over_links.bytes),
+            ("link_frames_sent", links.sent.frames),
+            ("link_bytes_sent", links.sent.bytes),
+            ("link_frames_received", links.received.frames),
+            ("link_bytes_received", links.received.bytes),
+            ("comparison_frames_sent", links.comparison_sent.frames),
+            ("comparison_bytes_sent", links.comparison_sent.bytes),
+            ("comparison_frames_received", links.comparison_received.frames),
+            ("comparison_bytes_received", links.comparison_received.bytes),
             ("datagrams_sent", datagrams.sent),
             ("datagram_bytes_sent", datagrams.sent_bytes),
             ("datagrams_unsent", datagrams.unsent),

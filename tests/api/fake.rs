@@ -25,7 +25,7 @@ use flockwork::model::wire::{LogChunk, Stream};
 use flockwork::node::handle::{Command, Handle};
 use flockwork::protocol::gateway::{Copy, Listing};
 use flockwork::protocol::membership::{MemberReport, MembershipReport, SuspicionReport, Verdict};
-use flockwork::protocol::snapshot::{Convergence, JobCounts, Snapshot};
+use flockwork::protocol::snapshot::{Convergence, JobCounts, Moving, Snapshot};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -497,7 +497,21 @@ fn snapshot(state: &State) -> Arc<Snapshot> {
         local_health: 1,
         view,
         placement,
-        convergence: Convergence { fingerprints, acting: 16, in_sync: 15, strays: 2, ..Convergence::default() },
+        convergence: Convergence {
+            fingerprints,
+            acting: 16,
+            in_sync: 15,
+            strays: 2,
+            moving: Some(Moving {
+                since: Timestamp(1_700_000_490_000),
+                since_moment: since,
+                records: 40,
+                handed_over: 38,
+                partitions: 5,
+                waiting_to_be_sent: 7,
+            }),
+            ..Convergence::default()
+        },
         jobs: JobCounts { held: 3, ..JobCounts::default() },
         counters: vec![("probes_sent", 42)],
         clock_skews_ms: Vec::new(),

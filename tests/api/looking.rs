@@ -136,6 +136,11 @@ async fn convergence_says_who_differs() {
         (&json!(false), &json!(2), &json!(false))
     );
     assert_eq!(seen["partitions"], json!({"total": 16, "in_sync": 15, "behind": []}));
+    let moving = json!({
+        "since": "2023-11-14T22:21:30.000Z", "records_left": 2, "records": 40, "records_per_second": 3.8,
+        "partitions_left": 0, "partitions": 5, "waiting_to_be_sent": 7,
+    });
+    assert_eq!(seen["moving"], moving);
     assert_eq!(seen["members"]["b0b0b0b0"]["state"], "suspect");
     assert_eq!(seen["ring"]["fingerprints"]["b0b0b0b0"], "0000000000000001");
     let ring = world.get("/debug/ring").await.1;

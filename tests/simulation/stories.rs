@@ -755,6 +755,23 @@ fn whoever_reads_copies_that_differ_has_them_merged_at_once() {
 }
 
 #[test]
+fn what_moves_when_the_ring_changes_is_told_until_all_has_moved() {
+    let mut world = cluster(4);
+    for _ in 0..60 {
+        world.submit(0, Spec { delay: Some(PATIENCE), ..work(50, 0) });
+    }
+    let convergence = |world: &World, node| world.peer(node).unwrap().snapshot(world.local_now(node)).convergence;
+    world.wait_until("nothing moves", |world| (0..4).all(|node| convergence(world, node).moving.is_none()));
+    world.drain(3, true);
+    world.wait_until("it begins", |world| convergence(world, 3).moving.is_some_and(|moving| moving.records > 0));
+    let all = convergence(&world, 3).moving.unwrap().records;
+    assert!(all >= 20, "about three quarters of the records have a copy there: {all}");
+    world.wait_until("all has moved", |world| (0..4).all(|node| convergence(world, node).moving.is_none()));
+    assert!(world.nodes[3].disk.records.is_empty());
+    world.end_well();
+}
+
+#[test]
 fn what_depends_on_a_node_is_what_only_it_could_do() {
     let mut world = cluster(3);
     let there = [("place".to_owned(), "n2".to_owned())];

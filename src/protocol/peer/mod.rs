@@ -15,6 +15,7 @@
 mod blobs;
 mod dependents;
 mod full_disk;
+mod moving;
 mod ownership;
 mod reconcile;
 mod repair;
@@ -57,6 +58,7 @@ use super::scheduler::Scheduler;
 use super::snapshot::{Convergence, JobCounts, Snapshot};
 
 use blobs::Pushed;
+use moving::Move;
 use ownership::Ownership;
 use sealing::Sealing;
 use serve::{Asker, Parked};
@@ -118,6 +120,8 @@ pub struct Peer {
 
     ownership: Ownership,
     sealing: Sealing,
+    /// What moves because the ring changed.
+    moving: Option<Move>,
     next_comparison: Moment,
     pods: BTreeMap<Dot, Pod>,
     /// Claims of this node whose checkpoint is waited for, and until when.
@@ -272,6 +276,7 @@ impl Peer {
             gateway: Gateway::new(timing.resend_after, timing.acknowledge_within),
             ownership: Ownership::default(),
             sealing: Sealing::default(),
+            moving: None,
             next_comparison: moment + timing.compare_interval,
             pods: BTreeMap::new(),
             starting: BTreeMap::new(),
@@ -785,6 +790,7 @@ impl Peer {
             self.ask_for_work(now);
             self.try_to_join(now);
             self.watch_convergence(now);
+            self.watch_move(now);
         }
         self.published = Some((now.moment, facts.clone()));
         if changed {
@@ -935,6 +941,7 @@ impl Peer {
             in_sync: acting - behind.len() as u32,
             behind: behind.into_iter().collect(),
             strays: self.strays().count() as u32,
+            moving: self.moving(),
         }
     }
 }
