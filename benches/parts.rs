@@ -109,6 +109,7 @@ fn facts(node: u32, config: &Config) -> Facts {
         version: String::new(),
         suspicions: BTreeMap::new(),
         departed: BTreeMap::new(),
+        dismissed: BTreeMap::new(),
     }
 }
 

@@ -160,8 +160,10 @@ fn every_command_teaches_by_example() {
         "where",
         "explain",
         "nodes",
+        "impact",
         "drain",
         "undrain",
+        "forget",
         "debug",
         "completions",
     ] {
@@ -519,6 +521,34 @@ fn a_node_that_drains_is_asked_at_its_own_address() {
     home.flockwork(&["undrain", "--addr", &other.addr(), "0000000a"]).assert().code(0);
     assert_eq!(itself.asked(), ["POST /v1/nodes/0000000a/drain", "DELETE /v1/nodes/0000000a/drain"]);
     home.flockwork(&["drain", "--addr", &other.addr(), "n2"]).assert().code(3);
+}
+
+#[test]
+fn what_depends_on_a_node_is_a_table_for_people_and_json_for_programs() {
+    let impact = json!({
+        "node": "0000000a", "name": "n1", "state": "alive", "safe": false,
+        "jobs": {"running": 3, "stuck": 1, "stuck_jobs": [JOB]},
+        "partitions": {"total": 1024, "owned": 300, "kept": 900, "unknown": 0},
+        "records": {"kept": 70, "below_majority": 5, "only_here": 2},
+        "members": {"alive": 2, "majority": true},
+    });
+    let told = impact.clone();
+    let node = Impostor::new(move |line, _, _| match line {
+        "GET /v1/nodes" => json_reply(200, &json!({"nodes": [{"id": "0000000a", "name": "n1"}]})),
+        "GET /v1/nodes/0000000a/impact" => json_reply(200, &told),
+        _ => json_reply(409, &json!({"error": {"message": "n1 is alive", "hint": "drain it"}})),
+    });
+    let home = Home::new();
+    let shown = stdout_of(&home.flockwork(&["impact", "n1", "--addr", &node.addr()]).assert().code(0));
+    assert!(shown.starts_with("n1 (0000000a), alive: cannot go without harm"), "{shown}");
+    let counts = |line: &str| shown.lines().find(|told| told.contains(line)).map(|told| told.to_owned());
+    assert!(counts("only there").is_some_and(|line| line.contains('2')), "{shown}");
+    assert!(counts("jobs stuck").is_some_and(|line| line.contains(&JOB[..8])), "{shown}");
+    let raw = stdout_of(&home.flockwork(&["impact", "n1", "-o", "json", "--addr", &node.addr()]).assert().code(0));
+    assert_eq!(serde_json::from_str::<Value>(&raw).unwrap(), impact);
+    let refused = home.flockwork(&["forget", "n1", "--addr", &node.addr()]).assert().code(4);
+    assert!(stderr_of(&refused).contains("hint: drain it"));
+    assert_eq!(node.asked().last().unwrap(), "DELETE /v1/nodes/0000000a");
 }
 
 #[test]

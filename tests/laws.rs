@@ -390,6 +390,7 @@ fn facts(node: u32, weight: u16) -> Facts {
         version: String::new(),
         suspicions: BTreeMap::new(),
         departed: BTreeMap::new(),
+        dismissed: BTreeMap::new(),
     }
 }
 

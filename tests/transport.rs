@@ -385,3 +385,19 @@ async fn the_last_words_of_a_node_that_stops_arrive() {
         }
     }
 }
+
+#[tokio::test]
+async fn what_goes_over_the_links_is_counted_and_comparisons_apart() {
+    let (one, mut other) = (Node::start(1).await, Node::start(2).await);
+    one.send(&other, 1);
+    let compare = Message::Compare { round: 2, takeover: false, horizon: 0, digests: Vec::new() };
+    one.transport.send(other.id, other.addr, &Frame::Message(compare));
+    for _ in 0..2 {
+        while !matches!(other.next().await, Incoming::Frame { .. }) {}
+    }
+    let (sent, received) = (one.transport.traffic(), other.transport.traffic());
+    assert_eq!((sent.sent, sent.comparison_sent), (received.received, received.comparison_received));
+    assert_eq!((sent.sent.frames, sent.comparison_sent.frames, sent.received.frames), (2, 1, 0));
+    let (all, compared) = (sent.sent.bytes, sent.comparison_sent.bytes);
+    assert!(compared > 40 && all > compared + 10, "{sent:?}");
+}

@@ -259,6 +259,11 @@ impl Trouble {
         counts
     }
 
+    /// How many processes were killed.
+    pub fn kills(&self) -> usize {
+        self.counts().get(&Kind::Kill).copied().unwrap_or(0)
+    }
+
     pub fn progress(&self) -> String {
         let counts: Vec<String> = self.counts().iter().map(|(kind, count)| format!("{kind:?} {count}")).collect();
         counts.join(", ")

@@ -14,6 +14,13 @@
 //! restarts are real; cuts, full disks, failing syncs and wrong clocks are what nodes pretend where they are
 //! started with `--enable-fault-injection` (`flockwork::io::faults`). The same seed makes the same plan of trouble;
 //! what comes of it depends on the machine.
+//!
+//! A run that is long enough to trust a cluster for, about half an hour on two processors:
+//!
+//! ```text
+//! cargo build --release && cargo run --release --example chaos -- \
+//!     --seconds 1200 --jobs 100000 --kills 200 --jobs-per-second 85
+//! ```
 
 #![allow(clippy::disallowed_methods, reason = "a program of its own, with its own clock and dice")]
 #![allow(unreachable_pub, reason = "one program in several files")]
@@ -37,15 +44,23 @@ use cluster::Cluster;
 use faults::Trouble;
 use work::Work;
 
+/// How many times longer than it was meant to be the trouble may last, until there was as much as was asked for.
+const LONGEST: u32 = 3;
 /// How often the progress is told.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// Run a cluster through trouble, and check that it kept its promises
 #[derive(Debug, Clone, Parser)]
 pub struct Options {
-    /// For how long there is trouble
+    /// For how long there is trouble, in seconds; up to three times that, until there was as much as is asked for below
     #[arg(long, default_value_t = 60)]
     seconds: u64,
+    /// Go on until so many jobs are acknowledged
+    #[arg(long, default_value_t = 0)]
+    jobs: usize,
+    /// Go on until so many processes were killed
+    #[arg(long, default_value_t = 0)]
+    kills: usize,
     /// How many nodes
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..=32))]
     nodes: u8,
@@ -122,10 +137,15 @@ async fn run(options: &Options) -> anyhow::Result<bool> {
     let trouble = Arc::new(Trouble::new(Arc::clone(&cluster), options));
     let mut making_trouble = tokio::spawn(Arc::clone(&trouble).make(stop.clone()));
 
-    let until = begun + Duration::from_secs(options.seconds);
-    while Instant::now() < until {
+    let meant = Duration::from_secs(options.seconds);
+    let is_enough = |after: Duration| {
+        let all_there = work.acknowledged().len() >= options.jobs && trouble.kills() >= options.kills;
+        after >= if all_there { meant } else { meant * LONGEST }
+    };
+    while !is_enough(begun.elapsed()) {
+        let left = meant.saturating_sub(begun.elapsed());
         tokio::select! {
-            () = tokio::time::sleep(TELL_EVERY.min(until.saturating_duration_since(Instant::now()))) => {}
+            () = tokio::time::sleep(if left.is_zero() { TELL_EVERY } else { left.min(TELL_EVERY) }) => {}
             ended = &mut making_trouble => {
                 ended.context("the trouble maker failed")??;
                 anyhow::bail!("the trouble ended too soon");

@@ -89,20 +89,28 @@ pub async fn reach(cluster: &Cluster, work: &Work, trouble: &Trouble, options: &
     let acknowledged = work.acknowledged().clone();
     let ledger = ledger::read(&cluster.ledger)?;
     let first = cluster.nodes.first().context("there are nodes")?;
-    let jobs = list(cluster, first).await?;
+    // The specs are the same in all of them, and long.
+    let jobs = list(cluster, first, |mut job| {
+        job["spec"] = Value::Null;
+        job
+    })
+    .await?;
     for node in cluster.nodes.iter().skip(1) {
-        let theirs = list(cluster, node).await?;
+        let theirs = list(cluster, node, |job| job["state"].clone()).await?;
         for (id, job) in &jobs {
             match theirs.get(id) {
                 None => verdict.against(6, format!("{} does not list job {id}", node.name)),
-                Some(other) if other["state"] != job["state"] => {
+                Some(state) if *state != job["state"] => {
                     verdict.against(
                         6,
-                        format!("job {id} is {} by {}, {} by {}", job["state"], first.name, other["state"], node.name),
+                        format!("job {id} is {} by {}, {state} by {}", job["state"], first.name, node.name),
                     );
                 }
                 Some(_) => {}
             }
+        }
+        for id in theirs.keys().filter(|id| !jobs.contains_key(*id)) {
+            verdict.against(6, format!("{} lists job {id}, and {} does not", node.name, first.name));
         }
     }
     for (key, id) in &acknowledged {
@@ -175,18 +183,22 @@ async fn is_calm(cluster: &Cluster) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// All jobs as a node lists them, by id.
-async fn list(cluster: &Cluster, node: &crate::cluster::Node) -> anyhow::Result<BTreeMap<String, Value>> {
+/// What is to be kept of all jobs as a node lists them, by id.
+async fn list(
+    cluster: &Cluster,
+    node: &crate::cluster::Node,
+    keep: impl Fn(Value) -> Value,
+) -> anyhow::Result<BTreeMap<String, Value>> {
     let mut all = BTreeMap::new();
     let mut cursor = String::new();
     loop {
-        let page = cluster.get(node, &format!("/v1/jobs?limit=1000{cursor}")).await?;
+        let mut page = cluster.get(node, &format!("/v1/jobs?limit=1000{cursor}")).await?;
         anyhow::ensure!(page["partial"] == false, "the list of {} is partial: {}", node.name, page["missing"]);
-        for job in page["jobs"].as_array().context("a list")? {
-            let mut job = job.clone();
-            // The script is the same in all of them, and long.
-            job["spec"] = Value::Null;
-            all.insert(job["id"].as_str().context("an id")?.to_owned(), job);
+        let Some(Value::Array(jobs)) = page.get_mut("jobs").map(Value::take) else {
+            anyhow::bail!("not a list: {page}")
+        };
+        for job in jobs {
+            all.insert(job["id"].as_str().context("an id")?.to_owned(), keep(job));
         }
         match page["next_cursor"].as_str() {
             Some(next) => cursor = format!("&cursor={next}"),

@@ -22,7 +22,7 @@ use crate::model::request::Refusal;
 use crate::model::time::Timestamp;
 use crate::protocol::gateway::Copy;
 use crate::protocol::membership::Verdict;
-use crate::protocol::snapshot::Snapshot;
+use crate::protocol::snapshot::{Moving, Snapshot};
 
 /// How far the node is from agreement with the others.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -44,6 +44,46 @@ pub(super) struct ConvergenceView {
     partitions: PartitionsView,
     /// Records it holds that belong elsewhere.
     strays: u32,
+    /// How far records have moved since the ring changed, as far as this node has a part in it; null when nothing is left.
+    moving: Option<MovingView>,
+}
+
+/// How far records have moved since nodes joined, left, drained, died or changed their weight.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct MovingView {
+    /// When the ring changed.
+    #[schema(value_type = String, format = DateTime)]
+    since: Timestamp,
+    /// Records that this node still has to hand over.
+    records_left: u32,
+    /// Of so many.
+    records: u64,
+    /// How many it has handed over in a second, in the mean.
+    records_per_second: f64,
+    /// Partitions of this node that are still behind.
+    partitions_left: u32,
+    /// Of so many.
+    partitions: u32,
+    /// Records that wait to be sent to nodes that lack them.
+    waiting_to_be_sent: u64,
+}
+
+impl MovingView {
+    fn new(moving: &Moving, snapshot: &Snapshot) -> Self {
+        let Moving { since, since_moment, records, handed_over, partitions, waiting_to_be_sent } = *moving;
+        let convergence = &snapshot.convergence;
+        // A first look right after the change would make a rate of nothing.
+        let seconds = snapshot.now.moment.since(since_moment).as_secs_f64().max(1.0);
+        Self {
+            since,
+            records_left: convergence.strays,
+            records: records.max(u64::from(convergence.strays)),
+            records_per_second: (handed_over as f64 / seconds * 10.0).round() / 10.0,
+            partitions_left: convergence.behind.len() as u32,
+            partitions: partitions.max(convergence.behind.len() as u32),
+            waiting_to_be_sent,
+        }
+    }
 }
 
 /// A member as the node sees it.
@@ -130,6 +170,7 @@ pub(super) async fn convergence(State(app): State<App>, _: NoQuery) -> Result<Js
             behind: convergence.behind.clone(),
         },
         strays: convergence.strays,
+        moving: convergence.moving.as_ref().map(|moving| MovingView::new(moving, &snapshot)),
     }))
 }
 

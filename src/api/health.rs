@@ -186,6 +186,23 @@ fn metrics_text(app: &App, snapshot: &Snapshot) -> String {
     }
     text.gauge("flockwork_stray_records", "Records held that belong elsewhere.", u64::from(strays));
 
+    let moving = snapshot.convergence.moving.unwrap_or_default();
+    text.gauge(
+        "flockwork_moving_records",
+        "Records that this node was to hand over since the ring changed; the strays are left of them.",
+        moving.records,
+    );
+    text.gauge(
+        "flockwork_moving_partitions",
+        "Partitions of this node that were behind since the ring changed, at the most.",
+        u64::from(moving.partitions),
+    );
+    text.gauge(
+        "flockwork_records_waiting_to_be_sent",
+        "Records that wait to be sent to nodes that lack them while the ring's change has something left to do.",
+        moving.waiting_to_be_sent,
+    );
+
     for (name, value) in &snapshot.counters {
         text.counter(&counter_name(name), "Counted since the start.", *value);
     }

@@ -22,6 +22,7 @@ mod events;
 mod faults;
 mod guard;
 mod health;
+mod impact;
 mod input;
 mod jobs;
 mod logs;
@@ -289,6 +290,8 @@ fn documented_routes() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
         .routes(routes!(jobs::whereabouts))
         .routes(routes!(jobs::explain))
         .routes(routes!(nodes::list))
+        .routes(routes!(nodes::forget))
+        .routes(routes!(impact::impact))
         .routes(routes!(nodes::drain, nodes::undrain, nodes::drain_progress))
         .routes(routes!(debug::convergence))
         .routes(routes!(debug::members))
@@ -401,6 +404,7 @@ mod tests {
             version: "0".into(),
             suspicions: [].into(),
             departed: [].into(),
+            dismissed: [].into(),
         };
         Snapshot {
             now: crate::model::time::Now::default(),

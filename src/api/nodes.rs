@@ -1,4 +1,4 @@
-//! The cluster's members, as this node sees them, and draining.
+//! The cluster's members, as this node sees them; draining and forgetting them.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::App;
 use super::errors::{ApiError, ErrorBody};
 use super::input::{NoQuery, NodePath};
+use super::views::NodeRef;
 use crate::model::id::{Generation, Incarnation, NodeId};
 use crate::model::member::{Facts, Load, Member, MemberState, Status};
 use crate::model::resources::Resources;
@@ -269,11 +270,37 @@ pub(super) async fn drain_progress(
     Ok(Json(DrainView { draining, done, running, to_hand_over, partitions }))
 }
 
+/// Forget a node
+///
+/// Says that a node which is down, or has left, will not come back: it loses its places on the ring at once instead of
+/// after `forget_after`, on all nodes, and nothing waits for it any longer. What it alone had is lost unless it does come
+/// back, which it may, as a node that joins anew. A node that lives is drained and stopped instead: 409.
+#[utoipa::path(delete, path = "/v1/nodes/{id}", tag = "nodes",
+    params(("id" = String, Path, description = "The node's id or name")),
+    responses((status = 200, description = "It is forgotten", body = NodeRef),
+        (status = 404, description = "No such node", body = ErrorBody),
+        (status = 409, description = "It is not down", body = ErrorBody)))]
+pub(super) async fn forget(
+    State(app): State<App>,
+    NodePath(text): NodePath,
+    _: NoQuery,
+) -> Result<Json<NodeRef>, ApiError> {
+    let snapshot = app.answer(app.handle().fresh_snapshot()).await?;
+    let member = member_named(&snapshot, &text)?;
+    app.answer(app.handle().forget(member.facts.node)).await?;
+    Ok(Json(NodeRef { node: member.facts.node, name: member.facts.name.clone() }))
+}
+
+/// The member that `text` names, if there is one.
+pub(super) fn member_named<'a>(snapshot: &'a Snapshot, text: &str) -> Result<&'a Member, ApiError> {
+    find_node(snapshot, text).ok_or_else(|| {
+        ApiError::not_found(format!("no node has the id or name `{text}`")).with_hint("GET /v1/nodes lists them")
+    })
+}
+
 /// The asked node, if it is the one that `text` names.
 fn own_node(snapshot: &Snapshot, text: &str, method: &Method) -> Result<NodeId, ApiError> {
-    let member = find_node(snapshot, text).ok_or_else(|| {
-        ApiError::not_found(format!("no node has the id or name `{text}`")).with_hint("GET /v1/nodes lists them")
-    })?;
+    let member = member_named(snapshot, text)?;
     let node = member.facts.node;
     if node == snapshot.node {
         return Ok(node);

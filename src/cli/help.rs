@@ -123,6 +123,19 @@ Examples:
   flockwork drain node-2 --no-wait           do not wait at all
   flockwork undrain node-2                   it stays after all";
 
+pub(crate) const IMPACT: &str = "\
+Examples:
+  flockwork impact node-2                    before it is stopped: what runs there, and who else has what it keeps
+  flockwork impact node-2 -o json            `safe` is true where nothing would be lost or wait for it";
+
+pub(crate) const FORGET: &str = "\
+Examples:
+  flockwork forget node-2                    its machine is gone for good
+
+A node that is down keeps its places on the ring until `forget_after` (a day, unless set), since it may come back with
+what it keeps. Forgetting it gives them to others at once. One that comes back nevertheless joins anew. A node that is
+alive is not forgotten: drain it, and stop it.";
+
 pub(crate) const MERGES: &str = "\
 Examples:
   flockwork merges                           after a network was cut in two, and healed

@@ -133,12 +133,18 @@ enum ActiveCommand {
     /// List the cluster's nodes
     #[command(after_help = help::NODES)]
     Nodes(nodes::NodesArgs),
+    /// Show what would happen if a node went now
+    #[command(after_help = help::IMPACT)]
+    Impact(nodes::OneNode),
     /// Let a node finish what it runs and hand over what it keeps, and wait until it has
     #[command(after_help = help::DRAIN)]
     Drain(nodes::DrainArgs),
     /// Let a draining node take work again
     #[command(after_help = help::DRAIN)]
     Undrain(nodes::OneNode),
+    /// Forget a node that is down and will not come back
+    #[command(after_help = help::FORGET)]
+    Forget(nodes::OneNode),
     /// Show what became of a partition: who was away, and which jobs ran twice at once
     #[command(after_help = help::MERGES)]
     Merges(merges::MergesArgs),
@@ -325,8 +331,10 @@ async fn perform(session: &Session, command: ActiveCommand, matches: &ArgMatches
         ActiveCommand::Where(args) => jobs::locate(session, &args).await,
         ActiveCommand::Explain(args) => jobs::explain(session, &args).await,
         ActiveCommand::Nodes(args) => nodes::nodes(session, &args).await,
+        ActiveCommand::Impact(args) => nodes::impact(session, &args).await,
         ActiveCommand::Drain(args) => nodes::drain(session, &args).await,
         ActiveCommand::Undrain(args) => nodes::undrain(session, &args).await,
+        ActiveCommand::Forget(args) => nodes::forget(session, &args).await,
         ActiveCommand::Merges(args) => merges::merges(session, args).await,
         ActiveCommand::Debug(args) => nodes::debug(session, &args).await,
     }

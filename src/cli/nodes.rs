@@ -1,8 +1,9 @@
-//! Looking at the cluster itself: `nodes`, `drain`, `undrain`, `debug`.
+//! Looking at the cluster itself: `nodes`, `impact`, `drain`, `undrain`, `forget`, `debug`.
 //!
 //! Every node has its own view, and the views differ for a moment after every change. `nodes` shows that of
 //! whichever node answers; `debug` shows how far that node is from agreement with the others.
 
+mod impact;
 mod membership;
 
 use std::collections::BTreeMap;
@@ -240,9 +241,45 @@ pub(crate) async fn undrain(session: &Session, args: &OneNode) -> Outcome {
     Ok(exit::SUCCESS)
 }
 
+/// What would happen if the node went now.
+pub(crate) async fn impact(session: &Session, args: &OneNode) -> Outcome {
+    let client = session.client()?;
+    let node = named(&client, &args.node).await?;
+    let answer = client.ask(&Request::get(format!("/v1/nodes/{}/impact", node.id))).await?;
+    match session.printer.form {
+        OutputForm::Table | OutputForm::Wide => impact::draw(session.printer, &answer.read()?)?,
+        OutputForm::Json | OutputForm::Jsonl => session.printer.json(&answer.body)?,
+        OutputForm::Id => session.printer.line(&node.id)?,
+    }
+    Ok(exit::SUCCESS)
+}
+
+/// Has a node forgotten that is down for good.
+pub(crate) async fn forget(session: &Session, args: &OneNode) -> Outcome {
+    let client = session.client()?;
+    let node = named(&client, &args.node).await?;
+    let answer = client.ask(&Request::delete(format!("/v1/nodes/{}", node.id), Repeat::OnlyIfUnsent)).await?;
+    match session.printer.form {
+        OutputForm::Table | OutputForm::Wide => {
+            let name = printable(&node.name);
+            session.printer.line(&format!("{name} is forgotten: what it kept belongs to others now"))?;
+        }
+        OutputForm::Json | OutputForm::Jsonl => session.printer.json(&answer.body)?,
+        OutputForm::Id => session.printer.line(&node.id)?,
+    }
+    Ok(exit::SUCCESS)
+}
+
 /// The node that `text` names, and a client of it alone: a node drains only when it is asked itself.
 async fn find(session: &Session, text: &str) -> Result<(Node, Client), Failure> {
-    let nodes = list(&session.client()?).await?;
+    let node = named(&session.client()?, text).await?;
+    let itself = Client::new(std::slice::from_ref(&node.addresses.http))?;
+    Ok((node, itself))
+}
+
+/// The node that `text` names.
+async fn named(client: &Client, text: &str) -> Result<Node, Failure> {
+    let nodes = list(client).await?;
     let mut named = nodes.into_iter().map(|(node, _)| node).filter(|node| node.id == text || node.name == text);
     let Some(node) = named.next() else {
         return Err(Failure::new(Kind::NotFound, format!("no node has the id or name `{text}`"))
@@ -253,8 +290,7 @@ async fn find(session: &Session, text: &str) -> Result<(Node, Client), Failure> 
         return Err(Failure::usage(format!("several nodes are called {text}: {}, {}", node.id, others.join(", ")))
             .with_hint("name one by its id"));
     }
-    let itself = Client::new(std::slice::from_ref(&node.addresses.http))?;
-    Ok((node, itself))
+    Ok(node)
 }
 
 /// How far a node is from agreement with the others.
@@ -273,6 +309,28 @@ pub(crate) struct Convergence {
     partitions: Partitions,
     #[serde(default)]
     strays: u32,
+    #[serde(default)]
+    moving: Option<Moving>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct Moving {
+    since: Option<Timestamp>,
+    records_left: u64,
+    records: u64,
+    records_per_second: f64,
+    partitions_left: u32,
+    partitions: u32,
+}
+
+impl Moving {
+    fn in_words(&self) -> String {
+        let Self { records_left, records, records_per_second, partitions_left, partitions, .. } = self;
+        let pace = if *records > 0 { format!(", {records_per_second:.0} a second") } else { String::new() };
+        let since = self.since.map(|at| format!(", for {}", span(now().since(at)))).unwrap_or_default();
+        format!("{records_left} of {records} records left{pace}; {partitions_left} of {partitions} partitions{since}")
+    }
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -352,6 +410,7 @@ fn draw(session: &Session, seen: &Convergence) -> String {
         format!("partitions  {} of {} in sync", seen.partitions.in_sync, seen.partitions.total),
         format!("behind      {}{more}", if behind.is_empty() { "none".to_owned() } else { behind.join(", ") }),
         format!("strays      {}", seen.strays),
+        format!("moving      {}", seen.moving.as_ref().map_or_else(|| "nothing".to_owned(), Moving::in_words)),
     ];
     let rows = seen.members.iter().map(|(id, member)| {
         let ring = match seen.ring.fingerprints.get(id) {

@@ -204,12 +204,19 @@ pub struct Config {
     /// What it can run.
     pub drivers: BTreeSet<Driver>,
     /// How long finished jobs are kept, counted from their seal and rounded to the hour. Raising it costs disk and
-    /// memory for every job; lowering it, that people find less.
+    /// memory for every job; lowering it, that people find less, and that a key is free again sooner. It may be shorter
+    /// than `forget_after`, down to ten minutes: a job is sealed when nobody who may know more of it is left to ask, so that no
+    /// copy of it can begin again, and what is sealed without somebody absent is kept for longer (see
+    /// `protocol/peer/sealing.rs`). A node that missed the seal alone, and all of the retention after it, brings back a job
+    /// that has ended; it is shown until it is sealed and expires once more.
     pub retention: Duration,
 }
 
 /// How long finished jobs are kept unless set.
 pub const DEFAULT_RETENTION: Duration = Duration::from_secs(7 * 24 * 3_600);
+
+/// No message, and no question of a client, is on its way for so long.
+pub const SHORTEST_RETENTION: Duration = Duration::from_secs(600);
 
 /// The ring share of the largest machines: more would only make the ring longer.
 pub const MAX_WEIGHT: u16 = 64;
@@ -248,6 +255,12 @@ impl Config {
         }
         if self.cluster.forget_after < self.timing.suspicion_max {
             return wrong("forget_after", "must be at least timing.suspicion_max");
+        }
+        if self.retention < SHORTEST_RETENTION {
+            return wrong(
+                "retention",
+                "must be at least 10m, or a copy that is still on its way would find the job gone",
+            );
         }
         if self.retention > super::spec::MAX_DURATION {
             return wrong("retention", "must be at most a hundred years");
@@ -319,6 +332,7 @@ mod tests {
             ("replicas", |config| config.cluster.replicas = 0),
             ("forget_after", |config| config.cluster.forget_after = Duration::from_millis(1)),
             ("retention", |config| config.retention = Duration::MAX),
+            ("retention", |config| config.retention = SHORTEST_RETENTION - Duration::from_secs(1)),
             ("slots", |config| config.capacity.slots = 0),
             ("weight", |config| config.weight = MAX_WEIGHT + 1),
             ("label", |config| drop(config.labels.insert(String::new(), String::new()))),

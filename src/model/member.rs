@@ -23,7 +23,7 @@ pub struct ClusterSettings {
     pub partitions: u32,
     /// R: how many nodes keep each record.
     pub replicas: u32,
-    /// After how long a down member is forgotten.
+    /// After how long a down member is forgotten, by those who reach a majority of the members.
     #[serde(with = "super::time::duration")]
     pub forget_after: Duration,
 }
@@ -110,6 +110,9 @@ pub struct Facts {
     /// The members that it knows to have left, and in which start: for those who were away when they did.
     #[serde(default)]
     pub departed: BTreeMap<NodeId, Generation>,
+    /// The members that somebody had forgotten by hand, and what was known of each: for those who did not hear of it.
+    #[serde(default)]
+    pub dismissed: BTreeMap<NodeId, (Generation, Incarnation)>,
 }
 
 /// What a ring, or a view, comes down to: equal for all who agree.

@@ -75,6 +75,9 @@ pub enum Request {
         /// The partitions the asked node shall answer for.
         partitions: PartitionSet,
     },
+    /// What depends on this node, in the partitions that the asked one decides for. Answered by
+    /// [`Response::Dependents`].
+    Dependents(NodeId),
     /// The asked node's own copy of a record, for debugging. Answered by [`Response::Copy`].
     Copy(JobIdPrefix),
     /// Events of the asked node with a sequence number above `after`, as soon as there are any, or after
@@ -127,6 +130,8 @@ pub enum Response {
     },
     /// To [`Request::Explain`].
     Explanation(Explanation),
+    /// To [`Request::Dependents`].
+    Dependents(Dependents),
     /// To [`Request::Copy`].
     Copy(Option<Arc<Record>>),
     /// To [`Request::Events`].
@@ -211,6 +216,44 @@ pub struct Explanation {
     pub ahead: Option<u32>,
     /// Every live member, and what speaks against it; nothing if it fits.
     pub nodes: Vec<(NodeId, Option<String>)>,
+}
+
+/// What depends on a node: what would become of the jobs if it were gone.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Dependents {
+    /// The partitions that this is about; nobody who could tell was asked about the others.
+    pub partitions: PartitionSet,
+    /// Jobs that it runs, or is about to.
+    pub running: u64,
+    /// Those of them that no other live node could run, room aside.
+    pub stuck: u64,
+    /// Some of these, for people.
+    pub stuck_jobs: Vec<JobId>,
+    /// Records of which it should hold a copy.
+    pub held: u64,
+    /// Those of them of which fewer copies than a majority of the replicas are known to be elsewhere.
+    pub thin: u64,
+    /// Those of these of which none is known to be anywhere else.
+    pub only_here: u64,
+}
+
+impl Dependents {
+    /// How many jobs are named, of those that are stuck.
+    pub const NAMED: usize = 8;
+
+    /// Adds what another node said of other partitions.
+    pub fn add(&mut self, other: Self) {
+        for partition in other.partitions.iter() {
+            self.partitions.insert(partition);
+        }
+        self.running += other.running;
+        self.stuck += other.stuck;
+        self.stuck_jobs.extend(other.stuck_jobs);
+        self.stuck_jobs.truncate(Self::NAMED);
+        self.held += other.held;
+        self.thin += other.thin;
+        self.only_here += other.only_here;
+    }
 }
 
 /// Something that happened, told after it was stored.

@@ -125,6 +125,7 @@ enum Asked {
     Explain(Answer<crate::model::request::Explanation>),
     List(Answer<crate::protocol::gateway::Listing>),
     Copies(Answer<Vec<crate::protocol::gateway::Copy>>),
+    Dependents(Answer<crate::model::request::Dependents>),
 }
 
 #[derive(Debug)]
@@ -322,6 +323,7 @@ impl Driver {
             Command::Explain(prefix, answer) => (Asked::Explain(answer), Ask::Explain(prefix)),
             Command::List(filter, after, limit, answer) => (Asked::List(answer), Ask::List(filter, after, limit)),
             Command::Copies(job, answer) => (Asked::Copies(answer), Ask::Copies(JobIdPrefix::from(job))),
+            Command::Dependents(node, answer) => (Asked::Dependents(answer), Ask::Dependents(node)),
             Command::ReadLog(node, request, answer) => return self.read_log(node, request, answer),
             Command::ReadBlob(blob, nodes, answer) => return self.read_blob(blob, &nodes, answer),
             Command::Drain(on, answer) => {
@@ -330,6 +332,7 @@ impl Driver {
                 let _ = answer.send(Ok(()));
                 return;
             }
+            Command::Forget(node, answer) => return give(answer, self.peer.forget(now, node)),
             Command::Snapshot(answer) => {
                 let _ = answer.send(Ok(Arc::new(self.snapshot())));
                 return;
@@ -444,6 +447,8 @@ impl Driver {
             (Asked::List(answer), Err(refusal)) => give(answer, Err(refusal)),
             (Asked::Copies(answer), Ok(Told::Copies(told))) => give(answer, Ok(told)),
             (Asked::Copies(answer), Err(refusal)) => give(answer, Err(refusal)),
+            (Asked::Dependents(answer), Ok(Told::Dependents(told))) => give(answer, Ok(told)),
+            (Asked::Dependents(answer), Err(refusal)) => give(answer, Err(refusal)),
             // Dropping the answer tells the asker that there is none.
             (asked, Ok(told)) => tracing::error!(?asked, ?told, "an answer to another question"),
         }
@@ -586,6 +591,7 @@ impl Driver {
     fn snapshot(&self) -> Snapshot {
         let mut snapshot = self.peer.snapshot(self.shells.clock.now());
         let (gossip, datagrams) = (self.shells.gossip.status(), self.shells.datagrams.status());
+        let links = self.shells.transport.traffic();
         snapshot.complaints.extend(self.shells.gossip.complaint());
         snapshot.counters.extend([
             ("records_set_aside", self.shells.records_set_aside),
@@ -600,6 +606,14 @@ impl Driver {
             ("gossip_link_bytes_sent", gossip.sent_over_links.bytes),
             ("gossip_link_messages_received", gossip.received_over_links.messages),
             ("gossip_link_bytes_received", gossip.received_over_links.bytes),
+            ("link_frames_sent", links.sent.frames),
+            ("link_bytes_sent", links.sent.bytes),
+            ("link_frames_received", links.received.frames),
+            ("link_bytes_received", links.received.bytes),
+            ("comparison_frames_sent", links.comparison_sent.frames),
+            ("comparison_bytes_sent", links.comparison_sent.bytes),
+            ("comparison_frames_received", links.comparison_received.frames),
+            ("comparison_bytes_received", links.comparison_received.bytes),
             ("datagrams_sent", datagrams.sent),
             ("datagram_bytes_sent", datagrams.sent_bytes),
             ("datagrams_unsent", datagrams.unsent),

@@ -12,7 +12,9 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use crate::model::blob::{Blob, BlobRef};
 use crate::model::id::{JobId, JobIdPrefix, NodeId};
 use crate::model::record::Version;
-use crate::model::request::{Code, Cursor, Draft, Event, Explanation, Filter, JobAnswer, Refusal, Submitted};
+use crate::model::request::{
+    Code, Cursor, Dependents, Draft, Event, Explanation, Filter, JobAnswer, Refusal, Submitted,
+};
 use crate::model::wire::{LogChunk, LogRequest};
 use crate::protocol::gateway::{Copy, Listing};
 use crate::protocol::membership::MembershipReport;
@@ -44,6 +46,10 @@ pub enum Command {
     ReadBlob(BlobRef, Vec<NodeId>, Answer<Blob>),
     /// Begin to drain this node (`true`), or stop draining.
     Drain(bool, Answer<()>),
+    /// What depends on a node.
+    Dependents(NodeId, Answer<Dependents>),
+    /// Forget a member that is down.
+    Forget(NodeId, Answer<()>),
     /// A fresh snapshot.
     Snapshot(Answer<Arc<Snapshot>>),
     /// What this node makes of each member, and why.
@@ -147,6 +153,22 @@ impl Handle {
     /// The node is shutting down.
     pub async fn drain(&self, on: bool) -> Result<(), Refusal> {
         self.ask(|answer| Command::Drain(on, answer)).await
+    }
+
+    /// What depends on a node: what would become of the jobs if it were gone.
+    ///
+    /// # Errors
+    /// This node is too busy, or shutting down.
+    pub async fn dependents(&self, node: NodeId) -> Result<Dependents, Refusal> {
+        self.ask(|answer| Command::Dependents(node, answer)).await
+    }
+
+    /// Forgets a member that is down, or has left, everywhere: it will not come back.
+    ///
+    /// # Errors
+    /// It lives, or is not known; or this node is too busy, or shutting down.
+    pub async fn forget(&self, node: NodeId) -> Result<(), Refusal> {
+        self.ask(|answer| Command::Forget(node, answer)).await
     }
 
     /// What the node knows at this moment.

@@ -336,6 +336,7 @@ fn first_facts(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         suspicions: BTreeMap::new(),
         departed: BTreeMap::new(),
+        dismissed: BTreeMap::new(),
     }
 }
 

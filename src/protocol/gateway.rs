@@ -17,8 +17,8 @@ use crate::model::id::{JobId, JobIdPrefix, NodeId, Partition};
 use crate::model::member::{MemberState, PartitionSet, View};
 use crate::model::record::{Record, Submission, Version};
 use crate::model::request::{
-    Code, Cursor, Draft, Event, EventKind, Explanation, Filter, JobAnswer, NewJob, Refusal, Request, Response,
-    SubmitOutcome, Submitted,
+    Code, Cursor, Dependents, Draft, Event, EventKind, Explanation, Filter, JobAnswer, NewJob, Refusal, Request,
+    Response, SubmitOutcome, Submitted,
 };
 use crate::model::ring::Placement;
 use crate::model::time::{Moment, Now, Timestamp};
@@ -47,6 +47,8 @@ pub enum Ask {
     List(Filter, Option<Cursor>, u32),
     /// Every replica's own copy of a record.
     Copies(JobIdPrefix),
+    /// What depends on a node.
+    Dependents(NodeId),
 }
 
 /// The answer to an [`Ask`].
@@ -71,6 +73,8 @@ pub enum Told {
     Listing(Listing),
     /// To [`Ask::Copies`].
     Copies(Vec<Copy>),
+    /// To [`Ask::Dependents`].
+    Dependents(Dependents),
 }
 
 /// A page of the list of all jobs.
@@ -158,6 +162,8 @@ enum About {
     List { ask: AskId, partitions: PartitionSet },
     /// The asked node's own copy.
     Copy { ask: AskId },
+    /// What depends on a node, in the asked node's partitions.
+    Dependents { ask: AskId },
     /// The asked node's events.
     Events,
 }
@@ -189,6 +195,10 @@ enum Gathering {
     Copies {
         open: usize,
         copies: Vec<Copy>,
+    },
+    Dependents {
+        open: usize,
+        gathered: Dependents,
     },
 }
 
@@ -316,6 +326,16 @@ impl Gateway {
                 }
                 self.close_if_complete(ask);
             }
+            Ask::Dependents(node) => {
+                let live: Vec<NodeId> =
+                    routing.view.values().filter(|member| member.is_live()).map(|member| member.facts.node).collect();
+                let gathering = Gathering::Dependents { open: live.len(), gathered: Dependents::default() };
+                self.open(ask, moment + GATHER_WITHIN, gathering);
+                for asked in live {
+                    let (about, request) = (About::Dependents { ask }, Request::Dependents(node));
+                    self.put_question(moment, about, asked, BTreeSet::new(), request, GATHER_WITHIN);
+                }
+            }
         }
     }
 
@@ -387,6 +407,7 @@ impl Gateway {
             }
             (About::Copy { ask }, Response::Copy(record)) => self.take_copy(ask, from, Ok(record)),
             (About::Copy { ask }, Response::Refused(refusal)) => self.take_copy(ask, from, Err(refusal)),
+            (About::Dependents { ask }, Response::Dependents(part)) => self.take_dependents(ask, part),
             (About::Events, Response::Events { newest, events }) => {
                 let mine = from == routing.me;
                 // Everybody sees the members for itself; only jobs are heard from others.
@@ -502,6 +523,7 @@ impl Gateway {
                     self.take_copy(ask, node, Err(refusal));
                 }
             }
+            About::Dependents { ask } => self.take_dependents(ask, Dependents::default()),
             About::Events => {
                 if let (Some(listening), Some(node)) = (&mut self.listening, silent.last()) {
                     listening.remove(node);
@@ -675,10 +697,20 @@ impl Gateway {
         self.close_if_complete(ask);
     }
 
+    fn take_dependents(&mut self, ask: AskId, part: Dependents) {
+        if let Some(Gathering::Dependents { open, gathered }) = self.gathering(ask) {
+            *open -= 1;
+            gathered.add(part);
+        }
+        self.close_if_complete(ask);
+    }
+
     fn close_if_complete(&mut self, ask: AskId) {
         let complete = match self.asks.get(&ask).map(|open| &open.gathering) {
             Some(Gathering::Submit { outcomes }) => outcomes.iter().all(Option::is_some),
-            Some(Gathering::List { open, .. } | Gathering::Copies { open, .. }) => *open == 0,
+            Some(
+                Gathering::List { open, .. } | Gathering::Copies { open, .. } | Gathering::Dependents { open, .. },
+            ) => *open == 0,
             Some(Gathering::Job { .. }) | None => false,
         };
         if complete {
@@ -726,6 +758,7 @@ impl Gateway {
                 copies.sort_by_key(|copy| copy.node);
                 Ok(Told::Copies(copies))
             }
+            Gathering::Dependents { gathered, .. } => Ok(Told::Dependents(std::mem::take(gathered))),
         };
         self.close(ask, told);
     }
@@ -742,7 +775,8 @@ impl Gateway {
                 About::Submit { ask: of, .. }
                 | About::Job { ask: of, .. }
                 | About::List { ask: of, .. }
-                | About::Copy { ask: of } => of == ask,
+                | About::Copy { ask: of }
+                | About::Dependents { ask: of } => of == ask,
                 About::Events => false,
             })
             .map(|(call, _)| *call)

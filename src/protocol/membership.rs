@@ -19,11 +19,13 @@
 //! - A vote stands while its voter is live and neither the voter nor the suspect has said otherwise. The voter
 //!   of a `Down` member keeps its vote until the member returns or is forgotten, so verdicts spread.
 //! - `Left` is final for a generation, and so is being forgotten.
+//! - Time alone makes nobody forgotten where a majority of the members is out of reach.
 //!
 //! What it does not know: how gossip travels, what placement makes of the view, and what time it is.
 
 mod admission;
 mod departures;
+mod dismissal;
 mod gone;
 mod gossip;
 mod judgement;
@@ -43,14 +45,18 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::model::config::{Config, Timing};
-use crate::model::id::{Generation, Incarnation, NodeId};
-use crate::model::member::{ClusterSettings, Facts, Load, Member, MemberState, Memories, Status, View};
+use crate::model::id::{Generation, Incarnation, NodeId, Partition};
+use crate::model::member::{
+    ClusterSettings, Facts, Load, Member, MemberState, Memories, PartitionSet, Status, View, majority_in_reach,
+};
 use crate::model::time::{Moment, Now, Timestamp};
 use crate::model::wire::{Probe, ProbeBody};
 
 use super::failure_detector::FailureDetector;
 
 use self::admission::{Outsider, Twin, gives_way, what_differs};
+pub use self::dismissal::CannotForget;
+use self::dismissal::Why;
 pub use self::report::{MemberReport, MembershipReport, SuspicionReport, Verdict};
 use self::suspicion::{Cause, Suspicion};
 use self::votes::{Ballot, Votes};
@@ -167,6 +173,8 @@ pub struct Membership {
     newer_self: Option<(SocketAddr, Moment)>,
     /// When the next tick is due, by which lateness is measured.
     next_tick: Moment,
+    /// When the last one was.
+    latest_tick: Moment,
     /// No verdicts before.
     calm_at: Moment,
     /// When anything was last heard of anybody.
@@ -221,10 +229,15 @@ impl Opinion {
 }
 
 /// What was known of a forgotten member: gossip that says no more than this does not bring it back.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Tombstone {
     known: (Generation, Incarnation),
+    /// The partitions that it held records of, by its own word.
+    held: PartitionSet,
+    /// When it was forgotten.
+    since: Moment,
     until: Moment,
+    why: Why,
     /// When it was last asked to say something newer.
     asked_at: Option<Moment>,
 }
@@ -268,6 +281,7 @@ impl Membership {
             twin: None,
             newer_self: None,
             next_tick: now.moment + timing.probe_interval,
+            latest_tick: now.moment,
             calm_at: now.moment,
             heard_at: now.moment,
             is_deaf: false,
@@ -384,7 +398,9 @@ impl Membership {
         self.detector.handle_timeout(now.moment);
         if now.moment >= self.next_tick {
             self.next_tick = now.moment + self.timing.probe_interval;
+            self.latest_tick = now.moment;
             self.heed_departures(now);
+            self.heed_dismissals(now);
             self.forget(now);
             self.tell_of_the_gone(now);
             self.ask_twin(now);
@@ -504,6 +520,16 @@ impl Membership {
             let (name, node, addr) = (&other.name, other.node, other.cluster_addr);
             complaints.push(format!("node {node} at {addr} has this node's name, {name}"));
         }
+        let down = self.view.values().filter(|member| member.state == MemberState::Down);
+        let overdue = down.filter(|member| self.latest_tick.since(member.since) >= self.settings.forget_after);
+        let overdue: Vec<&str> = overdue.map(|member| member.facts.name.as_str()).collect();
+        if !overdue.is_empty() {
+            complaints.push(format!(
+                "down for longer than forget_after, and not forgotten, since no majority of the members is in reach: {}; \
+                 `flockwork forget` does it by hand where they are gone for good",
+                overdue.join(", ")
+            ));
+        }
         if let Some((addr, _)) = self.newer_self {
             complaints.push(format!("a newer process at {addr} runs as this node, {}", self.me));
         }
@@ -549,6 +575,12 @@ impl Membership {
     pub fn remembered(&self) -> Vec<Facts> {
         let kept = self.view.values().filter(|member| member.facts.node != self.me);
         kept.map(|member| member.facts.clone()).collect()
+    }
+
+    /// Whether a member that held records of `partition` has been forgotten since `moment`, as far as this node
+    /// remembers. It may come back with any of them as it was then.
+    pub fn has_forgotten_a_holder(&self, partition: Partition, moment: Moment) -> bool {
+        self.forgotten.values().any(|tombstone| tombstone.since >= moment && tombstone.held.contains(partition))
     }
 
     /// Everything at once, for people.
@@ -650,16 +682,18 @@ impl Membership {
         self.is_deaf = may_be_deaf && (self.detector.trusts_anybody() || self.has_lost_many());
     }
 
+    /// Forgets those that have been gone for too long. A member that is down counts towards the majority without which
+    /// jobs may ask not to run, so it is forgotten only by those who are one: else the lesser side of a partition would
+    /// come to take itself for all there is, and go on as if the other side had died. What has left counts nowhere.
     fn forget(&mut self, now: Now) {
         let after = self.settings.forget_after;
-        let gone: Vec<NodeId> = self
-            .view
-            .values()
-            .filter(|member| !member.is_live() && now.moment >= member.since + after)
-            .map(|member| member.facts.node)
-            .collect();
+        let is_over = |member: &&Member| !member.is_live() && now.moment >= member.since + after;
+        let has_majority = majority_in_reach(&self.view);
+        let may_go = |member: &&Member| has_majority || member.state == MemberState::Left;
+        let gone = self.view.values().filter(is_over).filter(may_go);
+        let gone: Vec<NodeId> = gone.map(|member| member.facts.node).collect();
         for node in gone {
-            self.forget_one(now, node, "gone for too long");
+            self.forget_one(now, node, Why::Silence, "gone for too long");
         }
         for known in self.known.values_mut() {
             known.rival.take_if(|rival| now.moment.since(rival.heard) > RIVAL_FADES);
@@ -669,7 +703,7 @@ impl Membership {
         self.outsiders.retain(|_, outsider| now.moment < outsider.seen + after);
     }
 
-    fn forget_one(&mut self, now: Now, node: NodeId, reason: &str) {
+    fn forget_one(&mut self, now: Now, node: NodeId, why: Why, reason: &str) {
         let Some(member) = self.view.remove(&node) else { return };
         self.votes.change(node, &member.facts.suspicions, &BTreeMap::new());
         self.known.remove(&node);
@@ -678,7 +712,8 @@ impl Membership {
         self.withdraw_vote(node);
         let known = (member.facts.generation, member.facts.incarnation);
         let until = now.moment + self.settings.forget_after;
-        self.forgotten.insert(node, Tombstone { known, until, asked_at: None });
+        let held = member.facts.held;
+        self.forgotten.insert(node, Tombstone { known, held, since: now.moment, until, why, asked_at: None });
         self.counters.forgotten += 1;
         self.epoch += 1;
         self.write_history(now, node, Some(member.state), None, reason);

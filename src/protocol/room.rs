@@ -18,7 +18,7 @@ const PROMISE_LASTS: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub struct Room {
     capacity: Resources,
-    taken: BTreeMap<Dot, Resources>,
+    taken: BTreeMap<Dot, (JobId, Resources)>,
     promised: BTreeMap<JobId, (Resources, Moment)>,
     used: Resources,
 }
@@ -68,7 +68,7 @@ impl Room {
         let fits = self.free().fits(&need);
         if fits {
             self.used = self.used.plus(&need);
-            self.taken.insert(claim, need);
+            self.taken.insert(claim, (job, need));
         }
         fits
     }
@@ -76,7 +76,7 @@ impl Room {
     /// An attempt has ended. Returns whether it had a place.
     pub fn release(&mut self, claim: Dot) -> bool {
         match self.taken.remove(&claim) {
-            Some(need) => {
+            Some((_, need)) => {
                 self.used = self.used.minus(&need);
                 true
             }
@@ -87,6 +87,11 @@ impl Room {
     /// Whether the attempt has its place.
     pub fn holds(&self, claim: Dot) -> bool {
         self.taken.contains_key(&claim)
+    }
+
+    /// Whether any attempt of the job has its place. There are no more of them than the machine has room for.
+    pub fn holds_any_of(&self, job: JobId) -> bool {
+        self.taken.values().any(|(of, _)| *of == job)
     }
 
     /// When the next promise lapses.

@@ -59,6 +59,25 @@ pub struct Convergence {
     pub behind: Vec<Partition>,
     /// Records held outside their acting list.
     pub strays: u32,
+    /// What the ring's last change has left to do here, while it has.
+    pub moving: Option<Moving>,
+}
+
+/// How far records have moved since the ring changed. What is left of it are the strays, and the partitions behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Moving {
+    /// When it began.
+    pub since: Timestamp,
+    /// The same on the local clock.
+    pub since_moment: Moment,
+    /// How many records this node was to hand over in all.
+    pub records: u64,
+    /// How many of them it has.
+    pub handed_over: u64,
+    /// How many of its partitions were behind at once, at the most.
+    pub partitions: u32,
+    /// Records that wait to be sent to nodes that lack them, counted once for each; their pace is bounded.
+    pub waiting_to_be_sent: u64,
 }
 
 /// Jobs by what this node has to do with them.

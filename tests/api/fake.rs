@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use flockwork::api::{ApiConfig, serve};
 use flockwork::model::blob::{Blob, BlobId, MAX_TAIL_BYTES};
-use flockwork::model::id::{Actor, Dot, Generation, Incarnation, JobId, JobIdPrefix, NodeId};
+use flockwork::model::id::{Actor, Dot, Generation, Incarnation, JobId, JobIdPrefix, NodeId, Partition};
 use flockwork::model::member::{
     ClusterSettings, Facts, Fingerprint, Load, Member, MemberState, PartitionSet, Status, View, WIRE_VERSION,
 };
 use flockwork::model::record::{Exit, Fate, Phase, Record, Stop, StopKind, Submission};
 use flockwork::model::report::{Checkpoint, Progress, Tail, Tails};
-use flockwork::model::request::{Code, Cursor, Draft, Event, Explanation, JobAnswer, Receipt, Refusal, Submitted};
+use flockwork::model::request::{
+    Code, Cursor, Dependents, Draft, Event, Explanation, JobAnswer, Receipt, Refusal, Submitted,
+};
 use flockwork::model::resources::{Cpus, Memory, Resources};
 use flockwork::model::ring::Placement;
 use flockwork::model::spec::{Driver, Durability};
@@ -23,7 +25,7 @@ use flockwork::model::wire::{LogChunk, Stream};
 use flockwork::node::handle::{Command, Handle};
 use flockwork::protocol::gateway::{Copy, Listing};
 use flockwork::protocol::membership::{MemberReport, MembershipReport, SuspicionReport, Verdict};
-use flockwork::protocol::snapshot::{Convergence, JobCounts, Snapshot};
+use flockwork::protocol::snapshot::{Convergence, JobCounts, Moving, Snapshot};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -381,6 +383,17 @@ async fn drive(mut asked: mpsc::Receiver<Command>, state: Arc<Mutex<State>>, cha
                     lock().draining = on;
                     let _ = answer.send(Ok(()));
                 }
+                Command::Forget(_, answer) => {
+                    let hint = "only a node that is down is forgotten: `flockwork drain node-b`, then stop it";
+                    let _ = answer.send(Err(Refusal::new(Code::Conflict, "node-b is alive").with_hint(hint)));
+                }
+                Command::Dependents(_, answer) => {
+                    let partitions = (0..15).map(Partition).collect();
+                    let stuck_jobs = vec![JobId(7)];
+                    let (running, stuck, held, thin, only_here) = (3, 1, 20, 5, 2);
+                    let told = Dependents { partitions, running, stuck, stuck_jobs, held, thin, only_here };
+                    let _ = answer.send(Ok(told));
+                }
                 Command::Snapshot(answer) => {
                     let _ = answer.send(Ok(snapshot(&lock())));
                 }
@@ -420,6 +433,7 @@ fn facts(node: NodeId, name: &str, http_port: u16) -> Facts {
         version: "0.1.0".into(),
         suspicions: [].into(),
         departed: [].into(),
+        dismissed: [].into(),
     }
 }
 
@@ -483,7 +497,21 @@ fn snapshot(state: &State) -> Arc<Snapshot> {
         local_health: 1,
         view,
         placement,
-        convergence: Convergence { fingerprints, acting: 16, in_sync: 15, strays: 2, ..Convergence::default() },
+        convergence: Convergence {
+            fingerprints,
+            acting: 16,
+            in_sync: 15,
+            strays: 2,
+            moving: Some(Moving {
+                since: Timestamp(1_700_000_490_000),
+                since_moment: since,
+                records: 40,
+                handed_over: 38,
+                partitions: 5,
+                waiting_to_be_sent: 7,
+            }),
+            ..Convergence::default()
+        },
         jobs: JobCounts { held: 3, ..JobCounts::default() },
         counters: vec![("probes_sent", 42)],
         clock_skews_ms: Vec::new(),

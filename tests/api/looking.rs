@@ -34,6 +34,32 @@ async fn a_node_drains_itself_and_names_the_address_of_another() {
 }
 
 #[tokio::test]
+async fn what_depends_on_a_node_is_told_before_it_goes() {
+    let world = world().await;
+    let (status, impact) = world.get("/v1/nodes/node-b/impact").await;
+    assert_eq!((status, &impact["node"], &impact["state"]), (200, &json!("b0b0b0b0"), &json!("suspect")));
+    assert_eq!(impact["jobs"], json!({"running": 3, "stuck": 1, "stuck_jobs": [format!("{:032x}", 7)]}));
+    assert_eq!(impact["records"], json!({"kept": 20, "below_majority": 5, "only_here": 2}));
+    let partitions = &impact["partitions"];
+    assert_eq!(
+        (&partitions["total"], &partitions["kept"], &partitions["unknown"]),
+        (&json!(16), &json!(16), &json!(1))
+    );
+    assert_eq!(impact["members"], json!({"alive": 1, "majority": false}));
+    assert_eq!(impact["safe"], false);
+    assert_eq!(world.get("/v1/nodes/nobody/impact").await.0, 404);
+}
+
+#[tokio::test]
+async fn only_a_node_that_is_down_is_forgotten() {
+    let world = world().await;
+    let (status, refused) = told(world.client.delete(world.url("/v1/nodes/node-b"))).await;
+    assert_eq!((status, &refused["error"]["code"]), (409, &json!("conflict")));
+    assert!(refused["error"]["hint"].as_str().unwrap().contains("flockwork drain node-b"), "{refused}");
+    assert_eq!(told(world.client.delete(world.url("/v1/nodes/nobody"))).await.0, 404);
+}
+
+#[tokio::test]
 async fn members_are_told_with_the_reasons() {
     let world = world().await;
     let told = world.get("/debug/members").await.1;
@@ -110,6 +136,11 @@ async fn convergence_says_who_differs() {
         (&json!(false), &json!(2), &json!(false))
     );
     assert_eq!(seen["partitions"], json!({"total": 16, "in_sync": 15, "behind": []}));
+    let moving = json!({
+        "since": "2023-11-14T22:21:30.000Z", "records_left": 2, "records": 40, "records_per_second": 3.8,
+        "partitions_left": 0, "partitions": 5, "waiting_to_be_sent": 7,
+    });
+    assert_eq!(seen["moving"], moving);
     assert_eq!(seen["members"]["b0b0b0b0"]["state"], "suspect");
     assert_eq!(seen["ring"]["fingerprints"]["b0b0b0b0"], "0000000000000001");
     let ring = world.get("/debug/ring").await.1;
@@ -159,6 +190,7 @@ async fn the_document_names_every_route() {
     named.sort();
     let expected = [
         "delete /v1/jobs/{id}",
+        "delete /v1/nodes/{id}",
         "delete /v1/nodes/{id}/drain",
         "get /",
         "get /debug/convergence",
@@ -181,6 +213,7 @@ async fn the_document_names_every_route() {
         "get /v1/jobs/{id}/where",
         "get /v1/nodes",
         "get /v1/nodes/{id}/drain",
+        "get /v1/nodes/{id}/impact",
         "post /debug/faults",
         "post /v1/jobs",
         "post /v1/jobs/{id}/retry",

@@ -234,3 +234,29 @@ async fn a_single_node_is_a_cluster_and_says_how_durable_it_is() {
         cluster.converge().await;
     }
 }
+
+#[tokio::test]
+async fn a_node_that_is_down_for_good_is_forgotten_and_may_join_anew() {
+    let mut cluster = Cluster::of(4).await;
+    let impact = cluster.flockwork(&[0], &["impact", "node-3", "-o", "json"]).await.good();
+    let impact: Value = serde_json::from_str(&impact).unwrap();
+    assert_eq!((&impact["safe"], &impact["members"]["majority"]), (&json!(true), &json!(true)), "{impact}");
+    let refused = cluster.flockwork(&[0], &["forget", "node-3"]).await;
+    assert_eq!(refused.code, Some(4), "{refused:?}");
+    assert!(refused.err.contains("flockwork drain node-3"), "{refused:?}");
+    cluster.kill(3).await;
+    cluster.sees(0, 3, "down").await;
+    cluster.flockwork(&[0], &["forget", "node-3"]).await.good();
+    let is_known = async |via: usize| {
+        let (_, nodes) = cluster.get(via, "/v1/nodes").await;
+        nodes["nodes"].as_array().unwrap().iter().any(|node| node["name"] == "node-3")
+    };
+    for via in 0..3 {
+        let forgets = async || if is_known(via).await { Err("it is a member".to_owned()) } else { Ok(()) };
+        eventually(&format!("node {via} forgets it"), seconds(10), forgets).await;
+    }
+    cluster.agree().await;
+    cluster.restart(&[3]).await;
+    cluster.converge().await;
+    cluster.sees(0, 3, "alive").await;
+}

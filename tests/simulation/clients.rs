@@ -68,7 +68,7 @@ impl Clients {
             Ask::Submit(_) => Duration::from_secs(10),
             Ask::Watch(_, _, patience) => *patience + Duration::from_secs(8),
             Ask::Job(_) | Ask::Cancel(..) | Ask::Explain(_) => Duration::from_secs(8),
-            Ask::List(..) | Ask::Copies(_) => Duration::from_secs(3),
+            Ask::List(..) | Ask::Copies(_) | Ask::Dependents(_) => Duration::from_secs(3),
         };
         let deadline = now + within + SLACK;
         self.open.insert(ask, OpenAsk { what: what.clone(), process, deadline, excused: false });
@@ -81,9 +81,13 @@ impl Clients {
         let gone = gone.into_iter().filter_map(|ask| self.open.remove(&ask));
         gone.flat_map(|open| match open.what {
             Ask::Submit(drafts) => drafts.into_iter().filter_map(|draft| draft.spec.key).collect(),
-            Ask::Job(_) | Ask::Watch(..) | Ask::Cancel(..) | Ask::Explain(_) | Ask::List(..) | Ask::Copies(_) => {
-                Vec::new()
-            }
+            Ask::Job(_)
+            | Ask::Watch(..)
+            | Ask::Cancel(..)
+            | Ask::Explain(_)
+            | Ask::List(..)
+            | Ask::Copies(_)
+            | Ask::Dependents(_) => Vec::new(),
         })
         .collect()
     }

@@ -2,13 +2,16 @@
 //!
 //! Every story ends in a calm, in which all checkers judge the whole world.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
-use flockwork::model::id::{JobId, JobIdPrefix};
-use flockwork::model::member::Status;
-use flockwork::model::record::{JobState, Phase, Record, StopKind};
+use flockwork::model::id::{Actor, Dot, Generation, JobId, JobIdPrefix};
+use flockwork::model::member::{MemberState, Status};
+use flockwork::model::record::{JobState, Phase, Record, Stop, StopKind, Version};
 use flockwork::model::request::{Code, Draft, Refusal, Submitted};
-use flockwork::model::spec::{Durability, Spec};
+use flockwork::model::spec::{Durability, OnPartition, Spec};
+use flockwork::model::wire::Message;
 use flockwork::protocol::gateway::{Ask, AskId, Told};
 
 use crate::network::short;
@@ -114,6 +117,21 @@ impl World {
     /// How many pods of the job there were.
     fn pods(&self, job: JobId) -> usize {
         self.ledger.runs_of(job).count()
+    }
+
+    /// Somebody tells `node` to forget `other`.
+    fn forget(&mut self, node: usize, other: usize) -> Result<(), Refusal> {
+        let (now, other) = (self.local_now(node), self.nodes[other].id);
+        let mut outcome = Ok(());
+        self.call(node, |peer| outcome = peer.forget(now, other));
+        self.pump(node);
+        outcome
+    }
+
+    /// What the node makes of the other.
+    fn sees(&self, node: usize, other: usize) -> Option<MemberState> {
+        let view = self.peer(node)?.membership().view();
+        view.get(&self.nodes[other].id).map(|member| member.state)
     }
 
     /// Calms down, and nothing may be wrong.
@@ -328,6 +346,36 @@ fn whoever_leaves_hands_over_first() {
 }
 
 #[test]
+fn whoever_drains_or_leaves_and_is_cut_off_takes_nothing_new() {
+    let mut world = cluster(4);
+    world.drain(3, true);
+    world.run_for(SECOND * 2);
+    let spec = Spec { key: Some("held".into()), delay: Some(SECOND * 40), durability: Durability::One, ..work(50, 0) };
+    let forwarded = world.submit(3, spec);
+    assert!(!world.nodes[3].disk.records.contains_key(&forwarded), "others take what it is given");
+    world.split(&[3]);
+    let is_alone = |world: &World| (0..3).all(|node| world.sees(3, node) == Some(MemberState::Down));
+    world.wait_until("it is alone", is_alone);
+    let is_refused = |world: &mut World| {
+        let ask = world.ask_to_submit(3, Spec { durability: Durability::One, ..work(50, 0) });
+        let refused = world.outcome(ask).unwrap_err();
+        assert!(refused.code == Code::Unavailable && refused.message.contains("draining"), "{refused:?}");
+    };
+    is_refused(&mut world);
+    world.drain(3, false);
+    world.heal();
+    world.wait_until("it is back", |world| (0..4).all(|node| world.converged(node)));
+    for _ in 0..12 {
+        world.submit(3, Spec { delay: Some(SECOND * 60), ..work(50, 0) });
+    }
+    world.split(&[3]);
+    world.wait_until("it is alone", is_alone);
+    world.leave(3);
+    is_refused(&mut world);
+    world.end_well();
+}
+
+#[test]
 fn a_node_with_a_full_disk_stands_aside_and_comes_back() {
     let mut world = cluster(4);
     world.nodes[1].disk.full = true;
@@ -537,6 +585,219 @@ fn whoever_is_forgotten_keeps_no_seal_waiting() {
     let is_sealed = |world: &World, job: &JobId| world.merged(*job).is_some_and(|record| record.is_final());
     assert!(!jobs.iter().all(|job| is_sealed(&world, job)), "some of them have a copy on the machine that is off");
     world.wait_until("all are sealed", |world| jobs.iter().all(|job| is_sealed(world, job)));
+    world.end_well();
+}
+
+#[test]
+fn whoever_is_forgotten_by_hand_is_forgotten_everywhere_and_joins_anew() {
+    let mut world = cluster(5);
+    let jobs: Vec<JobId> = (0..10).map(|_| world.submit(0, work(50, 0))).collect();
+    let refused = world.forget(0, 4).unwrap_err();
+    assert!(refused.code == Code::Conflict && refused.hint.is_some_and(|hint| hint.contains("drain")));
+    world.power_off(4);
+    world.wait_until("it is down", |world| world.sees(0, 4) == Some(MemberState::Down));
+    world.kill(3);
+    world.forget(0, 4).unwrap();
+    assert_eq!(world.forget(0, 4).unwrap_err().code, Code::NotFound);
+    world.wait_until("all have heard of it", |world| (0..3).all(|node| world.sees(node, 4).is_none()));
+    // Gossip has had its time, and whoever was away remembers the dead.
+    world.run_for(SECOND * 200);
+    world.start(3);
+    world.wait_until("so has who was away", |world| world.sees(3, 4).is_none() && world.converged(3));
+    let is_sealed = |world: &World, job: &JobId| world.merged(*job).is_some_and(|record| record.is_final());
+    world.wait_until("all are sealed", |world| jobs.iter().all(|job| is_sealed(world, job)));
+    world.start(4);
+    world.wait_until("it is a member", |world| (0..4).all(|node| world.sees(node, 4) == Some(MemberState::Alive)));
+    world.end_well();
+}
+
+#[test]
+fn a_member_that_had_left_or_drained_can_be_forgotten_by_hand_too() {
+    let mut world = cluster(5);
+    world.leave(4);
+    world.drain(3, true);
+    world.wait_until("it has left", |world| world.nodes[4].has_left);
+    world.run_for(SECOND * 5);
+    world.power_off(3);
+    world.wait_until("both are gone", |world| world.sees(0, 3) == Some(MemberState::Down));
+    world.forget(0, 4).unwrap();
+    world.forget(0, 3).unwrap();
+    let knows = |world: &World, node| world.sees(node, 3).is_some() || world.sees(node, 4).is_some();
+    world.wait_until("nobody knows them", |world| !(0..3).any(|node| knows(world, node)));
+    world.end_well();
+}
+
+#[test]
+fn a_minority_does_not_forget_the_majority_however_long_it_is_cut_off() {
+    let mut world = cluster_of(Options { forget_after: SECOND * 20, ..Options::new(1, 5) });
+    world.split(&[0, 1]);
+    world.run_for(SECOND * 90);
+    assert!((2..5).all(|node| world.sees(node, 0).is_none()), "the majority has forgotten the others");
+    assert!((2..5).all(|other| world.sees(0, other) == Some(MemberState::Down)), "the minority remembers");
+    let careful = Spec { on_partition: OnPartition::Pause, ..work(100, 0) };
+    let (here, there) = (world.submit(0, careful.clone()), world.submit(2, careful));
+    world.wait_for(there, JobState::Succeeded);
+    world.run_for(SECOND * 20);
+    assert_eq!(world.pods(here), 0, "it waits for a majority");
+    world.heal();
+    world.wait_for(here, JobState::Succeeded);
+    world.end_well();
+}
+
+#[test]
+fn whoever_was_forgotten_comes_back_with_old_copies_and_nothing_runs_again() {
+    let minute = SECOND * 60;
+    let (forget_after, retention, into_the_hour) = (minute * 10, Duration::ZERO, minute * 40);
+    let mut world = cluster_of(Options { forget_after, retention, into_the_hour, ..Options::new(1, 4) });
+    let jobs: Vec<JobId> = (0..20).map(|_| world.submit(0, Spec { delay: Some(SECOND * 20), ..work(50, 0) })).collect();
+    world.power_off(3);
+    let kept = world.nodes[3].disk.records.values().filter(|record| !record.state().is_terminal()).count();
+    assert!(kept > 0, "it takes jobs along that have yet to run");
+    world.run_for(minute * 22);
+    assert!((0..3).all(|node| world.sees(node, 3).is_none()), "the others have forgotten it");
+    let is_sealed = |world: &World, job: &JobId| world.seals.contains_key(job);
+    assert!(jobs.iter().all(|job| is_sealed(&world, job)), "and have sealed what it took along");
+    let hour = world.local_now(0).wall.hour();
+    let gone = jobs.iter().filter(|job| world.merged(**job).is_none()).count();
+    assert!(gone > 0 && gone < jobs.len(), "what it may not have has expired, {gone} of them");
+    world.start(3);
+    world.wait_until("it is a member", |world| {
+        (0..4).all(|node| world.converged(node) && world.sees(node, 3).is_some())
+    });
+    world.run_for(minute);
+    assert!(world.local_now(0).wall.hour() == hour && jobs.iter().all(|job| world.pods(*job) == 1));
+    // In the end all of it is gone.
+    for node in 0..4 {
+        world.power_off(node);
+    }
+    world.run_for(minute * 60 * 6);
+    for node in 0..4 {
+        world.start(node);
+    }
+    world.run_for(minute);
+    assert!(jobs.iter().all(|job| world.merged(*job).is_none()));
+    world.end_well();
+}
+
+#[test]
+fn what_only_an_absent_node_was_given_is_not_lost_when_it_was_forgotten() {
+    let mut world = cluster_of(Options { forget_after: SECOND * 30, ..Options::new(1, 4) });
+    world.split(&[3]);
+    world.run_for(SECOND * 10);
+    let spec = Spec { delay: Some(SECOND * 20), durability: Durability::One, ..work(50, 0) };
+    let job = world.submit(3, spec);
+    world.power_off(3);
+    world.heal();
+    world.run_for(SECOND * 90);
+    assert!((0..3).all(|node| world.sees(node, 3).is_none()), "the others have forgotten it");
+    world.start(3);
+    world.wait_for(job, JobState::Succeeded);
+    assert_eq!(world.pods(job), 1);
+    world.end_well();
+}
+
+#[test]
+fn a_cluster_that_was_off_for_a_month_goes_on_with_all_it_had() {
+    let mut world = cluster_of(Options { forget_after: SECOND * 60, ..Options::new(1, 4) });
+    let jobs: Vec<JobId> =
+        (0..20).map(|at| world.submit(at % 4, Spec { delay: Some(SECOND), ..work(900, 0) })).collect();
+    world.run_for(SECOND);
+    for node in 0..4 {
+        world.power_off(node);
+    }
+    world.run_for(SECOND * 3_600 * 24 * 30);
+    // They come one after the other, the last when it would have been forgotten long ago.
+    for node in 0..4 {
+        world.start(node);
+        world.run_for(SECOND * 80);
+    }
+    for job in jobs {
+        world.wait_for(job, JobState::Succeeded);
+    }
+    world.end_well();
+}
+
+#[test]
+fn whoever_reads_copies_that_differ_has_them_merged_at_once() {
+    let mut world = cluster(5);
+    let job = world.submit(0, Spec { delay: Some(PATIENCE), ..work(50, 0) });
+    world.run_for(SECOND * 2);
+    let owner = world.owner(job);
+    let holders = world.disks_with(job);
+    let replica = holders.iter().copied().find(|node| *node != owner).expect("there are three");
+    let reader = world.others(&holders)[0];
+    let versions = |world: &World| {
+        let held = holders.iter().filter_map(|node| Some(world.peer(*node)?.records().get(job)?.version));
+        held.collect::<BTreeSet<Version>>().len()
+    };
+    for look in [false, true] {
+        // One replica alone hears of something, and nobody spreads it.
+        let mut record = world.merged(job).expect("somebody holds it");
+        let actor = Actor { node: world.nodes[reader].id, generation: Generation(u64::MAX) };
+        let (kind, dot) =
+            (if look { StopKind::Cancelled } else { StopKind::TimedOut }, Dot { actor, counter: 1 + u64::from(look) });
+        let at = world.local_now(owner).wall;
+        record.request_stop(Stop { kind, dot, at, reason: "heard by one alone".into() });
+        let (now, from) = (world.local_now(replica), world.nodes[reader].id);
+        let push = Message::Push { seq: 1, records: vec![Arc::new(record)], blobs: Vec::new(), lacking: Vec::new() };
+        world.call(replica, |peer| peer.handle_message(now, from, push));
+        world.pump(replica);
+        assert_eq!(versions(&world), 2);
+        if look {
+            let ask = world.ask(reader, Ask::Copies(JobIdPrefix::from(job))).expect("the node is up");
+            world.answer(ask).expect("it is told");
+        }
+        world.run_for(Duration::from_millis(50));
+        assert_eq!(versions(&world), if look { 1 } else { 2 });
+        world.wait_until("all have compared", |world| versions(world) == 1);
+    }
+    world.end_well();
+}
+
+#[test]
+fn what_moves_when_the_ring_changes_is_told_until_all_has_moved() {
+    let mut world = cluster(4);
+    for _ in 0..60 {
+        world.submit(0, Spec { delay: Some(PATIENCE), ..work(50, 0) });
+    }
+    let convergence = |world: &World, node| world.peer(node).unwrap().snapshot(world.local_now(node)).convergence;
+    world.wait_until("nothing moves", |world| (0..4).all(|node| convergence(world, node).moving.is_none()));
+    world.drain(3, true);
+    world.wait_until("it begins", |world| convergence(world, 3).moving.is_some_and(|moving| moving.records > 0));
+    let all = convergence(&world, 3).moving.unwrap().records;
+    assert!(all >= 20, "about three quarters of the records have a copy there: {all}");
+    world.wait_until("all has moved", |world| (0..4).all(|node| convergence(world, node).moving.is_none()));
+    assert!(world.nodes[3].disk.records.is_empty());
+    world.end_well();
+}
+
+#[test]
+fn what_depends_on_a_node_is_what_only_it_could_do() {
+    let mut world = cluster(3);
+    let there = [("place".to_owned(), "n2".to_owned())];
+    let stuck = world.submit(0, Spec { require: there.into(), ..work(30_000, 0) });
+    let free = world.submit(0, work(30_000, 0));
+    world.wait_for_pod(stuck);
+    world.wait_for_pod(free);
+    let dependents = |world: &mut World, node: usize| {
+        let ask = world.ask(0, Ask::Dependents(world.nodes[node].id)).expect("the node is up");
+        match world.answer(ask) {
+            Ok(Told::Dependents(told)) => told,
+            other => panic!("{other:?}"),
+        }
+    };
+    world.run_for(SECOND * 2);
+    let told = dependents(&mut world, 2);
+    assert_eq!((told.stuck, told.stuck_jobs.as_slice()), (1, [stuck].as_slice()));
+    let running: u64 = (0..3).map(|node| dependents(&mut world, node).running).sum();
+    assert_eq!((running, told.partitions.iter().count()), (2, 32));
+    assert_eq!((told.held, told.thin, told.only_here), (2, 0, 0), "two others have all that it has");
+    world.power_off(0);
+    world.power_off(1);
+    world.wait_until("it is alone", |world| world.sees(2, 0) == Some(MemberState::Down) && world.converged(2));
+    let ask = world.ask(2, Ask::Dependents(world.nodes[2].id)).expect("the node is up");
+    let Ok(Told::Dependents(told)) = world.answer(ask) else { panic!("it is up") };
+    assert_eq!((told.held, told.thin, told.only_here), (2, 2, 2));
     world.end_well();
 }
 

@@ -715,6 +715,7 @@ impl World {
             version: "simulated".into(),
             suspicions: BTreeMap::new(),
             departed: BTreeMap::new(),
+            dismissed: BTreeMap::new(),
         };
         let records: Vec<_> = place.disk.records.values().map(|record| PackedRecord::from(&**record)).collect();
         let blobs = place.disk.blobs.values().map(flockwork::model::blob::Blob::reference).collect();

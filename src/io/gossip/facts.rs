@@ -31,6 +31,7 @@ const IDENTITY: &str = "identity";
 const STANDING: &str = "standing";
 const SUSPICIONS: &str = "suspicions";
 const DEPARTED: &str = "departed";
+const DISMISSED: &str = "dismissed";
 const LOAD: &str = "load";
 const RING: &str = "ring";
 const HELD: &str = "held";
@@ -124,6 +125,7 @@ pub(super) fn encode(facts: &Facts) -> Result<Keys, EncodeFactsError> {
         (STANDING.to_owned(), json(STANDING, &standing)?),
         (SUSPICIONS.to_owned(), suspicions_that_fit(&facts.suspicions)?),
         (DEPARTED.to_owned(), json(DEPARTED, &facts.departed)?),
+        (DISMISSED.to_owned(), json(DISMISSED, &facts.dismissed)?),
         (LOAD.to_owned(), json(LOAD, &facts.load)?),
         (RING.to_owned(), json(RING, &facts.ring)?),
         (HELD.to_owned(), BASE64_NOPAD.encode(&held)),
@@ -176,6 +178,7 @@ pub(super) fn decode(node: NodeId, generation: Generation, keys: &Keys) -> Resul
     let standing: Standing = read(keys, STANDING)?;
     let suspicions = read(keys, SUSPICIONS)?;
     let departed = read(keys, DEPARTED)?;
+    let dismissed = read(keys, DISMISSED)?;
     let load: Load = read(keys, LOAD)?;
     let ring: Fingerprint = read(keys, RING)?;
     let held = keys.get(HELD).ok_or(DecodeFactsError::Incomplete(HELD))?;
@@ -213,6 +216,7 @@ pub(super) fn decode(node: NodeId, generation: Generation, keys: &Keys) -> Resul
         version: identity.version,
         suspicions,
         departed,
+        dismissed,
     })
 }
 
@@ -265,6 +269,7 @@ pub(super) mod tests {
             wire_version: WIRE_VERSION,
             version: "0.1.0".to_owned(),
             departed: BTreeMap::from([(NodeId(9), Generation(3))]),
+            dismissed: BTreeMap::from([(NodeId(8), (Generation(4), Incarnation(1)))]),
             suspicions: BTreeMap::from([(NodeId(7), (Generation(5), Incarnation(2)))]),
         }
     }

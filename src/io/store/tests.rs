@@ -90,6 +90,7 @@ fn member(node: u32) -> Facts {
         version: "1".to_owned(),
         suspicions: BTreeMap::new(),
         departed: BTreeMap::new(),
+        dismissed: BTreeMap::new(),
     }
 }
 

@@ -258,11 +258,11 @@ impl End {
 }
 
 impl Greeted {
-    /// Puts the connection to use: each frame that comes is given to `receive`, which may make the reading wait
+    /// Puts the connection to use: each frame that comes is given to `receive`, with its size in bytes, which may make the reading wait
     /// and ends it by returning false; `on_end` is called when the reading is over.
     pub(super) fn split<R: Future<Output = bool> + Send>(
         self,
-        receive: impl Fn(Frame) -> R + Send + Sync,
+        receive: impl Fn(Frame, usize) -> R + Send + Sync,
         on_end: impl FnOnce() + Send,
     ) -> (Connection, impl Future<Output = ()> + Send) {
         let Self { mut reader, writer, .. } = self;
@@ -271,13 +271,13 @@ impl Greeted {
         let reading = async move {
             let frames = async {
                 loop {
-                    let frame = match reader.next().await {
+                    let encoded = match reader.next().await {
                         None => return "the peer closed it".to_owned(),
                         Some(Err(error)) => return error.to_string(),
-                        Some(Ok(bytes)) => rmp_serde::from_slice::<Frame>(&bytes),
+                        Some(Ok(encoded)) => encoded,
                     };
-                    let received = match frame {
-                        Ok(frame) => receive(frame).await,
+                    let received = match rmp_serde::from_slice::<Frame>(&encoded) {
+                        Ok(frame) => receive(frame, encoded.len()).await,
                         Err(error) => return format!("what came was no frame: {error}"),
                     };
                     if !received {

@@ -15,6 +15,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::model::id::{Generation, NodeId};
+use crate::model::wire::Frame;
 
 use super::connection::{self, Connection, Greeted, Refusal};
 use super::{Incoming, LinkEvent, LinkState, LinkStatus, Shared};
@@ -313,8 +314,9 @@ impl Link {
             self.connections.remove(0);
         }
         let (shared, peer) = (Arc::clone(&self.shared), Arc::clone(&self.peer));
-        let receive = move |frame| {
+        let receive = move |frame: Frame, bytes| {
             peer.received.fetch_add(1, Ordering::Relaxed);
+            shared.meters.count_received(&frame, bytes);
             let (shared, peer) = (Arc::clone(&shared), Arc::clone(&peer));
             async move { shared.take(&peer, frame).await }
         };

@@ -33,6 +33,7 @@
 
 mod connection;
 mod link;
+mod traffic;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -51,6 +52,8 @@ use crate::model::wire::{Frame, Hello};
 
 use self::connection::Greeter;
 use self::link::{Arrival, Peer};
+use self::traffic::Meters;
+pub use self::traffic::{Count, Traffic};
 use super::faults::Faults;
 use super::throttle::Throttle;
 
@@ -203,6 +206,7 @@ struct Shared {
     stop: CancellationToken,
     peers: Mutex<BTreeMap<NodeId, Arc<Peer>>>,
     refused_connections: AtomicU64,
+    meters: Meters,
     refusals: Throttle,
     drops: Throttle,
 }
@@ -222,15 +226,13 @@ impl Shared {
             return true;
         }
         let from = peer.node;
-        match frame {
-            Frame::Gossip(message) => {
-                if self.gossip.try_send((from, message)).is_err() {
-                    peer.count_dropped(1);
-                }
-                true
-            }
-            frame => self.incoming.send(Incoming::Frame { from, frame }).await.is_ok(),
+        let Frame::Gossip(message) = frame else {
+            return self.incoming.send(Incoming::Frame { from, frame }).await.is_ok();
+        };
+        if self.gossip.try_send((from, message)).is_err() {
+            peer.count_dropped(1);
         }
+        true
     }
 
     /// Counts a connection that was turned away, and says why, unless a flood of them would fill the log.
@@ -265,6 +267,7 @@ impl Transport {
             stop,
             peers: Mutex::default(),
             refused_connections: AtomicU64::new(0),
+            meters: Meters::default(),
             refusals: Throttle::default(),
             drops: Throttle::default(),
         });
@@ -288,8 +291,9 @@ impl Transport {
                 } else {
                     let peer = shared.peer(&mut peers, to, addr);
                     // While the table is held, the link cannot be dismantled under the frame.
+                    let bytes = encoded.len();
                     match peer.queue(addr, encoded, shared.config.queue_bytes) {
-                        Ok(()) => return,
+                        Ok(()) => return shared.meters.count_sent(frame, bytes),
                         Err(reason) => (Some(peer.clone()), reason.to_owned()),
                     }
                 }
@@ -313,6 +317,11 @@ impl Transport {
     /// Where `node` listens, as far as there is a link to it.
     pub fn address_of(&self, node: NodeId) -> Option<SocketAddr> {
         self.shared.peers().get(&node).map(|peer| peer.addr())
+    }
+
+    /// What went over all links so far.
+    pub fn traffic(&self) -> Traffic {
+        self.shared.meters.read()
     }
 
     /// How many connections were turned away.

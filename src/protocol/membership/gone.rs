@@ -7,7 +7,9 @@
 //! whose ring differs from its own, one of them in turn with each tick, and nothing is told where all rings are the same.
 //!
 //! Of one member, a later start counts for more than an earlier one, within one start its later words do, and of two
-//! opinions on how long it has been gone the longer one. That others have forgotten it lets a node forget it too.
+//! opinions on how long it has been gone the longer one. That others have forgotten it lets a node forget it too: they were
+//! a majority, or were told to by hand. Whoever has been gone for longer than anybody is to be remembered, and is remembered
+//! still by some who are no majority, is a member for those whom they tell, too; if these are one, they forget it at once.
 //!
 //! Memories are about those who are down here as well, or unknown: about anybody who seems to live, this node hears and
 //! probes for itself. Somebody first heard of in this way counts as down without a probe of this node's own, until it
@@ -20,6 +22,7 @@ use crate::model::member::{Absentee, Member, MemberState, Memories, Status};
 use crate::model::time::{Moment, Now};
 
 use super::admission::what_differs;
+use super::dismissal::Why;
 use super::{Membership, MembershipOutput, Opinion};
 
 /// Members that are down, told of at once at the most; of more, the others' turn comes with the next ticks.
@@ -52,6 +55,7 @@ impl Membership {
             // What it thought of others then is no vote now.
             facts.suspicions.clear();
             facts.departed.clear();
+            facts.dismissed.clear();
             Absentee { facts, gone_for: now.moment.since(member.since) }
         };
         let down: Vec<Absentee> = in_turn.filter(is_down).take(DOWN_AT_ONCE).map(one).collect();
@@ -80,12 +84,16 @@ impl Membership {
         let Absentee { mut facts, gone_for } = absentee;
         let (node, said) = (facts.node, (facts.generation, facts.incarnation));
         let is_known_forgotten = self.forgotten.get(&node).is_some_and(|tombstone| said <= tombstone.known);
-        let is_over = gone_for >= self.settings.forget_after || facts.status == Status::Left;
-        if node == self.me || is_known_forgotten || is_over || what_differs(&self.settings, &facts).is_some() {
+        if node == self.me
+            || is_known_forgotten
+            || facts.status == Status::Left
+            || what_differs(&self.settings, &facts).is_some()
+        {
             return;
         }
         facts.suspicions.clear();
         facts.departed.clear();
+        facts.dismissed.clear();
         let since = now.moment - gone_for;
         let Some(member) = self.view.get_mut(&node) else {
             self.forgotten.remove(&node);
@@ -136,7 +144,7 @@ impl Membership {
             member.state == MemberState::Down && (member.facts.generation, member.facts.incarnation) <= known
         };
         if self.view.get(&node).filter(is_down_here).is_some() {
-            self.forget_one(now, node, "others have forgotten it");
+            self.forget_one(now, node, Why::Silence, "others have forgotten it");
         }
     }
 }

@@ -260,6 +260,7 @@ impl World {
             version: "0".to_owned(),
             suspicions: BTreeMap::new(),
             departed: BTreeMap::new(),
+            dismissed: BTreeMap::new(),
         };
         let config =
             Config { cluster: this.settings.clone(), timing, ..Config::new(Profile::Local, Resources::default()) };

@@ -332,8 +332,52 @@ fn members_out_of_reach_for_so_long_that_they_are_forgotten_still_return() {
         }
         (0..6).for_each(|host| world.start(host));
         world.run_until_agreed(secs(20))?;
+        world.cut(&[0, 1], &[2, 3, 4, 5], true);
+        world.run(secs(90));
+        ensure(
+            world.state(4, 0).is_none() && world.state(2, 1).is_none(),
+            "the greater side has forgotten the lesser",
+        )?;
+        ensure(world.state(0, 4) == Some(MemberState::Down), "the lesser side forgets nobody")?;
+        ensure(!majority_in_reach(world.member(0).view()), "and does not take itself for all there is")?;
+        ensure(world.member(0).complaints().len() == 1, "but says so")?;
+        world.cut(&[0, 1], &[2, 3, 4, 5], false);
+        // The lesser side tries those who are down again and again, and they hear of it.
+        world.run_until_agreed(secs(20)).map(|_| ())
+    });
+}
+
+#[test]
+fn halves_forget_nobody_and_find_each_other_again() {
+    tell("halves_forget_nobody_and_find_each_other_again", 5, |seed| {
+        let mut world = World::new(seed, 6);
+        for host in &mut world.hosts {
+            host.settings.forget_after = secs(30);
+        }
+        (0..6).for_each(|host| world.start(host));
+        world.run_until_agreed(secs(20))?;
         world.cut(&[0, 1, 2], &[3, 4, 5], true);
         world.run(secs(90));
+        let remembers = |a: HostId, b: HostId| world.state(a, b) == Some(MemberState::Down);
+        ensure(remembers(0, 4) && remembers(4, 0), "neither half is a majority")?;
+        world.cut(&[0, 1, 2], &[3, 4, 5], false);
+        world.run_until_agreed(secs(20)).map(|_| ())
+    });
+}
+
+#[test]
+fn members_forgotten_by_hand_on_both_sides_still_return() {
+    tell("members_forgotten_by_hand_on_both_sides_still_return", 5, |seed| {
+        let mut world = World::running(seed, 6);
+        world.cut(&[0, 1, 2], &[3, 4, 5], true);
+        world.run(secs(30));
+        for here in 0..6 {
+            let there = if here < 3 { 3 } else { 0 };
+            for gone in there..there + 3 {
+                let (now, gone) = (world.moment(), world.hosts[gone].id);
+                world.member(here).dismiss(now, gone).map_err(|cannot| cannot.to_string())?;
+            }
+        }
         ensure(world.state(0, 4).is_none() && world.state(4, 0).is_none(), "the sides have forgotten each other")?;
         world.cut(&[0, 1, 2], &[3, 4, 5], false);
         // Now it takes somebody who names the other side: an operator, or the gossip library's seeds.

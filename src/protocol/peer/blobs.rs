@@ -48,11 +48,12 @@ impl Peer {
         let mut versions = Vec::with_capacity(records.len());
         for record in records {
             let job = record.id;
-            let names = if lacking.contains(&job) { BTreeSet::new() } else { record.blobs() };
-            let version = self.absorb(now, from, record);
+            let version = self.absorb(now, from, Arc::clone(&record));
             // Whoever pushes lets go of a record once it is acknowledged, so its word that it has the blobs counts for
             // more than an earlier one that it has not.
-            names.iter().for_each(|name| self.blobs.assure(name.id, from));
+            if self.blobs.lacking() > 0 && !lacking.contains(&job) {
+                record.blobs().iter().for_each(|name| self.blobs.assure(name.id, from));
+            }
             if version.is_some() && (self.expects_blobs(job) || !self.keeps(job)) {
                 self.pushed_by.entry(job).or_default().insert(from);
                 versions.push(None);
@@ -137,7 +138,7 @@ impl Peer {
     }
 
     pub(super) fn expects_blobs(&self, job: JobId) -> bool {
-        self.names_of(job).iter().any(|name| self.blobs.expects(name.id))
+        self.blobs.lacking() > 0 && self.names_of(job).iter().any(|name| self.blobs.expects(name.id))
     }
 
     /// Whether a record is to stay here: because the ring says so, or because of a pod; or is held no more, since its time

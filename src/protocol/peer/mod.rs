@@ -13,9 +13,12 @@
 //! Ownership of partitions is in `ownership`, what peers and clients are answered in `serve`.
 
 mod blobs;
+mod dependents;
 mod full_disk;
+mod moving;
 mod ownership;
 mod reconcile;
+mod repair;
 mod sealing;
 mod serve;
 
@@ -33,7 +36,7 @@ use crate::model::id::{Actor, AttemptKey, Dot, Generation, JobId, NodeId, Partit
 use crate::model::member::{Facts, Load, Member, MemberState, Status};
 use crate::model::packed::PackedRecord;
 use crate::model::record::{Exit, Fate, Phase, Record, Version};
-use crate::model::request::{Event, EventKind, SubmitOutcome};
+use crate::model::request::{Code, Event, EventKind, Refusal, SubmitOutcome};
 use crate::model::ring::Placement;
 use crate::model::spec::Driver;
 use crate::model::time::{Moment, Now, Timestamp};
@@ -43,9 +46,9 @@ use self::full_disk::{Due, FullDisk};
 use super::blobs::Blobs;
 use super::comparison::{Answer, Comparison};
 use super::effect::{Effect, PodEnd, PodEvent};
-use super::gateway::{Ask, AskId, Gateway, Routing};
+use super::gateway::{Ask, AskId, Gateway, Routing, Told};
 use super::lifecycle::PodState;
-use super::membership::{Membership, MembershipOutput};
+use super::membership::{CannotForget, Membership, MembershipOutput};
 use super::outbox::{Outbox, Outgoing};
 use super::records::Records;
 use super::replication::Replication;
@@ -55,6 +58,7 @@ use super::scheduler::Scheduler;
 use super::snapshot::{Convergence, JobCounts, Snapshot};
 
 use blobs::Pushed;
+use moving::Move;
 use ownership::Ownership;
 use sealing::Sealing;
 use serve::{Asker, Parked};
@@ -116,6 +120,8 @@ pub struct Peer {
 
     ownership: Ownership,
     sealing: Sealing,
+    /// What moves because the ring changed.
+    moving: Option<Move>,
     next_comparison: Moment,
     pods: BTreeMap<Dot, Pod>,
     /// Claims of this node whose checkpoint is waited for, and until when.
@@ -216,6 +222,7 @@ struct Counters {
     expired: u64,
     late_reports: u64,
     overlaps_told: u64,
+    repaired_by_reading: u64,
 }
 
 impl Peer {
@@ -269,6 +276,7 @@ impl Peer {
             gateway: Gateway::new(timing.resend_after, timing.acknowledge_within),
             ownership: Ownership::default(),
             sealing: Sealing::default(),
+            moving: None,
             next_comparison: moment + timing.compare_interval,
             pods: BTreeMap::new(),
             starting: BTreeMap::new(),
@@ -444,6 +452,7 @@ impl Peer {
             Message::Idle { free } => self.handle_idle(now, from, free),
             Message::Request { call, request } => self.serve(now, Asker::Peer { node: from, call }, request),
             Message::Response { call, response } => {
+                self.repair_own_copy(now, from, &response);
                 let routing = Routing { me: self.me.node, view: self.membership.view(), placement: &self.placement };
                 self.gateway.handle_response(now.moment, from, call, response, routing);
             }
@@ -509,6 +518,29 @@ impl Peer {
             (_, Status::ReadOnly) => self.before_full_disk = full_disk::drained(self.before_full_disk, on),
             (_, Status::Joining | Status::Serving | Status::Draining | Status::Left) => {}
         }
+    }
+
+    /// Forgets a member that is down, or has left, before its time: somebody knows that it will not come back.
+    ///
+    /// # Errors
+    /// It lives, or nobody knows it.
+    pub fn forget(&mut self, now: Now, node: NodeId) -> Result<(), Refusal> {
+        self.membership.dismiss(now, node).map_err(|cannot| {
+            let (code, hint) = match &cannot {
+                CannotForget::Unknown(_) => (Code::NotFound, "`flockwork nodes` lists the members".to_owned()),
+                CannotForget::Lives { name, state: MemberState::Suspect } => {
+                    (Code::Conflict, format!("wait until the others know whether {name} is down; it takes seconds"))
+                }
+                CannotForget::Lives { name, .. } => {
+                    let hint = format!("only a node that is down is forgotten: `flockwork drain {name}`, then stop it");
+                    (Code::Conflict, hint)
+                }
+            };
+            Refusal::new(code, cannot.to_string()).with_hint(hint)
+        })?;
+        // Whoever asked looks at other nodes next.
+        self.gossip_urgently = true;
+        Ok(())
     }
 
     /// Begins to leave: ends the pods, which go on elsewhere, and hands over what others should have.
@@ -654,6 +686,9 @@ impl Peer {
         }
         while let Some(reply) = self.gateway.poll_reply() {
             progress = true;
+            if let Ok(Told::Copies(copies)) = &reply.result {
+                self.repair_copies(now, copies);
+            }
             self.outbox.send(Effect::Reply(reply));
         }
         while let Some((node, event)) = self.gateway.poll_heard() {
@@ -740,9 +775,10 @@ impl Peer {
             return false;
         }
         let (load, held, ring) = (self.load(), self.records.partitions_held().clone(), self.placement.fingerprint());
-        let departed = self.membership.departed();
+        let (departed, dismissed) = (self.membership.departed(), self.membership.dismissed());
         self.membership.update_own(|facts| {
             facts.departed = departed;
+            facts.dismissed = dismissed;
             facts.load = load;
             facts.held = held;
             facts.ring = ring;
@@ -754,6 +790,7 @@ impl Peer {
             self.ask_for_work(now);
             self.try_to_join(now);
             self.watch_convergence(now);
+            self.watch_move(now);
         }
         self.published = Some((now.moment, facts.clone()));
         if changed {
@@ -843,6 +880,7 @@ impl Peer {
             ("records_expired_total", counters.expired),
             ("late_reports_total", counters.late_reports),
             ("overlaps_told_total", counters.overlaps_told),
+            ("records_repaired_by_reading_total", counters.repaired_by_reading),
         ];
         counted.extend(self.membership.counters());
         Snapshot {
@@ -903,6 +941,7 @@ impl Peer {
             in_sync: acting - behind.len() as u32,
             behind: behind.into_iter().collect(),
             strays: self.strays().count() as u32,
+            moving: self.moving(),
         }
     }
 }

@@ -147,6 +147,7 @@ impl Peer {
         self.first_of = self.acting_for.iter().copied().filter(|p| self.placement.owner(*p) == Some(me)).collect();
         if before.fingerprint() != self.placement.fingerprint() {
             self.gossip_urgently |= self.status() == Status::Serving;
+            self.begin_move(now);
         }
         for partition in self.placement.all() {
             self.follow_ring(now.moment, partition, &before);

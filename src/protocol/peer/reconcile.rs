@@ -69,8 +69,11 @@ impl Peer {
     /// one that can be, in which case nothing was changed.
     pub(super) fn absorb(&mut self, now: Now, from: NodeId, record: Arc<Record>) -> Option<Version> {
         let job = record.id;
-        let names = record.blobs();
-        let hint = |blobs: &mut Blobs| names.iter().for_each(|name| blobs.hint(name.id, from));
+        let hint = |blobs: &mut Blobs| {
+            if blobs.lacking() > 0 {
+                record.blobs().iter().for_each(|name| blobs.hint(name.id, from));
+            }
+        };
         hint(&mut self.blobs);
         // Comparing costs a tenth of what a version does, and most of what comes is known already.
         if let Some(held) = self.records.lay_open(job).filter(|held| *held.record() == *record) {
@@ -133,10 +136,13 @@ impl Peer {
     }
 
     fn see_to_own_attempts(&mut self, now: Now, job: JobId) {
-        let Some(held) = self.records.get(job).filter(|held| held.summary.has_attempts()) else {
+        // Where every executor has said how its attempt ended, nothing is left to do but to end a pod and to give its room
+        // back: most records need not be opened for that.
+        let is_at_work = || self.room.holds_any_of(job) || self.pods.values().any(|pod| pod.job == job);
+        let concerns = |held: &Held<'_>| held.summary.has_attempts() && (held.summary.has_open_fates() || is_at_work());
+        let Some(record) = self.records.get(job).filter(concerns).map(|held| held.record()) else {
             return;
         };
-        let record = held.record();
         for (claim, attempt) in &record.attempts {
             if attempt.claim.executor.node != self.me.node {
                 continue;
@@ -291,9 +297,8 @@ impl Peer {
         let keep = acting.is_empty()
             || self.sabotage.has(Bug::KeepStrays)
             || acting.contains(&self.me.node)
-            || held.record().attempts.iter().any(|(claim, attempt)| {
-                self.pods.contains_key(claim) || (attempt.is_live() && attempt.claim.executor == self.me)
-            });
+            || self.pods.values().any(|pod| pod.job == job)
+            || held.live_executors().contains(&self.me);
         if keep && !acting.contains(&self.me.node) {
             return;
         }

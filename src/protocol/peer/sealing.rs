@@ -14,8 +14,18 @@
 //!
 //! A seal names the hour after which the record may go. Each node drops it by its own clock; comparisons leave
 //! out what either side calls past, so that clocks which differ do not bring it back.
+//!
+//! Whoever was not waited for may hold an older copy, and come back with it: a job that has yet to run, for all that copy
+//! says. No time tells that job from one which was acknowledged by this very node while it was cut off, and which nobody
+//! else has ever heard of; the first must not run again, the second must not be lost. So nothing that a node brings along
+//! is set aside for its age, however long it was away. It is the others who remember: what is sealed without somebody who
+//! may hold it is kept for thirty times `forget_after` beyond its retention, and an older copy meets its seal. That is a
+//! month as a rule, and concerns what was submitted before a death and had not ended when the dead were forgotten: a
+//! day's jobs. Where all were off there is nobody who sealed anything meanwhile, and nothing changes. Longer than that, and
+//! only then, an absent node's copies of jobs that others have long dropped begin again: it is to be started without them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use crate::model::id::{JobId, NodeId, Partition};
 use crate::model::member::MemberState;
@@ -30,6 +40,8 @@ use super::Peer;
 const CHECKED_AT_ONCE: usize = 2_048;
 /// Records looked at in one go, at the most, so that a million which wait for a dead replica cost no more than these.
 const CONSIDERED_AT_ONCE: usize = 16_384;
+/// For how many times `forget_after` the others are ready for a node that comes back with what it had.
+const ABSENCE_ALLOWED: u32 = 30;
 /// Expired records dropped at once, at the most.
 const EXPIRED_AT_ONCE: usize = 4_096;
 
@@ -202,10 +214,28 @@ impl Peer {
 
     fn seal(&mut self, now: Now, job: JobId) {
         self.sealing.confirmed.remove(&job);
-        let expires_hour = (now.wall + self.config.retention).hour();
+        let keep_also = if self.may_be_held_by_the_absent(job) {
+            self.config.cluster.forget_after.saturating_mul(ABSENCE_ALLOWED)
+        } else {
+            Duration::ZERO
+        };
+        let expires_hour = (now.wall + self.config.retention.saturating_add(keep_also)).hour();
         let seal = Seal { expires_hour, dot: self.next_dot(), at: now.wall };
         self.counters.sealed += 1;
         self.change(now, job, |record| record.seal(seal));
+    }
+
+    /// Whether somebody may hold a copy of the record who is no member now: whoever should have kept it from the start, or
+    /// ran it, or held records of its partition when it was forgotten.
+    fn may_be_held_by_the_absent(&self, job: JobId) -> bool {
+        let Some(held) = self.records.get(job) else {
+            return false;
+        };
+        let (record, view) = (held.record(), self.membership.view());
+        let is_absent = |node: NodeId| view.get(&node).is_none_or(|member| member.state == MemberState::Left);
+        let executors = record.attempts.values().map(|attempt| attempt.claim.executor.node);
+        record.submission.home.iter().copied().chain(executors).any(is_absent)
+            || self.membership.has_forgotten_a_holder(self.records.partition_of(job), held.known_since)
     }
 
     /// Drops the sealed records whose hour is past, by this node's clock.

@@ -107,6 +107,10 @@ impl Peer {
                 let record = self.records.with_prefix(prefix).next().map(|(_, held)| held.record());
                 self.answer(asker, Response::Copy(record));
             }
+            Request::Dependents(node) => {
+                let dependents = self.dependents(node);
+                self.answer_at_once(asker, Response::Dependents(dependents));
+            }
             Request::Events { after, patience } => self.serve_events(now, asker, after, patience),
         }
     }
@@ -183,14 +187,21 @@ impl Peer {
     fn write_down(&mut self, now: Now, job: NewJob, insist: bool) -> Result<WrittenDown, SubmitOutcome> {
         let NewJob { id, submission } = job;
         let partition = self.records.partition_of(id);
+        let refused = |refusal| Err(SubmitOutcome::Refused(refusal));
         let takes = match self.status() {
-            Status::Serving | Status::Draining => self.ownership.is_caught_up(partition) || insist,
-            Status::Joining | Status::ReadOnly | Status::Left => false,
+            Status::Serving => self.ownership.is_caught_up(partition) || insist,
+            // What it has it answers for. What is new would be its alone, and go down with it.
+            Status::Draining if self.records.get(id).is_some() => self.ownership.is_caught_up(partition),
+            Status::Draining if self.placement.acting(partition).iter().all(|node| *node == self.me.node) => {
+                let refusal =
+                    Refusal::new(Code::Unavailable, "this node is draining, and reaches no other that takes jobs");
+                return refused(refusal.with_hint("ask another node, or end the drain with `flockwork undrain`"));
+            }
+            Status::Draining | Status::Joining | Status::ReadOnly | Status::Left => false,
         };
         if !takes {
             return Err(SubmitOutcome::NotOwner);
         }
-        let refused = |refusal| Err(SubmitOutcome::Refused(refusal));
         if let Err(invalid) = submission.spec.validate() {
             return refused(invalid.into());
         }
