@@ -3,13 +3,14 @@
 //! Think of the board at the entrance of a mine: whoever goes down hangs a tag on a hook, whoever comes up takes it off,
 //! and nobody looks at the board until there is an accident. It is a file that exists in memory only, with four bytes for each
 //! hook: the number of a process group, or zero. The guard has it as its standard output, where it is given without any
-//! unsafe code, and never writes to it.
+//! unsafe code, and can only read it: whatever else its program prints is lost.
 //!
 //! What always holds: a group that was added is on the board as soon as the call is back, whatever becomes of the node
 //! after it; the file outlives the node for as long as the guard holds it.
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::MemfdFlags;
 
@@ -35,15 +36,16 @@ impl Register {
     /// An empty one.
     ///
     /// # Errors
-    /// The system has no files in memory, or no room for one.
+    /// The system has no files in memory, no room for one, or no `/proc` to open it again.
     pub(super) fn new() -> io::Result<Self> {
         let file = rustix::fs::memfd_create("pods", MemfdFlags::CLOEXEC)?;
-        Ok(Self { file, free: Vec::new(), hooks: 0 })
+        let register = Self { file, free: Vec::new(), hooks: 0 };
+        register.share().map(|_| register)
     }
 
     /// The file, for the guard.
-    pub(super) fn share(&self) -> io::Result<OwnedFd> {
-        self.file.try_clone()
+    pub(super) fn share(&self) -> io::Result<File> {
+        File::open(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
     }
 
     /// Hangs up a group; nothing if there is no room for it.
@@ -89,6 +91,7 @@ pub(super) fn read(file: BorrowedFd<'_>) -> Vec<i32> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::os::fd::AsFd;
 
     use super::*;
@@ -96,7 +99,8 @@ mod tests {
     #[test]
     fn who_is_down_is_on_the_board_and_who_came_up_is_not() {
         let mut register = Register::new().unwrap();
-        let guards = register.share().unwrap();
+        let mut guards = register.share().unwrap();
+        assert!(guards.write_all(b"test result: ok").is_err());
         assert!(read(guards.as_fd()).is_empty());
         // More than is read at once.
         let places: Vec<Place> = (2..3_002).map(|group| register.add(group).unwrap()).collect();
