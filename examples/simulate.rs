@@ -29,6 +29,8 @@ mod pods;
 #[cfg(feature = "sabotage")]
 #[path = "../tests/simulation/sabotage.rs"]
 mod sabotage;
+#[path = "../tests/simulation/saved_work.rs"]
+mod saved_work;
 #[path = "../tests/simulation/world.rs"]
 mod world;
 

@@ -151,7 +151,7 @@ async fn run(options: &Options) -> anyhow::Result<bool> {
                 anyhow::bail!("the trouble ended too soon");
             }
         }
-        println!("{} {}; {}", cluster::elapsed(), work.progress(), trouble.progress());
+        println!("{} {}; {}; repeated: {}", cluster::elapsed(), work.progress(), trouble.progress(), work.reasons());
     }
     stop.cancel();
     making_trouble.await.context("the trouble maker failed")??;

@@ -18,6 +18,10 @@ use crate::ledger::SCRIPT;
 
 /// How long a node may take to answer before another one is asked.
 const ANSWER_WITHIN: Duration = Duration::from_secs(6);
+/// How long a client waits before it asks again: at first, and at the most. Who goes on asking a busy cluster at the
+/// same pace keeps it busy with the same jobs.
+const FIRST_PAUSE: Duration = Duration::from_millis(300);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// How often jobs are handed in.
 const BATCH_EVERY: Duration = Duration::from_millis(500);
 /// Batches that wait for their acknowledgement. Beyond it nothing new is handed in.
@@ -103,13 +107,13 @@ impl Work {
     /// Asks one node after the other, until all of them are on as many disks as they asked for.
     async fn hand_in_batch(self: Arc<Self>, mut specs: Vec<Value>) {
         let begun = Instant::now();
-        let mut is_retry = false;
+        let mut pause = None;
         while !specs.is_empty() {
-            if is_retry {
+            if let Some(pause) = pause {
                 self.retries.fetch_add(1, Ordering::Relaxed);
-                tokio::time::sleep(Duration::from_millis(300)).await;
+                tokio::time::sleep(pause).await;
             }
-            is_retry = true;
+            pause = Some(pause.map_or(FIRST_PAUSE, |pause: Duration| LONGEST_PAUSE.min(pause * 2)));
             let via = self.nodes[self.dice().random_range(0..self.nodes.len())];
             let asked = self.http.post(format!("http://{via}/v1/jobs")).json(&specs).send().await;
             let answer = match asked {

@@ -54,11 +54,15 @@ pub enum Bug {
     StartTwice,
     /// A node that leaves hands nothing over.
     LeaveWithoutHandover,
+    /// The saved work of a record that comes in replaces what is known.
+    TakeOlderWork,
+    /// An attempt begins anew although work was saved for it.
+    BeginAnew,
 }
 
 impl Bug {
     /// Every one, in the order of the table.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::AcknowledgeBeforeSync,
         Self::AcknowledgeWithTooFew,
         Self::SkipAntiEntropy,
@@ -80,6 +84,8 @@ impl Bug {
         Self::SwallowLateReports,
         Self::StartTwice,
         Self::LeaveWithoutHandover,
+        Self::TakeOlderWork,
+        Self::BeginAnew,
     ];
 }
 

@@ -145,6 +145,7 @@ impl World {
         for job in &jobs {
             let record = self.merged(*job).expect("somebody holds it");
             self.judge_record(&record);
+            self.judge_saved_work(&record);
         }
         for (job, tracked) in self.clients.jobs.clone() {
             if !jobs.contains(&job) && self.may_have_expired(job) {
@@ -404,8 +405,8 @@ impl World {
         }
     }
 
-    /// A node that was paused long enough for others to take over decides for nothing before it has asked them. One
-    /// that was cut off before, and alone for all it knew, is not held to that.
+    /// A node that was paused long enough for others to take over decides for nothing before it has asked them, whoever it
+    /// believed alive before. What nobody else acts for, as it sees the ring when it goes on, is its own to decide.
     pub fn check_resumed(&mut self, node: usize, paused_for: Duration) {
         let Some(peer) = self.peer(node).filter(|_| paused_for > NOTICED_PAUSE) else {
             return;

@@ -259,6 +259,9 @@ impl World {
         // Whose record has expired may submit it anew.
         let is_open = |node: &crate::world::Node| node.disk.records.get(id).is_some_and(|record| !record.is_final());
         if self.nodes.iter().any(is_open) {
+            if self.may_have_expired(*id) {
+                self.saved_work.forget(*id);
+            }
             self.seals.remove(id);
         }
         let tracked = Tracked { told: None, final_state: None, cancelled: false };
@@ -299,6 +302,9 @@ impl World {
         }
         if is_cancel && answer.record.stop.is_none() && !state.is_terminal() {
             self.find("a cancel leaves its mark", short(job.0));
+        }
+        if answer.by_owner {
+            self.check_told_work(node, &answer.record);
         }
         let Some(tracked) = self.clients.jobs.get_mut(&job) else {
             return;

@@ -9,6 +9,7 @@ mod explore;
 mod fleet;
 mod network;
 mod pods;
+mod saved_work;
 mod stories;
 mod world;
 

@@ -54,10 +54,8 @@ pub struct Ledger {
     pub overlaps: Vec<(usize, usize)>,
     /// By the content of every checkpoint: the depth that it stands for.
     saved: BTreeMap<BlobId, u64>,
-    /// Reports that were not answered yet: of which run, and of what depth.
-    reports: BTreeMap<u64, (usize, u64)>,
-    /// The depth that each job was told is safe.
-    pub safe: BTreeMap<JobId, u64>,
+    /// Reports: of which job, and of what content, until they are answered.
+    reports: BTreeMap<u64, Option<(JobId, BlobId)>>,
 }
 
 impl Ledger {
@@ -133,11 +131,7 @@ impl World {
             }
             None => 0,
         };
-        let safe = self.ledger.safe.get(&job).copied().unwrap_or(0);
-        if depth < safe {
-            let what = format!("{} attempt {number} on n{node} begins with {depth} of {safe}", short(job.0));
-            if self.disturbances.any { self.except(what) } else { self.find("saved work is not lost", what) }
-        }
+        self.check_begins_with_saved_work(node, job, claim, checkpoint);
         let run_of = Run { job, claim, number, node, slots, started: None, ended: None, depth, serial: 0, plan };
         self.ledger.runs.push(run_of);
         self.ledger.live.insert(key, run);
@@ -228,7 +222,7 @@ impl World {
         let blob = Blob::new(content);
         self.ledger.saved.insert(blob.id(), depth);
         let answer = self.ledger.reports.last_key_value().map_or(1, |(last, _)| last + 1);
-        self.ledger.reports.insert(answer, (run, depth));
+        self.ledger.reports.insert(answer, Some((job, blob.id())));
         let at = self.local_wall(node);
         let report = PodReport::Checkpoint { answer, serial, at, blob };
         self.tell_of_pod(node, process, PodEvent::Reported { key, report });
@@ -236,17 +230,13 @@ impl World {
 
     /// A pod hears what became of its work.
     pub fn pod_is_answered(&mut self, node: usize, answer: u64, result: Result<Receipt, Rejected>) {
-        let Some((run, depth)) =
-            self.ledger.reports.insert(answer, (usize::MAX, 0)).filter(|(run, _)| *run != usize::MAX)
-        else {
+        let Some((job, content)) = self.ledger.reports.insert(answer, None).flatten() else {
             return self.find("every report is answered once", format!("n{node} answers {answer} again"));
         };
-        let job = self.ledger.runs[run].job;
         if let Ok(receipt) = result
             && receipt.stored >= receipt.wanted
         {
-            let safe = self.ledger.safe.entry(job).or_default();
-            *safe = depth.max(*safe);
+            self.saved_work.is_safe(job, content);
         }
     }
 

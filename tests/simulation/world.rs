@@ -35,6 +35,7 @@ use crate::clients::Clients;
 use crate::disk::{Disk, Write};
 use crate::network::{Gossip, Network, Packet, describe};
 use crate::pods::Ledger;
+use crate::saved_work::SavedWork;
 
 /// What a process may want done at one instant; more than this, and it never comes to rest.
 const EFFECTS_AT_ONCE: usize = 200_000;
@@ -148,8 +149,6 @@ pub struct Process {
     pub gossip: Gossip,
     pub paused: bool,
     paused_at: Duration,
-    /// When it was paused, all members were alive for it.
-    saw_all: bool,
     stalled: Vec<Happening>,
     timer: Option<Duration>,
     last_call: (Duration, u32),
@@ -347,6 +346,7 @@ pub struct World {
     pub fault_log: Vec<(Duration, String)>,
     /// Every record's seal, as it was first written to a disk, and by its content then.
     pub seals: BTreeMap<JobId, Arc<Record>>,
+    pub saved_work: SavedWork,
     pub trace: Trace,
     queue: Queue,
     next_process: u64,
@@ -369,6 +369,7 @@ impl World {
             faults: Faults::default(),
             fault_log: Vec::new(),
             seals: BTreeMap::new(),
+            saved_work: SavedWork::default(),
             trace: Trace::Off,
             queue: Queue::default(),
             next_process: 1,
@@ -736,7 +737,6 @@ impl World {
             gossip: Gossip::new(contacts),
             paused: false,
             paused_at: Duration::ZERO,
-            saw_all: false,
             stalled: Vec::new(),
             timer: None,
             last_call: (Duration::ZERO, 0),
@@ -800,7 +800,6 @@ impl World {
             self.faults.pauses += 1;
             (self.disturbances.any, self.disturbances.doubt) = (true, true);
             process.paused_at = self.now;
-            process.saw_all = process.peer.membership().view().values().all(|member| member.is_live());
             let number = process.number;
             self.clients.gateway_paused(number);
             self.log_fault(|| format!("n{node} is paused"));
@@ -813,7 +812,7 @@ impl World {
             return;
         };
         process.paused = false;
-        let paused_for = if process.saw_all { self.now - process.paused_at } else { Duration::ZERO };
+        let paused_for = self.now - process.paused_at;
         let stalled = std::mem::take(&mut process.stalled);
         self.log_fault(|| format!("n{node} is resumed, and finds {} things to see to", stalled.len()));
         for what in stalled {
@@ -867,6 +866,9 @@ impl World {
         };
         for record in commit.put.iter().filter(|record| record.is_final()) {
             self.check_seal(node, record);
+        }
+        for record in &commit.put {
+            self.check_saved_work_stays(node, record);
         }
         if !commit.delete.is_empty() {
             self.note(node, || {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::model::id::{Actor, AttemptKey, Dot, JobId, NodeId};
 use crate::model::member::{Load, Status};
 use crate::model::record::{Fate, JobState, Phase, Record, Stop, StopKind, Version};
+use crate::model::report::Checkpoint;
 use crate::model::request::EventKind;
 use crate::model::resources::Resources;
 use crate::model::time::Now;
@@ -101,6 +102,9 @@ impl Peer {
                     merged = Record::clone(&record);
                 } else {
                     merged.merge(&record);
+                }
+                if self.sabotage.has(Bug::TakeOlderWork) {
+                    merged.checkpoint.clone_from(&record.checkpoint);
                 }
                 if merged == *before {
                     self.replication.push_once(job, from);
@@ -432,7 +436,8 @@ impl Peer {
             return;
         }
         let saved = record.checkpoint.as_ref();
-        let checkpoint = saved.filter(|saved| !self.blobs.lacks(saved.blob.id));
+        let has_it = |saved: &&Checkpoint| !self.blobs.lacks(saved.blob.id) && !self.sabotage.has(Bug::BeginAnew);
+        let checkpoint = saved.filter(has_it);
         let pod = Pod {
             job,
             state: PodState::Running,
