@@ -36,7 +36,8 @@ pub struct SavedWork {
 }
 
 impl SavedWork {
-    /// The job was submitted anew after its record had expired: it is another one now.
+    /// The job was submitted anew after its record had expired, or a seal has ended what its key was used for on the other
+    /// side of a partition: it is another one now.
     pub fn forget(&mut self, job: JobId) {
         self.safe.remove(&job);
         self.told.remove(&job);
@@ -74,6 +75,7 @@ impl World {
         // A key that was used on both sides of a partition is two records, of which a seal may end the one.
         if record.is_final() && before.submission != record.submission {
             self.except(format!("saved work of another record: {text}"));
+            self.saved_work.forget(record.id);
         } else {
             self.find("checkpoints never go back", text);
         }
