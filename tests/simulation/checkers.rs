@@ -436,8 +436,8 @@ impl World {
         }
     }
 
-    /// Whether a node other than `node` is up and takes what others hand over.
-    fn somebody_serves(&self, node: usize) -> bool {
+    /// Whether a node other than `node` is up and takes jobs, and what others hand over.
+    pub fn somebody_serves(&self, node: usize) -> bool {
         let serves = |peer: &Peer| peer.membership().me().status == Status::Serving;
         self.up().into_iter().any(|other| other != node && self.peer(other).is_some_and(serves))
     }

@@ -278,7 +278,8 @@ impl World {
                 }
             }
             Code::Unavailable | Code::Full | Code::SlowDown => {
-                if !self.disturbances.any {
+                // Where all who are up drain or leave, nobody is there to take a job.
+                if !self.disturbances.any && self.somebody_serves(node) {
                     self.find("without faults every submit is acknowledged", refusal.message.clone());
                 }
                 if let Some(key) = spec.key.clone().filter(|_| keyed.as_ref().is_some_and(|keyed| keyed.spec == *spec))

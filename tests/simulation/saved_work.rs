@@ -7,7 +7,8 @@
 //!
 //! Faults excuse two of them, while they last and for [`WAKE`] after: that an attempt begins without work that is on
 //! disks, since those may all be off or cut away, and that an owner tells of older work, since there may be two owners.
-//! Nothing excuses the others.
+//! Nothing excuses the others, but that whoever need not keep a record may let go of it once others have it, and be
+//! given an older copy by one who was cut off.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use flockwork::model::blob::{BlobId, BlobRef};
 use flockwork::model::id::{Dot, JobId};
 use flockwork::model::record::Record;
 use flockwork::model::report::Checkpoint;
+use flockwork::protocol::peer::Peer;
 
 use crate::network::short;
 use crate::world::World;
@@ -72,8 +74,14 @@ impl World {
         let place = |saved: &Option<Checkpoint>| saved.as_ref().map(|saved| (saved.chain, saved.number, saved.serial));
         let (was, is) = (place(&before.checkpoint), place(&record.checkpoint));
         let text = format!("{} on n{node}: {is:?} after {was:?}", short(record.id.0));
+        let keeps = |peer: &Peer| {
+            let placement = peer.placement();
+            placement.acting(placement.partition_of(record.id)).contains(&self.nodes[node].id)
+        };
         // A key that was used on both sides of a partition is two records, of which a seal may end the one.
-        if record.is_final() && before.submission != record.submission {
+        if !self.peer(node).is_some_and(keeps) {
+            self.except(format!("another copy after one that was let go of: {text}"));
+        } else if record.is_final() && before.submission != record.submission {
             self.except(format!("saved work of another record: {text}"));
             self.saved_work.forget(record.id);
         } else {

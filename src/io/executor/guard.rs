@@ -15,9 +15,10 @@
 //!
 //! A node that is frozen (SIGSTOP, a hypervisor's pause) is not gone, so its pipe stays open. Pods that must not run
 //! in two places are therefore **leased**: these are told through the pipe (`+123`, `*123` and the pod's mark, `-123`), and
-//! the node renews all leases with a `t` every second. When it has not for [`LEASE`], the guard kills the leased pods, those of their processes that left
-//! the group too. That is long before the other nodes, which wait out such jobs' pause, start them elsewhere. A node that
-//! was only slow learns from its own watch that it let the leases lapse ([`Guard::has_lapsed_since`]).
+//! the node renews all leases with a `t` every second. When it has not for [`LEASE`], the guard kills the leased pods,
+//! those of their processes that left the group too. That is long before the other nodes, which wait out such jobs' pause,
+//! start them elsewhere. A node that was only slow learns from its own watch that it let the leases lapse
+//! ([`Guard::has_lapsed_since`]).
 //!
 //! Control groups, where the node makes any, are all below a few directories of its own (`g /sys/fs/cgroup/…`): whoever is
 //! in there at the end is killed, whatever became of groups and marks.
