@@ -17,10 +17,14 @@ const SUBMITS: usize = 200;
 /// Between two of them, so that each finds the cluster idle.
 const PAUSE: Duration = Duration::from_millis(15);
 
-/// Until the acknowledgement, and until the process says that it runs, on three nodes with three copies.
+/// Until the acknowledgement, and until the process says that it runs: on one node, and on three with three copies.
 pub fn idle(rounds: usize, table: &mut Table) -> anyhow::Result<()> {
+    [1, 3].into_iter().try_for_each(|replicas| idle_with(replicas, rounds, table))
+}
+
+fn idle_with(replicas: usize, rounds: usize, table: &mut Table) -> anyhow::Result<()> {
     let (mut acks, mut starts) = (Vec::new(), Vec::new());
-    let nodes = Nodes::start(3, "--replicas 3 --slots 4")?;
+    let nodes = Nodes::start(replicas, &format!("--replicas {replicas} --slots 4"))?;
     let pipe = nodes.folder().join("started");
     ensure!(Command::new("mkfifo").arg(&pipe).status()?.success(), "mkfifo works");
     // Opened for both, so that reading does not end when a writer does.
@@ -40,8 +44,11 @@ pub fn idle(rounds: usize, table: &mut Table) -> anyhow::Result<()> {
         starts.push((starts_seen.recv_timeout(PATIENCE)? - begun).as_secs_f64());
         thread::sleep(PAUSE);
     }
-    table.say("submit to acknowledgement, R=3, idle", p50_p99_ms(&acks), "p50 / p99 (submits)");
-    table.say("submit to the process's first act, R=3, idle", p50_p99_ms(&starts), "p50 / p99 (submits)");
+    let mut say = |what: &str, times: &[f64]| {
+        table.say(&format!("{what}, R={replicas}, idle"), p50_p99_ms(times), "p50 / p99 (submits)");
+    };
+    say("submit to acknowledgement", &acks);
+    say("submit to the process's first act", &starts);
     Ok(())
 }
 
