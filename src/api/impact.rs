@@ -87,10 +87,8 @@ impl ImpactView {
     fn new(snapshot: &Snapshot, node: NodeId, name: String, state: &'static str, dependents: Dependents) -> Self {
         let Dependents { partitions, running, stuck, stuck_jobs, held, thin, only_here } = dependents;
         let placement = &snapshot.placement;
-        let count = |is_meant: &dyn Fn(&&NodeId, usize) -> bool| {
-            let acting = |partition| placement.acting(partition).iter().enumerate().any(|(at, id)| is_meant(&id, at));
-            placement.all().filter(|partition| acting(*partition)).count() as u32
-        };
+        let owned = placement.all().filter(|partition| placement.acting(*partition).first() == Some(&node)).count();
+        let kept = placement.all().filter(|partition| placement.acting(*partition).contains(&node)).count();
         let (total, told) = (placement.partitions(), partitions.iter().count() as u32);
         let unknown = total.saturating_sub(told);
         let mut left = snapshot.view.clone();
@@ -104,12 +102,7 @@ impl ImpactView {
             state,
             safe: only_here == 0 && stuck == 0 && unknown == 0,
             jobs: JobsAtStake { running, stuck, stuck_jobs },
-            partitions: PartitionsAtStake {
-                total,
-                owned: count(&|id, at| **id == node && at == 0),
-                kept: count(&|id, _| **id == node),
-                unknown,
-            },
+            partitions: PartitionsAtStake { total, owned: owned as u32, kept: kept as u32, unknown },
             records: RecordsAtStake { kept: held, below_majority: thin, only_here },
             members: MembersLeft { alive, majority: majority_in_reach(&left) },
         }

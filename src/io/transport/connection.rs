@@ -258,8 +258,8 @@ impl End {
 }
 
 impl Greeted {
-    /// Puts the connection to use: each frame that comes is given to `receive`, with its size in bytes, which may make the reading wait
-    /// and ends it by returning false; `on_end` is called when the reading is over.
+    /// Puts the connection to use: each frame that comes is given to `receive`, with its size in bytes, which may make the
+    /// reading wait and ends it by returning false; `on_end` is called when the reading is over.
     pub(super) fn split<R: Future<Output = bool> + Send>(
         self,
         receive: impl Fn(Frame, usize) -> R + Send + Sync,
