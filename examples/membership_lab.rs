@@ -3,6 +3,7 @@
 //! ```text
 //! cargo run --release --features simulation --example membership_lab -- lifeguard
 //! cargo run --release --features simulation --example membership_lab -- thousand
+//! cargo run --release --features simulation --example membership_lab -- grow --charts docs/charts
 //! cargo run --release --features simulation --example membership_lab -- soak --seeds 20000
 //! cargo run --release --features simulation --example membership_lab -- planted
 //! ```
@@ -10,11 +11,16 @@
 //! `lifeguard` is the experiment of Lifeguard's paper (arXiv 1707.00788, section V): of 128 members some stall or freeze
 //! again and again. It counts what is believed of members that are well, and how fast the others are noticed, with
 //! Lifeguard's rules and without them. `thousand` measures detection, spreading and traffic among 1,000 members, then cuts them in
-//! two halves and heals the cut. `soak` lets faults of every kind befall some members and looks whether every view tells
+//! two halves and heals the cut. `grow` draws how detection and traffic grow with the members. `soak` lets faults of every kind befall some members and looks whether every view tells
 //! the truth afterwards, for as many seeds as are asked for; `planted` breaks a rule, and counts how many seeds the soak
 //! needs to notice.
 #![allow(clippy::disallowed_methods, reason = "a laboratory has a clock, to say how long it took")]
+#![allow(unreachable_pub, reason = "one program in several files")]
 
+#[path = "../benches/cluster/charts.rs"]
+mod charts;
+
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -25,6 +31,8 @@ use flockwork::protocol::membership::simulation::{HostId, Network, Process, Worl
 use flockwork::protocol::membership::soak::soak;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+
+use charts::{Chart, Line};
 
 #[derive(Debug, Parser)]
 struct Arguments {
@@ -52,6 +60,12 @@ enum Experiment {
         #[arg(long, default_value_t = 1_000)]
         members: usize,
     },
+    /// How detection and traffic grow with the members, as a chart
+    Grow {
+        /// The folder for it
+        #[arg(long, default_value = "docs/charts")]
+        charts: PathBuf,
+    },
     /// Faults of every kind; then every view must tell the truth
     Soak {
         /// How many seeds
@@ -74,6 +88,7 @@ fn main() -> ExitCode {
     let good = match Arguments::parse().experiment {
         Experiment::Lifeguard { members, seconds, seeds } => lifeguard(members, Duration::from_secs(seconds), seeds),
         Experiment::Thousand { members } => thousand(members),
+        Experiment::Grow { charts } => grow(&charts),
         Experiment::Soak { seeds, from } => soak_all(from..from + seeds),
         Experiment::Planted { times } => planted(times),
     };
@@ -224,36 +239,17 @@ fn thousand(members: usize) -> bool {
     let mut world = World::running(1, members);
     println!("{members} members know each other after {}", seconds(Some(world.now)));
 
-    let (packets, handshakes, at) = (world.packets, world.handshakes, world.now);
-    world.run(Duration::from_secs(30));
-    let per_node_second = (world.now - at).as_secs_f64() * members as f64;
-    println!(
-        "idle: {:.1} probe packets and {:.1} gossip handshakes a node and second",
-        (world.packets - packets) as f64 / per_node_second,
-        (world.handshakes - handshakes) as f64 / per_node_second,
-    );
-
-    let (mut first, mut last) = (Vec::new(), Vec::new());
-    for round in 0..5 {
-        let victim = 10 + round * 7;
-        let at = world.now;
-        world.downs.clear();
-        world.freeze(victim);
-        if let Err(wrong) = world.run_until_agreed(Duration::from_secs(60)) {
+    let (packets, handshakes) = idle_traffic(&mut world);
+    println!("idle: {packets:.1} probe packets and {handshakes:.1} gossip handshakes a node and second");
+    let (first, last) = match freezes(&mut world) {
+        Ok(times) => times,
+        Err(wrong) => {
             println!("{wrong}");
             return false;
         }
-        first.extend(world.downs.iter().map(|down| down.at - at).min());
-        last.extend(world.downs.iter().map(|down| down.at - at).max());
-        world.thaw(victim);
-        let back = world.run_until_agreed(Duration::from_secs(60));
-        if let Err(wrong) = back {
-            println!("{wrong}");
-            return false;
-        }
-    }
+    };
     println!(
-        "a freeze: the first knows after {}, the last after {} (medians of 5)",
+        "a freeze: the first knows after {}, the last after {} (medians of {FREEZES})",
         seconds(median(first)),
         seconds(median(last))
     );
@@ -282,6 +278,62 @@ fn thousand(members: usize) -> bool {
             false
         }
     }
+}
+
+/// Probe packets and gossip handshakes of a node and second, where nothing happens.
+fn idle_traffic(world: &mut World) -> (f64, f64) {
+    let (packets, handshakes, at) = (world.packets, world.handshakes, world.now);
+    world.run(Duration::from_secs(30));
+    let per_node_second = (world.now - at).as_secs_f64() * world.hosts.len() as f64;
+    ((world.packets - packets) as f64 / per_node_second, (world.handshakes - handshakes) as f64 / per_node_second)
+}
+
+const FREEZES: usize = 5;
+
+/// Some members freeze, one after the other, and come back: after how long the first, and the last, of the others know.
+fn freezes(world: &mut World) -> Result<(Vec<Duration>, Vec<Duration>), String> {
+    let (mut first, mut last) = (Vec::new(), Vec::new());
+    for round in 0..FREEZES {
+        let victim = (10 + round * 7) % world.hosts.len();
+        let at = world.now;
+        world.downs.clear();
+        world.freeze(victim);
+        world.run_until_agreed(Duration::from_secs(60))?;
+        first.extend(world.downs.iter().map(|down| down.at - at).min());
+        last.extend(world.downs.iter().map(|down| down.at - at).max());
+        world.thaw(victim);
+        world.run_until_agreed(Duration::from_secs(60))?;
+    }
+    Ok((first, last))
+}
+
+fn grow(folder: &Path) -> bool {
+    let mut chart = Chart::new("Membership, by simulated members", "members", "seconds; a node and second");
+    let mut knows = Line::new("a freeze: the last one knows after, s");
+    let mut packets = Line::new("idle: probe packets a node and second");
+    let mut handshakes = Line::new("idle: gossip handshakes a node and second");
+    for members in [10, 30, 100, 300, 1_000] {
+        let mut world = World::running(1, members);
+        let (of_probes, of_gossip) = idle_traffic(&mut world);
+        match freezes(&mut world) {
+            Ok((_, last)) => knows.add(members as f64, median(last).unwrap_or_default().as_secs_f64()),
+            Err(wrong) => {
+                println!("{wrong}");
+                return false;
+            }
+        }
+        packets.add(members as f64, of_probes);
+        handshakes.add(members as f64, of_gossip);
+    }
+    chart.lines = vec![knows, packets, handshakes];
+    chart.is_logarithmic = true;
+    let drawn = std::fs::create_dir_all(folder).map_err(anyhow::Error::from);
+    if let Err(wrong) = drawn.and_then(|()| chart.draw(&folder.join("members.svg"))) {
+        println!("{wrong:#}");
+        return false;
+    }
+    println!("{}", chart.told());
+    true
 }
 
 fn soak_all(seeds: std::ops::Range<u64>) -> bool {

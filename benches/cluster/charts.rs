@@ -28,7 +28,7 @@ impl Line {
     }
 
     pub fn add(&mut self, across: f64, up: f64) {
-        println!("  {} at {across}: {up:.0}", self.name);
+        println!("  {} at {across}: {}", self.name, told(up));
         self.points.push((across, up));
     }
 }
@@ -45,7 +45,7 @@ impl Chart {
     /// The points in words.
     pub fn told(&self) -> String {
         let line = |line: &Line| {
-            let points: Vec<String> = line.points.iter().map(|(x, y)| format!("{x:.0}: {y:.0}")).collect();
+            let points: Vec<String> = line.points.iter().map(|(x, y)| format!("{x:.0}: {}", told(*y))).collect();
             format!("{} ({} by {}): {}", line.name, self.up, self.across, points.join(", "))
         };
         self.lines.iter().map(line).collect::<Vec<_>>().join("\n")
@@ -94,6 +94,11 @@ impl Chart {
         root.present()?;
         Ok(())
     }
+}
+
+/// A number as a sentence has room for.
+fn told(number: f64) -> String {
+    if number < 100.0 { format!("{number:.2}") } else { format!("{number:.0}") }
 }
 
 /// A number as an axis has room for: 300, 20k, 1M.

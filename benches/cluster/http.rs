@@ -46,21 +46,14 @@ impl Connection {
     /// Sends a whole request and reads the whole answer.
     pub fn ask(&mut self, request: &[u8]) -> anyhow::Result<(u16, Vec<u8>)> {
         self.stream.get_mut().write_all(request)?;
-        let mut line = String::new();
-        self.stream.read_line(&mut line)?;
-        let status = line.split(' ').nth(1).with_context(|| format!("no status in {line:?}"))?.parse()?;
-        let mut length = None;
-        loop {
+        let (mut head, mut line) = (Head::default(), String::new());
+        while !head.is_whole() {
             line.clear();
-            if self.stream.read_line(&mut line)? == 0 {
-                bail!("the connection ended within an answer");
-            }
-            let Some((name, value)) = line.trim_end().split_once(':') else { break };
-            if name.eq_ignore_ascii_case("content-length") {
-                length = Some(value.trim().parse()?);
-            }
+            self.stream.read_line(&mut line)?;
+            head.take(&line)?;
         }
-        let mut body = vec![0; length.context("an answer without a length")?];
+        let (status, length) = head.parts()?;
+        let mut body = vec![0; length];
         self.stream.read_exact(&mut body)?;
         Ok((status, body))
     }
@@ -73,6 +66,42 @@ impl Connection {
             line.clear();
         }
         Ok(self.stream)
+    }
+}
+
+/// The head of an answer, of which a line is taken at a time.
+#[derive(Debug, Default)]
+pub struct Head {
+    status: Option<u16>,
+    length: Option<usize>,
+    is_whole: bool,
+}
+
+impl Head {
+    pub fn is_whole(&self) -> bool {
+        self.is_whole
+    }
+
+    pub fn take(&mut self, line: &str) -> anyhow::Result<()> {
+        let text = line.trim_end();
+        if line.is_empty() {
+            bail!("the connection ended within an answer");
+        } else if self.status.is_none() {
+            let status = text.split(' ').nth(1).with_context(|| format!("no status in {line:?}"))?;
+            self.status = Some(status.parse()?);
+        } else if let Some((name, value)) = text.split_once(':') {
+            if name.eq_ignore_ascii_case("content-length") {
+                self.length = Some(value.trim().parse()?);
+            }
+        } else {
+            self.is_whole = true;
+        }
+        Ok(())
+    }
+
+    /// Its status, and how many bytes follow.
+    pub fn parts(&self) -> anyhow::Result<(u16, usize)> {
+        Ok((self.status.context("no status")?, self.length.context("an answer without a length")?))
     }
 }
 

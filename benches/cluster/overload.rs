@@ -1,14 +1,17 @@
 //! What happens when three times as much comes as can be done.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{sleep_until, timeout};
 
-use crate::http::{Connection, submission};
-use crate::nodes::{Nodes, eventually};
+use crate::http::{Head, submission};
+use crate::nodes::{Nodes, PATIENCE, eventually};
 use crate::submits::{rate, waiting};
 use crate::table::{Table, p50_p99_ms, percentile};
 
@@ -61,43 +64,72 @@ struct Offered {
     refusals: Vec<f64>,
 }
 
-/// Clients that together begin so many requests a second, unless they still wait for an answer.
+/// Clients that together begin so many requests a second, unless they still wait for an answer. They share one thread:
+/// so many threads would stand in line with the nodes for the processors, which clients elsewhere do not.
 fn offered(nodes: &Nodes, clients: usize, rate: f64, span: Duration) -> anyhow::Result<Offered> {
-    let request = submission(&waiting());
-    let (served, refusals, failed) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()), AtomicUsize::new(0));
+    let request: Arc<[u8]> = submission(&waiting()).into();
     let every = Duration::from_secs_f64(clients as f64 / rate);
-    let begun = Instant::now();
-    thread::scope(|scope| {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (served, mut refusals) = runtime.block_on(async {
+        let begun = Instant::now();
+        let mut running = JoinSet::new();
         for client in 0..clients {
-            let (request, served, refusals, failed) = (&request, &served, &refusals, &failed);
-            scope.spawn(move || {
-                let Ok(mut connection) = Connection::open(nodes.http(client % nodes.len())) else {
-                    failed.fetch_add(1, Ordering::Relaxed);
-                    return;
-                };
-                let (mut mine, mut not) = (Vec::new(), Vec::new());
-                let mut next = begun + every.mul_f64(client as f64 / clients as f64);
-                while next < begun + span {
-                    thread::sleep(next.saturating_duration_since(Instant::now()));
-                    let asked = Instant::now();
-                    match connection.ask(request) {
-                        Ok((429, _)) => not.push(asked.elapsed().as_secs_f64()),
-                        Ok((200..300, _)) => mine.push(asked.elapsed().as_secs_f64()),
-                        Ok(_) | Err(_) => _ = failed.fetch_add(1, Ordering::Relaxed),
-                    }
-                    next = (next + every).max(Instant::now());
-                }
-                served.lock().unwrap().extend(mine);
-                refusals.lock().unwrap().extend(not);
-            });
+            let (addr, request) = (nodes.http(client % nodes.len()), Arc::clone(&request));
+            let first = begun + every.mul_f64(client as f64 / clients as f64);
+            running.spawn(one_client(addr, request, first, every, begun + span));
         }
-    });
-    ensure!(failed.load(Ordering::Relaxed) == 0, "{} requests failed otherwise", failed.load(Ordering::Relaxed));
-    let refusals = refusals.into_inner().unwrap();
+        let (mut served, mut refusals) = (Vec::new(), Vec::new());
+        while let Some(ended) = running.join_next().await {
+            let (of_one, not) = ended??;
+            served.extend(of_one);
+            refusals.extend(not);
+        }
+        anyhow::Ok((served, refusals))
+    })?;
     let refused = refusals.len();
-    Ok(Offered {
-        served: served.into_inner().unwrap(),
-        refused,
-        refusals: if refused == 0 { vec![0.0] } else { refusals },
-    })
+    if refused == 0 {
+        refusals.push(0.0);
+    }
+    Ok(Offered { served, refused, refusals })
+}
+
+/// How long it waited for what it was served, and for being refused, in seconds.
+async fn one_client(
+    addr: SocketAddr,
+    request: Arc<[u8]>,
+    first: Instant,
+    every: Duration,
+    end: Instant,
+) -> anyhow::Result<(Vec<f64>, Vec<f64>)> {
+    let stream = TcpStream::connect(addr).await?;
+    stream.set_nodelay(true)?;
+    let mut stream = BufReader::new(stream);
+    let (mut served, mut refused) = (Vec::new(), Vec::new());
+    let mut next = first;
+    while next < end {
+        sleep_until(next.into()).await;
+        let asked = Instant::now();
+        match timeout(PATIENCE, ask(&mut stream, &request)).await?? {
+            429 => refused.push(asked.elapsed().as_secs_f64()),
+            200..300 => served.push(asked.elapsed().as_secs_f64()),
+            status => bail!("a request failed otherwise: {status}"),
+        }
+        next = (next + every).max(Instant::now());
+    }
+    Ok((served, refused))
+}
+
+/// Sends a whole request and reads the whole answer. Its status.
+async fn ask(stream: &mut BufReader<TcpStream>, request: &[u8]) -> anyhow::Result<u16> {
+    stream.get_mut().write_all(request).await?;
+    let (mut head, mut line) = (Head::default(), String::new());
+    while !head.is_whole() {
+        line.clear();
+        stream.read_line(&mut line).await?;
+        head.take(&line)?;
+    }
+    let (status, length) = head.parts()?;
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await?;
+    Ok(status)
 }

@@ -258,41 +258,51 @@ fn body_too_large() -> ApiError {
 
 // --- Specs ---
 
-/// What a client hands in.
-#[derive(Debug)]
-pub(super) enum HandedIn {
-    /// One spec.
-    One(Box<Spec>),
-    /// Several, each for itself, in order.
-    Many(Vec<Result<Spec, ApiError>>),
-}
-
-/// Reads the specs of a body. The outer error: the document as a whole cannot be read.
-pub(super) async fn read_specs(body: &ReadBody, format: Format) -> Result<HandedIn, ApiError> {
-    if body.bytes.len() <= LARGE_BODY_BYTES {
-        return specs_of(&body.bytes, format);
-    }
-    let bytes = body.bytes.clone();
-    let read = tokio::task::spawn_blocking(move || specs_of(&bytes, format)).await;
-    read.unwrap_or_else(|_| Err(ApiError::internal("reading the body failed")))
-}
-
-fn specs_of(bytes: &[u8], format: Format) -> Result<HandedIn, ApiError> {
+/// Whether a body is a list of specs, and not a single one.
+pub(super) fn holds_many(body: &ReadBody, format: Format) -> bool {
     match format {
-        Format::NdJson => {
-            let documents = lines_of(bytes)?;
-            Ok(HandedIn::Many(documents.into_iter().map(read_spec).collect()))
-        }
-        Format::Json if first_visible(bytes) == Some(b'[') => {
+        Format::NdJson => true,
+        Format::Json => body.bytes.trim_ascii_start().starts_with(b"["),
+    }
+}
+
+/// Reads the one spec of a body.
+pub(super) async fn read_one(body: &ReadBody) -> Result<Spec, ApiError> {
+    read(body, |bytes| {
+        let document: &RawValue = serde_json::from_slice(bytes).map_err(|error| unreadable(&error, ""))?;
+        read_spec(document)
+    })
+    .await
+}
+
+/// Reads the specs of a body, each for itself, in order. The outer error: the document as a whole cannot be read.
+pub(super) async fn read_many(body: &ReadBody, format: Format) -> Result<Vec<Result<Spec, ApiError>>, ApiError> {
+    read(body, move |bytes| specs_of(bytes, format)).await
+}
+
+fn specs_of(bytes: &[u8], format: Format) -> Result<Vec<Result<Spec, ApiError>>, ApiError> {
+    let documents = match format {
+        Format::NdJson => lines_of(bytes)?,
+        Format::Json => {
             let Documents(documents) = serde_json::from_slice(bytes).map_err(|error| unreadable(&error, ""))?;
             check_count(documents.len())?;
-            Ok(HandedIn::Many(documents.into_iter().map(read_spec).collect()))
+            documents
         }
-        Format::Json => {
-            let document: &RawValue = serde_json::from_slice(bytes).map_err(|error| unreadable(&error, ""))?;
-            Ok(HandedIn::One(Box::new(read_spec(document)?)))
-        }
+    };
+    Ok(documents.into_iter().map(read_spec).collect())
+}
+
+/// Reads where it holds nobody up.
+async fn read<T: Send + 'static>(
+    body: &ReadBody,
+    parse: impl FnOnce(&[u8]) -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    if body.bytes.len() <= LARGE_BODY_BYTES {
+        return parse(&body.bytes);
     }
+    let bytes = body.bytes.clone();
+    let read = tokio::task::spawn_blocking(move || parse(&bytes)).await;
+    read.unwrap_or_else(|_| Err(ApiError::internal("reading the body failed")))
 }
 
 fn lines_of(bytes: &[u8]) -> Result<Vec<&RawValue>, ApiError> {
@@ -318,10 +328,6 @@ fn check_count(jobs: usize) -> Result<(), ApiError> {
 
 fn unreadable(error: &serde_json::Error, place: &str) -> ApiError {
     ApiError::malformed(format!("{place}not readable as JSON: {error}"))
-}
-
-fn first_visible(bytes: &[u8]) -> Option<u8> {
-    bytes.trim_ascii_start().first().copied()
 }
 
 /// One spec, from its own text. Checked for unknown fields, wrong types and impossible values.
@@ -421,7 +427,7 @@ mod tests {
 
     #[test]
     fn a_spec_must_not_come_as_an_array_of_its_fields() {
-        let HandedIn::Many(read) = specs_of(br#"[[["echo","hi"]], 7]"#, Format::Json).unwrap() else { panic!() };
+        let read = specs_of(br#"[[["echo","hi"]], 7]"#, Format::Json).unwrap();
         assert!(read.iter().all(|spec| spec.as_ref().unwrap_err().view.field.as_deref() == Some("spec")));
     }
 }

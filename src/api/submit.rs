@@ -10,8 +10,9 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::App;
+use super::admission::Admitted;
 use super::errors::{ApiError, ErrorBody, ErrorView};
-use super::input::{HandedIn, JobPath, NoQuery, format_of, read_body, read_specs};
+use super::input::{JobPath, NoQuery, format_of, holds_many, read_body, read_many, read_one};
 use super::views::SubmittedView;
 use crate::model::id::JobId;
 use crate::model::request::{Code, Draft, Refusal, Submitted};
@@ -75,16 +76,16 @@ pub(super) async fn submit(
     };
     let key = key_of(&headers)?;
     let body = read_body(&app, &headers, body).await?;
-    match read_specs(&body, format).await? {
-        HandedIn::One(spec) => {
-            let draft = Draft { spec: with_key(*spec, key)?, retry_of: None };
-            submit_one(&app, draft).await
+    if holds_many(&body, format) {
+        if key.is_some() {
+            return Err(ApiError::invalid(KEY_HEADER, "goes with a single spec; give each of many its own `key`"));
         }
-        HandedIn::Many(_) if key.is_some() => {
-            Err(ApiError::invalid(KEY_HEADER, "goes with a single spec; give each of many its own `key`"))
-        }
-        HandedIn::Many(specs) => submit_many(&app, specs).await,
+        return submit_many(&app, read_many(&body, format).await?).await;
     }
+    // Whoever is one too many is refused before anything else is done for it.
+    let admitted = app.submit_slot()?;
+    let draft = Draft { spec: with_key(read_one(&body).await?, key)?, retry_of: None };
+    submit_one(&app, admitted, draft).await
 }
 
 /// Try a finished job again
@@ -118,7 +119,8 @@ pub(super) async fn retry(
         .with_hint("cancel it first, or wait until it ends"));
     }
     let spec = with_key(Spec { key: None, ..old.spec().clone() }, key)?;
-    submit_one(&app, Draft { spec, retry_of: Some(old.id) }).await
+    let admitted = app.submit_slot()?;
+    submit_one(&app, admitted, Draft { spec, retry_of: Some(old.id) }).await
 }
 
 fn key_of(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
@@ -143,9 +145,8 @@ fn with_key(spec: Spec, key: Option<String>) -> Result<Spec, ApiError> {
     Ok(spec)
 }
 
-async fn submit_one(app: &App, draft: Draft) -> Result<Response, ApiError> {
+async fn submit_one(app: &App, admitted: Admitted<'_>, draft: Draft) -> Result<Response, ApiError> {
     let retry_of = draft.retry_of;
-    let admitted = app.submit_slot()?;
     let outcome = app.answer(app.handle().submit(vec![draft])).await?.pop();
     let submitted = outcome.unwrap_or_else(|| Err(unanswered()))?;
     let (status, location) = (status_of(&submitted), location_of(submitted.id));
