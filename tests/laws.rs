@@ -452,7 +452,11 @@ proptest! {
         let mut view = equal_view(&nodes);
         let before = Placement::new(&view, PARTITIONS, 3);
         let dead = NodeId(*pick.get(&nodes.iter().copied().collect::<Vec<_>>()));
-        for (state, status) in [(MemberState::Down, Status::Serving), (MemberState::Alive, Status::ReadOnly)] {
+        for (state, status) in [
+            (MemberState::Down, Status::Serving),
+            (MemberState::Alive, Status::Returning),
+            (MemberState::Alive, Status::ReadOnly),
+        ] {
             let member = view.get_mut(&dead).expect("it is one of them");
             (member.state, member.facts.status) = (state, status);
             let after = Placement::new(&view, PARTITIONS, 3);

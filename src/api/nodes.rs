@@ -41,7 +41,7 @@ pub(super) struct NodeView {
     /// `alive`, `suspect`, `down`, `left`, or `draining` where it is alive and takes nothing new.
     #[schema(value_type = String, example = "alive")]
     state: &'static str,
-    /// What it says it is doing: `joining`, `serving`, `draining`, `readonly` or `left`.
+    /// What it says it is doing: `joining`, `returning`, `serving`, `draining`, `readonly` or `left`.
     #[schema(value_type = String, example = "serving")]
     status: Status,
     /// Since when the asked node sees it in its state.
@@ -172,7 +172,10 @@ impl NodeView {
 pub(super) fn state_word(member: &Member) -> &'static str {
     match (member.state, member.facts.status) {
         (MemberState::Alive, Status::Draining) => "draining",
-        (MemberState::Alive, Status::Joining | Status::Serving | Status::ReadOnly | Status::Left) => "alive",
+        (
+            MemberState::Alive,
+            Status::Joining | Status::Returning | Status::Serving | Status::ReadOnly | Status::Left,
+        ) => "alive",
         (MemberState::Suspect, _) => "suspect",
         (MemberState::Down, _) => "down",
         (MemberState::Left, _) => "left",

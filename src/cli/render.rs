@@ -85,7 +85,7 @@ impl Tone {
     pub(crate) fn of_node(state: &str) -> Self {
         match state {
             "alive" => Self::Good,
-            "suspect" | "draining" | "joining" | "read_only" => Self::Busy,
+            "suspect" | "draining" | "joining" | "returning" | "read_only" => Self::Busy,
             "down" => Self::Bad,
             _ => Self::Faint,
         }

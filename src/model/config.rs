@@ -66,6 +66,11 @@ pub struct Timing {
     /// a cluster; lowering it lets a node whose network comes up late serve by itself, until it finds the others.
     #[serde(with = "super::time::duration")]
     pub join_grace: Duration,
+    /// How long a node may be away before what it holds is copied to those who act in its place. Until then they get only
+    /// what is written, as long as a majority of its partitions' replicas is there. Raising it leaves one copy fewer for
+    /// longer; lowering it below the time of a restart has every restart move what the node holds there and back.
+    #[serde(with = "super::time::duration")]
+    pub repair_after: Duration,
     /// How often two replicas compare what they hold. Raising it lets copies differ for longer after losses; lowering
     /// it costs 18 bytes a shared partition each time.
     #[serde(with = "super::time::duration")]
@@ -93,6 +98,7 @@ impl Timing {
                 suspicion_max: ms(3_000),
                 suspicion_refused: ms(400),
                 join_grace: ms(2_000),
+                repair_after: ms(10_000),
                 compare_interval: ms(2_000),
                 resend_after: ms(300),
                 acknowledge_within: ms(2_000),
@@ -105,6 +111,7 @@ impl Timing {
                 suspicion_max: ms(5_000),
                 suspicion_refused: ms(500),
                 join_grace: ms(3_000),
+                repair_after: ms(60_000),
                 compare_interval: ms(3_000),
                 resend_after: ms(400),
                 acknowledge_within: ms(2_000),
@@ -117,6 +124,7 @@ impl Timing {
                 suspicion_max: ms(20_000),
                 suspicion_refused: ms(2_500),
                 join_grace: ms(8_000),
+                repair_after: ms(180_000),
                 compare_interval: ms(8_000),
                 resend_after: ms(1_500),
                 acknowledge_within: ms(3_000),
@@ -124,7 +132,7 @@ impl Timing {
         }
     }
 
-    fn all(&self) -> [(&'static str, Duration); 10] {
+    fn all(&self) -> [(&'static str, Duration); 11] {
         [
             ("gossip_interval", self.gossip_interval),
             ("probe_interval", self.probe_interval),
@@ -133,6 +141,7 @@ impl Timing {
             ("suspicion_max", self.suspicion_max),
             ("suspicion_refused", self.suspicion_refused),
             ("join_grace", self.join_grace),
+            ("repair_after", self.repair_after),
             ("compare_interval", self.compare_interval),
             ("resend_after", self.resend_after),
             ("acknowledge_within", self.acknowledge_within),
@@ -310,6 +319,7 @@ mod tests {
             ("resend_after", |t, to| t.resend_after = to, ms(0), ms(1)),
             ("acknowledge_within", |t, to| t.acknowledge_within = to, ms(399), ms(400)),
             ("suspicion_max", |t, to| t.suspicion_max = to, ms(3_600_001), ms(3_600_000)),
+            ("repair_after", |t, to| t.repair_after = to, ms(3_600_001), ms(0)),
         ];
         for (field, change, wrong, right) in table {
             let with = |to: Duration| {

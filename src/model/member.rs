@@ -41,6 +41,9 @@ impl Default for ClusterSettings {
 pub enum Status {
     /// Started, and not yet sure whom it belongs to.
     Joining,
+    /// Started again with the records that it had, and not yet sure how the others stand. It has its places on the ring, as
+    /// it had while it was away: a restart moves nothing.
+    Returning,
     /// Serving.
     Serving,
     /// Serving what it has, taking nothing new.
@@ -49,6 +52,16 @@ pub enum Status {
     ReadOnly,
     /// Said goodbye.
     Left,
+}
+
+impl Status {
+    /// Whether the node has started and does not serve yet.
+    pub fn is_starting(self) -> bool {
+        match self {
+            Self::Joining | Self::Returning => true,
+            Self::Serving | Self::Draining | Self::ReadOnly | Self::Left => false,
+        }
+    }
 }
 
 /// How busy a node says it is.

@@ -141,7 +141,10 @@ impl Placement {
 fn belongs_to_ring(member: &Member) -> bool {
     match (member.state, member.facts.status) {
         (MemberState::Left, _) | (_, Status::Left | Status::Draining | Status::Joining) => false,
-        (MemberState::Alive | MemberState::Suspect | MemberState::Down, Status::Serving | Status::ReadOnly) => true,
+        (
+            MemberState::Alive | MemberState::Suspect | MemberState::Down,
+            Status::Returning | Status::Serving | Status::ReadOnly,
+        ) => true,
     }
 }
 

@@ -657,7 +657,7 @@ impl Driver {
     fn has_left(&self, now: Moment) -> bool {
         match self.leaving_until {
             Some(until) if until <= now => {
-                tracing::warn!("not everything could be handed over in time; it is kept on this node's disk");
+                tracing::warn!("not everything could be handed over in time");
                 true
             }
             Some(_) => self.peer.has_handed_over(),
@@ -668,6 +668,10 @@ impl Driver {
     /// Tells some others, and then some more in case those did not hear.
     async fn say_goodbye(&mut self) -> Stopped {
         let now = self.shells.clock.now();
+        let kept = self.peer.records().len();
+        if kept > 0 {
+            tracing::info!(jobs = kept, "these jobs stay on this node's disk until it is started again");
+        }
         self.peer.say_goodbye(now);
         while let Some(effect) = self.peer.poll_effect(now) {
             if let Effect::Gossip { facts, .. } = effect {

@@ -415,11 +415,14 @@ impl Blobs {
         }
     }
 
-    /// These blobs are on the disk now.
-    pub fn handle_stored(&mut self, ids: &[BlobId]) {
+    /// These blobs are on the disk now. Returns those that were lacking: their last name had gone while they were written,
+    /// and another came.
+    pub fn handle_stored(&mut self, ids: &[BlobId]) -> Vec<BlobId> {
+        let found = ids.iter().copied().filter(|id| self.lacks(*id)).collect();
         for id in ids {
             self.set_stored(*id);
         }
+        found
     }
 
     /// The disk has damaged a blob: it is asked for anew.

@@ -255,6 +255,7 @@ pub fn unfit(record: &Record, node: NodeId, view: &View) -> Option<String> {
     match facts.status {
         Status::Serving => {}
         Status::Joining => return Some("it is still joining".into()),
+        Status::Returning => return Some("it is still coming back".into()),
         Status::Draining => return Some("it is draining".into()),
         Status::ReadOnly => return Some("it cannot write to its disk".into()),
         Status::Left => return Some("it is leaving".into()),

@@ -502,12 +502,14 @@ impl Membership {
                 me.name, other.node, other.cluster_addr
             ));
         }
-        if me.status != Status::Joining {
+        if !me.status.is_starting() {
             return None;
         }
         let stands = |(node, outsider): (&NodeId, &Outsider)| match outsider.status {
             Status::Serving | Status::Draining | Status::ReadOnly => Some(outsider.differs.clone()),
-            Status::Joining => gives_way(mine, (outsider.generation, *node)).then(|| outsider.differs.clone()),
+            Status::Joining | Status::Returning => {
+                gives_way(mine, (outsider.generation, *node)).then(|| outsider.differs.clone())
+            }
             Status::Left => None,
         };
         self.outsiders.iter().find_map(stands)
@@ -765,6 +767,7 @@ fn wall_time(now: Now, moment: Moment) -> Timestamp {
 fn status_name(status: Status) -> &'static str {
     match status {
         Status::Joining => "joining",
+        Status::Returning => "returning",
         Status::Serving => "serving",
         Status::Draining => "draining",
         Status::ReadOnly => "read-only",

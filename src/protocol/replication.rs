@@ -276,6 +276,11 @@ impl<W> Replication<W> {
         self.spreads.contains_key(&job)
     }
 
+    /// Whether this node wrote the record, and pushes it until all have it.
+    pub fn insists(&self, job: JobId) -> bool {
+        self.spreads.get(&job).is_some_and(|spread| spread.insists)
+    }
+
     /// Every record that is being spread, and since when.
     pub fn spreading(&self) -> impl Iterator<Item = (JobId, Moment)> + '_ {
         self.spreads.iter().map(|(job, spread)| (*job, spread.started))

@@ -364,7 +364,9 @@ impl World {
             let is_shown =
                 record.overlaps().iter().any(|overlap| BTreeSet::from([overlap.first, overlap.second]) == pair);
             let text = format!("{} on n{} and n{} by {pair:?}", short(job.0), on.0, on.1);
-            if is_shown {
+            let is_given_up = self.given_up_for_a_seal.contains(&job)
+                && pair.iter().any(|claim| !record.attempts.contains_key(claim));
+            if is_shown || is_given_up {
                 self.except(format!("ran twice at once: {text}"));
             } else {
                 self.find("every overlap is reported", text);
@@ -461,19 +463,26 @@ impl World {
         };
         let view = peer.membership().view();
         let counts = |at: &usize| view.get(&self.nodes[*at].id).is_some_and(|m| m.state != MemberState::Left);
-        let knows_more = |at: &usize| {
-            let in_memory = self.peer(*at).and_then(|peer| peer.records().get(record.id));
-            let on_disk = self.nodes[*at].disk.records.get(&record.id);
-            in_memory.map(|held| held.record()).iter().chain(on_disk).any(|held| lacks(record, held))
+        let more_at = |at: &usize| {
+            let in_memory = self.peer(*at).and_then(|peer| peer.records().get(record.id)).map(|held| held.record());
+            let on_disk = self.nodes[*at].disk.records.get(&record.id).cloned();
+            in_memory.into_iter().chain(on_disk).find(|held| lacks(record, held))
         };
-        let others = (0..self.nodes.len()).filter(|at| *at != node);
-        let wiser: Vec<usize> = others.filter(counts).filter(knows_more).collect();
+        let others = (0..self.nodes.len()).filter(|at| *at != node).filter(counts);
+        let (same, another): (Vec<_>, Vec<_>) = others
+            .filter_map(|at| more_at(&at).map(|copy| (at, copy)))
+            .partition(|(_, copy)| copy.submission == record.submission);
+        let wiser: Vec<usize> = same.into_iter().map(|(at, _)| at).collect();
         let is_at_work = self.ledger.runs_of(record.id).any(|run| run.started.is_some() && run.ended.is_none());
         let name = short(record.id.0);
         if !wiser.is_empty() {
             self.find("a seal is asked for", format!("n{node} seals {name}, of which {wiser:?} know more"));
         }
-        if is_at_work {
+        if !another.is_empty() {
+            // The key was used again where nobody knew of the job.
+            self.given_up_for_a_seal.insert(record.id);
+            self.except(format!("n{node} seals {name}, which was submitted anew elsewhere"));
+        } else if is_at_work {
             self.find("a seal is asked for", format!("n{node} seals {name}, of which a pod runs"));
         }
     }
@@ -537,9 +546,6 @@ impl World {
     /// Notes what `node` lets go of in the hands of those who should have it, by its own ring, or by the ring that has
     /// become of it since: it may act for the job again already, with the record still on its way back.
     pub fn note_handovers(&mut self, node: usize, commit: &Commit) {
-        for record in &commit.put {
-            self.nodes[node].handed_over.remove(&record.id);
-        }
         for job in &commit.delete {
             let Some(placement) = self.peer(node).map(Peer::placement) else { continue };
             let acting = placement.acting(placement.partition_of(*job));
@@ -548,7 +554,7 @@ impl World {
             let on = self.disks_with(*job);
             if !others.is_empty() && others.iter().all(|other| on.contains(other)) {
                 self.note(node, || format!("lets go of {}, which {others:?} have", short(job.0)));
-                self.nodes[node].handed_over.insert(*job);
+                self.nodes[node].disk.handed_over.insert(*job);
             }
         }
     }
@@ -558,7 +564,7 @@ impl World {
     pub fn check_receipt(&mut self, job: JobId, receipt: &Receipt) {
         let keeps = |id: &NodeId| {
             self.place_of(*id).map(|place| &self.nodes[place]).is_some_and(|node| {
-                node.disk.records.contains_key(&job) || node.handed_over.contains(&job) || node.has_left
+                node.disk.records.contains_key(&job) || node.disk.handed_over.contains(&job) || node.has_left
             })
         };
         let is_true = receipt.replicas.iter().all(keeps) && !self.disks_with(job).is_empty();

@@ -258,10 +258,8 @@ impl World {
         }
         // Whose record has expired may submit it anew.
         let is_open = |node: &crate::world::Node| node.disk.records.get(id).is_some_and(|record| !record.is_final());
-        if self.nodes.iter().any(is_open) {
-            if self.may_have_expired(*id) {
-                self.saved_work.forget(*id);
-            }
+        if self.nodes.iter().any(is_open) && self.may_have_expired(*id) {
+            self.saved_work.forget(*id);
             self.seals.remove(id);
         }
         let tracked = Tracked { told: None, final_state: None, cancelled: false };
@@ -334,7 +332,10 @@ impl World {
         self.note(node, || format!("tells a client nothing of {}: {refusal}", short(job.0)));
         if self.clients.jobs.contains_key(&job) && refusal.code == Code::NotFound && !self.may_have_expired(job) {
             let text = format!("n{node} says that there is no {}, which was acknowledged", short(job.0));
-            if self.disturbances.any {
+            // Whoever leaves last takes along what nobody is left to take, and says so.
+            let on = self.disks_with(job);
+            let was_taken_along = !on.is_empty() && on.iter().all(|holder| self.nodes[*holder].has_left);
+            if self.disturbances.any || was_taken_along {
                 self.except(text);
             } else {
                 self.find("acknowledged jobs are known", text);

@@ -3,7 +3,7 @@
 //! One transaction is under way at a time. A crash finds it either synced, although nobody was told, or gone
 //! without a trace; what was synced before stays. A full disk fails every transaction and changes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use flockwork::model::blob::{Blob, BlobId};
@@ -17,6 +17,8 @@ use flockwork::protocol::effect::Commit;
 pub struct Disk {
     pub records: BTreeMap<JobId, Arc<Record>>,
     pub blobs: BTreeMap<BlobId, Blob>,
+    /// What it let go of when all others that should have it had it on their disks, and has not got back since.
+    pub handed_over: BTreeSet<JobId>,
     pub members: Vec<Facts>,
     /// That of the last start.
     pub generation: u64,
@@ -56,6 +58,7 @@ impl Disk {
 
     fn apply(&mut self, commit: Commit) {
         for record in commit.put {
+            self.handed_over.remove(&record.id);
             self.records.insert(record.id, record);
         }
         for job in commit.delete {

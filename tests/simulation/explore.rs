@@ -93,6 +93,8 @@ pub fn explore(run: Run, trace: Trace) -> World {
         options.retention = Duration::ZERO;
         options.into_the_hour = Duration::from_secs(3_600).saturating_sub(Duration::from_secs_f64(run.minutes * 30.0));
     }
+    // At once, sooner than most faults are over, later, and later than any.
+    options.repair_after = Duration::from_secs([0, 3, 10, 30][(run.seed / 4 % 4) as usize]);
     options.planted = run.planted;
     let mut world = World::new(options);
     world.trace = trace;

@@ -79,11 +79,11 @@ impl World {
             placement.acting(placement.partition_of(record.id)).contains(&self.nodes[node].id)
         };
         // A key that was used on both sides of a partition is two records, of which a seal may end the one.
-        if !self.peer(node).is_some_and(keeps) {
-            self.except(format!("another copy after one that was let go of: {text}"));
-        } else if record.is_final() && before.submission != record.submission {
+        if record.is_final() && before.submission != record.submission {
             self.except(format!("saved work of another record: {text}"));
             self.saved_work.forget(record.id);
+        } else if !self.peer(node).is_some_and(keeps) {
+            self.except(format!("another copy after one that was let go of: {text}"));
         } else {
             self.find("checkpoints never go back", text);
         }

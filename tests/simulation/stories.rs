@@ -114,6 +114,15 @@ impl World {
         self.answer(ask)
     }
 
+    fn status(&self, node: usize) -> Status {
+        self.peer(node).map_or(Status::Left, |peer| peer.membership().me().status)
+    }
+
+    fn counter(&self, node: usize, name: &str) -> u64 {
+        let counters = self.peer(node).expect("it is up").snapshot(self.local_now(node)).counters;
+        counters.iter().find(|(counter, _)| *counter == name).expect("there is such a counter").1
+    }
+
     /// How many pods of the job there were.
     fn pods(&self, job: JobId) -> usize {
         self.ledger.runs_of(job).count()
@@ -768,6 +777,99 @@ fn what_moves_when_the_ring_changes_is_told_until_all_has_moved() {
     assert!(all >= 20, "about three quarters of the records have a copy there: {all}");
     world.wait_until("all has moved", |world| (0..4).all(|node| convergence(world, node).moving.is_none()));
     assert!(world.nodes[3].disk.records.is_empty());
+    world.end_well();
+}
+
+/// Jobs that wait for long, on the disks of those who should have them.
+fn waiting_jobs(world: &mut World, count: usize) -> BTreeSet<JobId> {
+    let spec = || Spec { delay: Some(PATIENCE * 60), durability: Durability::All, ..work(50, 0) };
+    let jobs = (0..count).map(|at| world.submit(at % world.nodes.len(), spec())).collect();
+    world.wait_until("nothing is on its way", |world| world.up().iter().all(|node| world.converged(*node)));
+    jobs
+}
+
+/// How many copies there are on the disks of all nodes but `absent`.
+fn copies_but_for(world: &World, absent: &[usize]) -> usize {
+    (0..world.nodes.len()).filter(|node| !absent.contains(node)).map(|node| world.nodes[node].disk.records.len()).sum()
+}
+
+fn cancel_all(world: &mut World, jobs: &BTreeSet<JobId>) {
+    for job in jobs {
+        world.cancel(0, *job).expect("it is cancelled");
+    }
+}
+
+#[test]
+fn a_restart_moves_nothing() {
+    let mut world = cluster(5);
+    let jobs = waiting_jobs(&mut world, 60);
+    let copies = copies_but_for(&world, &[3]);
+    for is_noticed in [false, true] {
+        world.kill(3);
+        if is_noticed {
+            world.wait_until("all have noticed", |world| {
+                world.up().iter().all(|node| world.sees(*node, 3) == Some(MemberState::Down))
+            });
+            world.run_for(SECOND * 5);
+            assert_eq!(copies_but_for(&world, &[3]), copies, "it is waited for");
+        }
+        world.start(3);
+        world.wait_until("it serves", |world| world.status(3) == Status::Serving);
+        world.wait_until("all is well again", |world| world.up().iter().all(|node| world.converged(*node)));
+        assert_eq!(copies_but_for(&world, &[3]), copies);
+    }
+    let let_go: u64 = world.up().iter().map(|node| world.counter(*node, "strays_handed_over_total")).sum();
+    assert_eq!(let_go, 0);
+    cancel_all(&mut world, &jobs);
+    world.end_well();
+}
+
+#[test]
+fn what_is_written_while_a_node_is_away_is_on_as_many_disks_as_ever() {
+    let mut world = cluster(5);
+    world.power_off(3);
+    world.wait_until("all have noticed", |world| {
+        world.up().iter().all(|node| world.sees(*node, 3) == Some(MemberState::Down))
+    });
+    for at in 0..20 {
+        let ask = world.ask_to_submit(at % 3, Spec { durability: Durability::All, ..work(50, 0) });
+        assert_eq!(world.outcome(ask).unwrap().receipt.stored, 3);
+    }
+    world.end_well();
+}
+
+#[test]
+fn whoever_stays_away_is_replaced_in_the_end() {
+    let mut world = cluster(5);
+    let jobs = waiting_jobs(&mut world, 60);
+    world.power_off(3);
+    world.wait_until("all have noticed", |world| {
+        world.up().iter().all(|node| world.sees(*node, 3) == Some(MemberState::Down))
+    });
+    assert!(copies_but_for(&world, &[3]) < 3 * jobs.len());
+    let up = world.others(&[3]);
+    assert!(up.iter().all(|node| !world.converged(*node)), "that copies are short is told");
+    world.wait_until("all is well again", |world| up.iter().all(|node| world.converged(*node)));
+    assert_eq!(copies_but_for(&world, &[3]), 3 * jobs.len());
+    cancel_all(&mut world, &jobs);
+    world.end_well();
+}
+
+#[test]
+fn where_two_of_three_are_away_copies_are_made_at_once() {
+    let mut world = cluster_of(Options { repair_after: PATIENCE * 60, ..Options::new(1, 5) });
+    let jobs = waiting_jobs(&mut world, 60);
+    let have = |world: &World, job: &JobId, absent: &[usize]| {
+        world.disks_with(*job).into_iter().filter(|node| !absent.contains(node)).count()
+    };
+    let thin: Vec<JobId> = jobs.iter().copied().filter(|job| have(&world, job, &[3, 4]) == 1).collect();
+    assert!(thin.len() > 5, "some have two copies there: {}", thin.len());
+    world.power_off(3);
+    world.power_off(4);
+    world.wait_until("these have three copies", |world| thin.iter().all(|job| have(world, job, &[3, 4]) == 3));
+    let others = jobs.iter().filter(|job| !thin.contains(job) && have(&world, job, &[3, 4]) == 2).count();
+    assert!(others > 5, "the others are waited with: {others}");
+    cancel_all(&mut world, &jobs);
     world.end_well();
 }
 

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flockwork::model::blob::{BlobId, BlobRef};
-use flockwork::model::config::{Config, Profile};
+use flockwork::model::config::{Config, Profile, Timing};
 use flockwork::model::id::{Generation, Incarnation, JobId, NodeId};
 use flockwork::model::member::{ClusterSettings, Facts, Fingerprint, Load, PartitionSet, Status, WIRE_VERSION};
 use flockwork::model::packed::PackedRecord;
@@ -87,6 +87,8 @@ pub struct Options {
     pub partitions: u32,
     pub slots: u32,
     pub forget_after: Duration,
+    /// How long whoever is away is waited for before its copies are made elsewhere.
+    pub repair_after: Duration,
     /// How wrong the nodes' clocks may be: thousandths of a percent of speed, and milliseconds of wall time.
     pub drift_ppm: i64,
     pub skew_ms: i64,
@@ -107,6 +109,7 @@ impl Options {
             partitions: 32,
             slots: 4,
             forget_after: Duration::from_secs(3_600),
+            repair_after: Timing::of(Profile::Local).repair_after,
             drift_ppm: 200,
             skew_ms: 5_000,
             retention: Duration::from_secs(7 * 24 * 3_600),
@@ -122,8 +125,6 @@ pub struct Node {
     pub id: NodeId,
     pub addr: SocketAddr,
     pub disk: Disk,
-    /// What it let go of when all others that should have it had it on their disks, and has not got back since.
-    pub handed_over: BTreeSet<JobId>,
     pub process: Option<Process>,
     /// Off, so that nothing even refuses a connection.
     pub powered_off: bool,
@@ -346,6 +347,8 @@ pub struct World {
     pub fault_log: Vec<(Duration, String)>,
     /// Every record's seal, as it was first written to a disk, and by its content then.
     pub seals: BTreeMap<JobId, Arc<Record>>,
+    /// Jobs that were sealed while their key was used again where nobody knew of them: one of the two is given up.
+    pub given_up_for_a_seal: BTreeSet<JobId>,
     pub saved_work: SavedWork,
     pub trace: Trace,
     queue: Queue,
@@ -369,6 +372,7 @@ impl World {
             faults: Faults::default(),
             fault_log: Vec::new(),
             seals: BTreeMap::new(),
+            given_up_for_a_seal: BTreeSet::new(),
             saved_work: SavedWork::default(),
             trace: Trace::Off,
             queue: Queue::default(),
@@ -392,7 +396,6 @@ impl World {
             id: NodeId(self.dice.bits() as u32),
             addr: SocketAddr::from(([10, 0, 0, at as u8 + 1], 7_000)),
             disk: Disk::default(),
-            handed_over: BTreeSet::new(),
             process: None,
             powered_off: false,
             has_left: false,
@@ -508,8 +511,7 @@ impl World {
                 if self.process(*node).is_some_and(|up| up.number == *process) {
                     self.note(*node, || "has left".into());
                     self.check_handed_over(*node);
-                    let handed_over = self.process(*node).is_some_and(|process| process.handed_over);
-                    self.nodes[*node].took_records_along = !handed_over;
+                    self.nodes[*node].took_records_along = !self.nodes[*node].disk.records.is_empty();
                     self.end_process(*node);
                     self.nodes[*node].has_left = true;
                 }
@@ -677,6 +679,7 @@ impl World {
             },
             retention: self.options.retention,
             labels: BTreeMap::from([("place".to_owned(), format!("n{node}"))]),
+            timing: Timing { repair_after: self.options.repair_after, ..Timing::of(Profile::Local) },
             ..Config::new(Profile::Local, Resources { slots: self.nodes[node].slots, ..Resources::default() })
         }
     }

@@ -226,7 +226,7 @@ impl Peer {
     }
 
     /// A blob came, or is nowhere to be had: either way nobody waits for it any more.
-    fn look_again(&mut self, now: Now, id: BlobId) {
+    pub(super) fn look_again(&mut self, now: Now, id: BlobId) {
         for job in self.blobs.jobs_of(id) {
             self.note_lacking(job);
             if !self.expects_blobs(job) {

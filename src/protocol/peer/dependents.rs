@@ -71,8 +71,9 @@ impl Peer {
             found.thin += if copies < wanted { records } else { 0 };
             found.only_here += if copies == 0 { records } else { 0 };
         };
-        // What nobody spreads any more was acknowledged by all that were to have it, or is as it was compared.
-        add(at_rest, here + others.len());
+        // What nobody spreads any more was acknowledged by all that were to have it, or is as it was compared; but a
+        // stand-in was given only what was written of late.
+        add(at_rest, here + others.iter().filter(|other| !self.stands_in(**other, partition)).count());
         for job in spreading {
             let version = self.records.get(*job).map(|held| held.version);
             let known = version.and_then(|version| self.replication.known_copies(*job, version)).unwrap_or_default();

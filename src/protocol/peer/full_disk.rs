@@ -63,7 +63,7 @@ pub(super) fn drained(before: Status, on: bool) -> Status {
     match (before, on) {
         (Status::Serving | Status::Draining, true) => Status::Draining,
         (Status::Serving | Status::Draining, false) => Status::Serving,
-        (Status::Joining | Status::ReadOnly | Status::Left, _) => before,
+        (Status::Joining | Status::Returning | Status::ReadOnly | Status::Left, _) => before,
     }
 }
 

@@ -12,6 +12,7 @@
 //! How a job comes along is decided in [`lifecycle`](super::lifecycle) and carried out in `reconcile`.
 //! Ownership of partitions is in `ownership`, what peers and clients are answered in `serve`.
 
+mod absence;
 mod blobs;
 mod dependents;
 mod full_disk;
@@ -42,6 +43,7 @@ use crate::model::spec::Driver;
 use crate::model::time::{Moment, Now, Timestamp};
 use crate::model::wire::{Message, Probe};
 
+use self::absence::Absence;
 use self::full_disk::{Due, FullDisk};
 use super::blobs::Blobs;
 use super::comparison::{Answer, Comparison};
@@ -109,6 +111,9 @@ pub struct Peer {
     first_of: Vec<Partition>,
     placed_epoch: Option<u64>,
     placed_standings: Option<Vec<ownership::Standing>>,
+    /// Whether a majority of the members was in reach when the members were last looked at.
+    had_majority: Option<bool>,
+    absence: Absence,
     records: Records,
     blobs: Blobs,
     outbox: Outbox,
@@ -228,7 +233,10 @@ struct Counters {
 impl Peer {
     /// A peer that has just started, with what its disk had.
     pub fn new(now: Now, start: Start) -> Self {
-        let Start { config, facts, has_seeds, records: stored, blobs: stored_blobs, members, seed } = start;
+        let Start { config, mut facts, has_seeds, records: stored, blobs: stored_blobs, members, seed } = start;
+        if !stored.is_empty() && facts.status == Status::Joining {
+            facts.status = Status::Returning;
+        }
         let moment = now.moment;
         let me = Actor { node: facts.node, generation: facts.generation };
         let mut rng = StdRng::seed_from_u64(seed);
@@ -267,6 +275,8 @@ impl Peer {
             first_of: Vec::new(),
             placed_epoch: None,
             placed_standings: None,
+            had_majority: None,
+            absence: Absence::default(),
             outbox,
             blobs,
             replication: Replication::new(timing.resend_after),
@@ -393,6 +403,8 @@ impl Peer {
             return;
         }
         match message {
+            // Whoever has said goodbye takes nothing along that others would believe to be safe with it.
+            Message::Push { .. } if self.status() == Status::Left => {}
             Message::Push { seq, records, blobs, lacking } => {
                 self.handle_push(now, from, Pushed { seq, records, blobs, lacking: lacking.into_iter().collect() });
             }
@@ -413,10 +425,12 @@ impl Peer {
             Message::Differ { round, horizon, partitions, unsaved } => {
                 let answer = Answer { round, horizon, partitions, unsaved };
                 // A node that only holds strays hands them over; if it fetched what is newer, it would never be done.
-                let (me, placement, records) = (self.me, &self.placement, &self.records);
+                let (me, placement, records, absence) = (self.me, &self.placement, &self.records, &self.absence);
                 let wants = |job: JobId| {
-                    placement.acting(records.partition_of(job)).contains(&me.node)
-                        || records.get(job).is_some_and(|held| held.live_executors().contains(&me))
+                    let (partition, held) = (records.partition_of(job), records.get(job));
+                    let acts = placement.acting(partition).contains(&me.node);
+                    acts && (held.is_some() || !absence.stands_in(placement, me.node, partition))
+                        || held.is_some_and(|held| held.live_executors().contains(&me))
                 };
                 let (difference, step) = self.comparison.handle_differ(now.moment, from, answer, records, wants);
                 self.learn_difference(now, from, &difference);
@@ -487,7 +501,9 @@ impl Peer {
     /// Commit `number` is on disk.
     pub fn handle_committed(&mut self, now: Now, number: u64) {
         let durable = self.outbox.handle_committed(number);
-        self.blobs.handle_stored(&durable.blobs);
+        for found in self.blobs.handle_stored(&durable.blobs) {
+            self.look_again(now, found);
+        }
         for (job, revision) in durable.records {
             self.replication.handle_stored_here(job, revision);
             self.check_copies(now, job);
@@ -516,7 +532,7 @@ impl Peer {
             (true, Status::Serving) => self.membership.set_status(now, Status::Draining),
             (false, Status::Draining) => self.membership.set_status(now, Status::Serving),
             (_, Status::ReadOnly) => self.before_full_disk = full_disk::drained(self.before_full_disk, on),
-            (_, Status::Joining | Status::Serving | Status::Draining | Status::Left) => {}
+            (_, Status::Joining | Status::Returning | Status::Serving | Status::Draining | Status::Left) => {}
         }
     }
 
@@ -601,6 +617,7 @@ impl Peer {
             self.room.poll_timeout(),
             self.gateway.poll_timeout(),
             self.ownership.poll_timeout(),
+            self.absence.poll_timeout(),
             self.records.next_waking(),
             self.parked_until.first().map(|(at, _)| *at),
             self.blobs.poll_timeout(),
@@ -631,6 +648,9 @@ impl Peer {
         self.gateway.handle_timeout(moment, routing);
         for partition in self.ownership.handle_timeout(moment) {
             self.begin_takeover(moment, partition);
+        }
+        if self.absence.poll_timeout().is_some_and(|until| until <= moment) {
+            self.give_up_the_absent(moment);
         }
         while let Some(job) = self.records.wake_next(moment) {
             self.dirty.insert(job);
@@ -859,7 +879,7 @@ impl Peer {
             pods: self.pods.len() as u64,
         };
         let not_ready = self.membership.conflict().or_else(|| match self.status() {
-            Status::Joining => Some("looking for the other nodes of the cluster".to_owned()),
+            Status::Joining | Status::Returning => Some("looking for the other nodes of the cluster".to_owned()),
             Status::ReadOnly => Some("the disk is full: nothing can be written".to_owned()),
             Status::Left => Some("leaving the cluster".to_owned()),
             Status::Serving | Status::Draining => None,

@@ -14,7 +14,7 @@ use std::time::Duration;
 use rand::Rng;
 
 use crate::model::id::{Generation, JobId, NodeId, Partition};
-use crate::model::member::{Member, MemberState, Status, View};
+use crate::model::member::{Member, MemberState, PartitionSet, Status, View, majority_in_reach};
 use crate::model::record::Version;
 use crate::model::ring::Placement;
 use crate::model::time::{Moment, Now};
@@ -126,8 +126,7 @@ impl Peer {
             return false;
         }
         self.placed_epoch = Some(epoch);
-        // A death, a restart, a doubt or a new ring can change what is to be done about any open job.
-        self.dirty.extend(self.records.open().iter().copied());
+        self.look_at_open_jobs();
         self.must_schedule = true;
         let standings = standings(self.membership.view());
         if self.placed_standings.as_ref() != Some(&standings) {
@@ -137,6 +136,15 @@ impl Peer {
         let routing = Routing { me: self.me.node, view: self.membership.view(), placement: &self.placement };
         self.gateway.handle_view_change(now.moment, routing);
         true
+    }
+
+    /// A death, a restart or a doubt can change what is to be done about any job that somebody runs, and about any at all
+    /// if there is a majority now and was none before.
+    fn look_at_open_jobs(&mut self) {
+        let has_majority = Some(majority_in_reach(self.membership.view()));
+        let all = std::mem::replace(&mut self.had_majority, has_majority) != has_majority;
+        let has_run = |job: &JobId| self.records.get(*job).is_some_and(|held| held.summary.has_attempts());
+        self.dirty.extend(self.records.open().iter().copied().filter(|job| all || has_run(job)));
     }
 
     fn place_anew(&mut self, now: Now) {
@@ -149,18 +157,46 @@ impl Peer {
             self.gossip_urgently |= self.status() == Status::Serving;
             self.begin_move(now);
         }
+        let waited = self.wait_for_the_absent(now.moment);
         for partition in self.placement.all() {
-            self.follow_ring(now.moment, partition, &before);
+            self.follow_ring(now.moment, partition, &before, &waited);
         }
-        for (job, _) in self.replication.spreading().collect::<Vec<_>>() {
-            let targets = self.targets(job);
-            self.replication.retarget(job, targets);
-            self.dirty.insert(job);
-        }
+        self.retarget_all();
         self.ask_for_what_is_kept_now();
     }
 
-    fn follow_ring(&mut self, now: Moment, partition: Partition, before: &Placement) {
+    /// Who should have what is on its way is asked anew.
+    fn retarget_all(&mut self) {
+        for (job, _) in self.replication.spreading().collect::<Vec<_>>() {
+            self.retarget(job);
+            self.dirty.insert(job);
+        }
+    }
+
+    fn retarget(&mut self, job: JobId) {
+        let targets = if self.replication.insists(job) { self.targets(job) } else { self.keepers(job) };
+        self.replication.retarget(job, targets);
+    }
+
+    /// Stops waiting for those whose time to come back is over: what they should hold is copied to those who act in their
+    /// place.
+    pub(super) fn give_up_the_absent(&mut self, now: Moment) {
+        let waited = self.wait_for_the_absent(now);
+        let given_up: Vec<Partition> = waited.iter().filter(|partition| !self.absence.is_awaited(*partition)).collect();
+        for partition in &given_up {
+            let acting = self.placement.acting(*partition).to_vec();
+            let is_concerned = acting.contains(&self.me.node) || self.records.count_in(*partition) > 0;
+            for node in acting.into_iter().filter(|node| is_concerned && *node != self.me.node) {
+                self.comparison.want(node, *partition, Purpose::Routine);
+            }
+        }
+        if !given_up.is_empty() {
+            self.retarget_all();
+            self.ask_for_what_is_kept_now();
+        }
+    }
+
+    fn follow_ring(&mut self, now: Moment, partition: Partition, before: &Placement, waited: &PartitionSet) {
         let me = self.me.node;
         let has_company =
             || self.placement.acting(partition).iter().any(|node| !before.acting(partition).contains(node));
@@ -198,10 +234,17 @@ impl Peer {
         if is_stray {
             self.track_strays(now, partition);
         }
-        let was_acting = before.acting(partition);
-        let newly = |node: &NodeId| is_stray || !was_acting.contains(node) || !was_acting.contains(&me);
-        for node in acting.iter().filter(|node| **node != me && newly(node)) {
-            self.comparison.want(*node, partition, Purpose::Routine);
+        let kept = |node: NodeId| {
+            before.acting(partition).contains(&node)
+                && (!waited.contains(partition) || before.home(partition).contains(&node))
+        };
+        let newly = |node: NodeId| is_stray || !kept(node) || !kept(me);
+        let keeps = |node: NodeId| self.should_keep(node, partition);
+        let has_a_part = is_stray || keeps(me);
+        let is_wanted = |node: &NodeId| *node != me && has_a_part && keeps(*node) && newly(*node);
+        let others: Vec<NodeId> = acting.iter().copied().filter(is_wanted).collect();
+        for node in others {
+            self.comparison.want(node, partition, Purpose::Routine);
         }
     }
 
@@ -209,7 +252,7 @@ impl Peer {
     fn may_own(&self, partition: Partition) -> bool {
         let serves = match self.status() {
             Status::Serving | Status::Draining => true,
-            Status::Joining | Status::ReadOnly | Status::Left => false,
+            Status::Joining | Status::Returning | Status::ReadOnly | Status::Left => false,
         };
         serves && self.placement.owner(partition) == Some(self.me.node) && self.membership.conflict().is_none()
     }
@@ -321,7 +364,7 @@ impl Peer {
         }
         for job in &difference.theirs_lack {
             // A node that should not hold the record is not given it.
-            if self.targets(*job).contains(&peer) {
+            if self.keepers(*job).contains(&peer) {
                 self.replication.push_once(*job, peer);
             }
         }
@@ -347,7 +390,8 @@ impl Peer {
         }
         let shown = same.iter().map(|(p, _)| (*p, true)).chain(differed.iter().map(|p| (*p, false)));
         for (partition, agrees) in shown {
-            if self.ownership.note_compared(partition, peer, agrees) {
+            let is_news = self.ownership.note_compared(partition, peer, agrees);
+            if is_news && self.should_keep(peer, partition) {
                 // What differed has been exchanged: look once more, to know that it is the same now.
                 self.comparison.want(peer, partition, Purpose::Routine);
             }
@@ -394,9 +438,8 @@ impl Peer {
         }
         let peer = others[self.rng.next_u32() as usize % others.len()];
         for partition in self.placement.all() {
-            let acting = self.placement.acting(partition);
-            let mine = acting.contains(&me) || self.records.count_in(partition) > 0;
-            if mine && acting.contains(&peer) {
+            let is_stray = !self.acts_for(partition) && self.records.count_in(partition) > 0;
+            if (is_stray || self.should_keep(me, partition)) && self.should_keep(peer, partition) {
                 self.comparison.want(peer, partition, Purpose::Routine);
             }
         }
@@ -409,8 +452,7 @@ impl Peer {
         let lingering: Vec<JobId> =
             self.replication.spreading().filter(|(_, since)| now.since(*since) > lingers).map(|(job, _)| job).collect();
         for job in lingering {
-            let targets = self.targets(job);
-            self.replication.retarget(job, targets);
+            self.retarget(job);
             self.replication.push_again(job);
             self.dirty.insert(job);
         }
@@ -421,7 +463,7 @@ impl Peer {
         let strays: Vec<(JobId, u64)> =
             self.records.in_partition(partition).map(|(job, held)| (job, held.revision)).collect();
         for (job, revision) in strays {
-            let targets = self.targets(job);
+            let targets = self.keepers(job);
             self.replication.track(now, job, revision, targets);
         }
     }
@@ -441,7 +483,7 @@ impl Peer {
         self.replication.spreading().next().is_none()
     }
 
-    /// The nodes that should hold the record, this one apart: the acting list, and whoever runs it.
+    /// The nodes that are to have what is written to the record now, this one apart: the acting list, and whoever runs it.
     pub(super) fn targets(&self, job: JobId) -> BTreeSet<NodeId> {
         let acting = self.placement.acting(self.records.partition_of(job)).iter().copied();
         let view = self.membership.view();
@@ -449,6 +491,14 @@ impl Peer {
         let executors = self.records.get(job).map(|held| held.live_executors()).unwrap_or_default();
         let executors = executors.into_iter().map(|executor| executor.node);
         acting.chain(executors).filter(|node| *node != self.me.node && live(node)).collect()
+    }
+
+    /// Those of them that should hold the record although nothing was written to it of late.
+    pub(super) fn keepers(&self, job: JobId) -> BTreeSet<NodeId> {
+        let partition = self.records.partition_of(job);
+        let mut keepers = self.targets(job);
+        keepers.retain(|node| !self.stands_in(*node, partition));
+        keepers
     }
 
     /// The partitions that this node acts for and that are not, as far as it knows, the same everywhere.
@@ -464,7 +514,8 @@ impl Peer {
             self.placement.acting(*partition).contains(peer) && self.acts_for(*partition) && !self.is_busy(*partition)
         });
         let differing = differing.map(|(partition, _)| *partition);
-        lagging.chain(not_caught_up).chain(differing).collect()
+        let short_of_copies = self.absence.awaited().filter(|partition| self.acts_for(*partition));
+        lagging.chain(not_caught_up).chain(differing).chain(short_of_copies).collect()
     }
 
     fn acts_for(&self, partition: Partition) -> bool {
@@ -501,7 +552,7 @@ impl Peer {
 
     /// A joining node serves as soon as it sees what the others see, or has looked for long enough.
     pub(super) fn try_to_join(&mut self, now: Now) {
-        if self.status() != Status::Joining || self.membership.conflict().is_some() {
+        if !self.status().is_starting() || self.membership.conflict().is_some() {
             return;
         }
         let waited = now.moment.since(self.started);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::model::id::{Actor, AttemptKey, Dot, JobId, NodeId};
 use crate::model::member::{Load, Status};
-use crate::model::record::{Fate, JobState, Phase, Record, Stop, StopKind, Version};
+use crate::model::record::{Attempt, Fate, JobState, Phase, Record, Stop, StopKind, Version};
 use crate::model::report::Checkpoint;
 use crate::model::request::EventKind;
 use crate::model::resources::Resources;
@@ -107,8 +107,10 @@ impl Peer {
                     merged.checkpoint.clone_from(&record.checkpoint);
                 }
                 if merged == *before {
+                    let version = held.version;
                     self.replication.push_once(job, from);
-                    return Some(held.version);
+                    self.tell_of_what_a_seal_ends(now, &before, &record);
+                    return Some(version);
                 }
                 Arc::new(merged)
             }
@@ -122,7 +124,7 @@ impl Peer {
             self.replication.push_once(job, from);
         }
         if !self.placement.acting(self.records.partition_of(job)).contains(&self.me.node) {
-            let targets = self.targets(job);
+            let targets = self.keepers(job);
             self.replication.track(now.moment, job, revision, targets);
         }
         Some(version)
@@ -599,6 +601,25 @@ impl Peer {
             self.counters.overlaps_told += 1;
             let (title, certain) = (record.spec().title(), overlap.certain);
             self.tell(now, EventKind::Overlap { job: record.id, title, attempts: [first, second], certain });
+        }
+    }
+
+    /// A key was used again where nobody knew of its job, which has been sealed: what ran of it there is no part of the
+    /// sealed record. The owner says so, since nothing else will.
+    fn tell_of_what_a_seal_ends(&mut self, now: Now, sealed: &Record, copy: &Record) {
+        let is_another = sealed.is_final() && !copy.is_final() && sealed.submission != copy.submission;
+        if !is_another || !self.ownership.is_caught_up(self.records.partition_of(sealed.id)) {
+            return;
+        }
+        let of = |attempt: &Attempt| (attempt.claim.number, attempt.claim.executor.node);
+        let Some(kept) = sealed.telling().map(of) else {
+            return;
+        };
+        let unknown = copy.attempts.iter().filter(|(claim, _)| !sealed.attempts.contains_key(claim));
+        for ended in unknown.map(|(_, attempt)| of(attempt)) {
+            self.counters.overlaps_told += 1;
+            let (title, attempts) = (sealed.spec().title(), [kept, ended]);
+            self.tell(now, EventKind::Overlap { job: sealed.id, title, attempts, certain: false });
         }
     }
 

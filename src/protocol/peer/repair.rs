@@ -39,7 +39,7 @@ impl Peer {
             .iter()
             .filter(|copy| match &copy.record {
                 Ok(Some(record)) => record.id == merged.id && *record != merged,
-                Ok(None) => self.placement.acting(partition).contains(&copy.node),
+                Ok(None) => self.should_keep(copy.node, partition),
                 Err(_) => false,
             })
             .map(|copy| copy.node)

@@ -164,7 +164,7 @@ impl Peer {
             .map(|(job, version)| {
                 let agrees = match self.records.get(*job) {
                     Some(held) => held.version == *version && !self.expects_blobs(*job),
-                    None => !self.placement.acting(self.records.partition_of(*job)).contains(&self.me.node),
+                    None => !self.should_keep(self.me.node, self.records.partition_of(*job)),
                 };
                 // Nor may an older copy come back from the disk.
                 agrees && self.outbox.is_stored(*job)

@@ -142,7 +142,10 @@ impl Peer {
         let known_copies = self.replication.known_copies(job, held.version);
         let agrees = |node: NodeId| match &known_copies {
             Some(copies) => copies.contains(&node),
-            None => self.ownership.agrees(partition, node) || !self.replication.is_spreading(job),
+            None => {
+                self.ownership.agrees(partition, node)
+                    || !self.replication.is_spreading(job) && !self.stands_in(node, partition)
+            }
         };
         let me = self.me.node;
         let acting = self.placement.acting(partition);
@@ -197,7 +200,7 @@ impl Peer {
                     Refusal::new(Code::Unavailable, "this node is draining, and reaches no other that takes jobs");
                 return refused(refusal.with_hint("ask another node, or end the drain with `flockwork undrain`"));
             }
-            Status::Draining | Status::Joining | Status::ReadOnly | Status::Left => false,
+            Status::Draining | Status::Joining | Status::Returning | Status::ReadOnly | Status::Left => false,
         };
         if !takes {
             return Err(SubmitOutcome::NotOwner);
