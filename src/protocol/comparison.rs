@@ -12,6 +12,9 @@
 //! Sealed records that expire before the horizon, the present hour, are left out. Where two clocks differ, the
 //! later horizon counts for both: the answer to a question with an earlier one is only that later hour.
 //!
+//! A question that is not answered in time is asked again, and either answer counts: a node that has much to do answers
+//! late, and would never be done if only its answer to the last question were good.
+//!
 //! Not known here: what is in the records, and who ought to hold what.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +32,11 @@ const ROUND_PARTITIONS: usize = 256;
 /// Records asked for in one fetch, at the most.
 const FETCH_RECORDS: usize = 4_096;
 
+/// A question is asked so often, each time waiting twice as long, before it is asked anew, of what has changed since.
+const MOST_ASKED: u32 = 4;
+/// Records that were asked for may take so many times longer to come than the answer to a question.
+const FETCH_PATIENCE: u32 = 4;
+
 /// Why a comparison is wanted. The stronger reason wins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Purpose {
@@ -45,6 +53,8 @@ pub struct Comparison {
     next_round: u64,
     wanted: BTreeMap<NodeId, BTreeMap<Partition, Purpose>>,
     rounds: BTreeMap<NodeId, Round>,
+    /// Those of them whose question is to be asked again.
+    unanswered: BTreeSet<NodeId>,
     /// The latest horizon that each peer has named.
     horizons: BTreeMap<NodeId, u32>,
 }
@@ -63,7 +73,17 @@ struct Round {
     /// Still to be fetched.
     lacking: Vec<JobId>,
     fetching: bool,
+    /// How often its question was asked.
+    asked: u32,
     give_up_at: Moment,
+}
+
+impl Round {
+    fn question(&self) -> Message {
+        let digests = self.partitions.iter().map(|(partition, digest)| (*partition, *digest)).collect();
+        let takeover = self.purpose == Purpose::Takeover;
+        Message::Compare { round: self.number, takeover, horizon: self.horizon, digests }
+    }
 }
 
 /// What a finished round showed.
@@ -108,7 +128,14 @@ pub struct Difference {
 impl Comparison {
     /// Nothing wanted; a round without progress for `patience` is given up and wanted again.
     pub fn new(patience: Duration) -> Self {
-        Self { patience, next_round: 1, wanted: BTreeMap::new(), rounds: BTreeMap::new(), horizons: BTreeMap::new() }
+        Self {
+            patience,
+            next_round: 1,
+            wanted: BTreeMap::new(),
+            rounds: BTreeMap::new(),
+            unanswered: BTreeSet::new(),
+            horizons: BTreeMap::new(),
+        }
     }
 
     /// Wants `partition` compared with `peer`.
@@ -132,6 +159,13 @@ impl Comparison {
 
     /// The next question to send. `hour` is the present one.
     pub fn poll_message(&mut self, now: Moment, hour: u32, records: &Records) -> Option<(NodeId, Message)> {
+        while let Some(peer) = self.unanswered.pop_first() {
+            if let Some(round) = self.rounds.get_mut(&peer).filter(|round| !round.fetching) {
+                round.give_up_at = now + self.patience * (1 << round.asked);
+                round.asked += 1;
+                return Some((peer, round.question()));
+            }
+        }
         let peer = *self.wanted.keys().find(|peer| !self.rounds.contains_key(peer))?;
         let wanted = self.wanted.get_mut(&peer)?;
         let purpose = wanted.values().copied().max()?;
@@ -148,22 +182,21 @@ impl Comparison {
         }
         let number = self.next_round;
         self.next_round += 1;
-        let digests = chosen.iter().map(|(partition, digest)| (*partition, *digest)).collect();
-        self.rounds.insert(
-            peer,
-            Round {
-                number,
-                horizon,
-                purpose,
-                partitions: chosen,
-                differing: BTreeSet::new(),
-                unsaved: BTreeSet::new(),
-                lacking: Vec::new(),
-                fetching: false,
-                give_up_at: now + self.patience,
-            },
-        );
-        Some((peer, Message::Compare { round: number, takeover: purpose == Purpose::Takeover, horizon, digests }))
+        let round = Round {
+            number,
+            horizon,
+            purpose,
+            partitions: chosen,
+            differing: BTreeSet::new(),
+            unsaved: BTreeSet::new(),
+            lacking: Vec::new(),
+            fetching: false,
+            asked: 1,
+            give_up_at: now + self.patience,
+        };
+        let question = round.question();
+        self.rounds.insert(peer, round);
+        Some((peer, question))
     }
 
     /// The peer listed what it holds where the two differ. Returns what that means, and the next question or
@@ -219,7 +252,7 @@ impl Comparison {
     pub fn handle_fetched(&mut self, now: Moment, peer: NodeId, number: u64, last: bool) -> Step {
         match self.rounds.get_mut(&peer) {
             Some(round) if round.number == number && round.fetching => {
-                round.give_up_at = now + self.patience;
+                round.give_up_at = now + self.patience * FETCH_PATIENCE;
                 if last { self.go_on(now, peer) } else { Step::Wait }
             }
             Some(_) | None => Step::Stale,
@@ -230,7 +263,7 @@ impl Comparison {
         let Some(round) = self.rounds.get_mut(&peer) else {
             return Step::Stale;
         };
-        round.give_up_at = now + self.patience;
+        round.give_up_at = now + self.patience * FETCH_PATIENCE;
         if !round.lacking.is_empty() {
             let rest = round.lacking.split_off(round.lacking.len().min(FETCH_RECORDS));
             let jobs = std::mem::replace(&mut round.lacking, rest);
@@ -247,12 +280,20 @@ impl Comparison {
         self.rounds.values().map(|round| round.give_up_at).min()
     }
 
-    /// Gives up rounds without progress, and wants them again.
+    /// Asks again where there was no answer, and gives up rounds without progress, and wants them again.
     pub fn handle_timeout(&mut self, now: Moment) {
-        let late: Vec<NodeId> =
-            self.rounds.iter().filter(|(_, round)| round.give_up_at <= now).map(|(peer, _)| *peer).collect();
-        for peer in late {
-            self.want_again(peer);
+        let late: Vec<(NodeId, bool)> = self
+            .rounds
+            .iter()
+            .filter(|(_, round)| round.give_up_at <= now)
+            .map(|(peer, round)| (*peer, round.fetching || round.asked >= MOST_ASKED))
+            .collect();
+        for (peer, is_over) in late {
+            if is_over {
+                self.want_again(peer);
+            } else {
+                self.unanswered.insert(peer);
+            }
         }
     }
 

@@ -10,6 +10,10 @@
 //! ring changed travels in a lane of its own, behind what was just written and at a bounded pace, so that work
 //! goes on while a cluster is being rearranged.
 //!
+//! A push that is not answered for longer than usual is sent again, and the answer to either counts. What is usual
+//! follows the answers of each node: one that has much to do answers late, and would never be done if it got everything
+//! twice for that. For the same reason one push of a handover at a time is under way to a node.
+//!
 //! Whoever wants to know that enough copies exist leaves a `Waiter`; it is handed back when they do, or
 //! when its time is over, with the count.
 //!
@@ -33,6 +37,10 @@ const PUSH_RECORDS: usize = 256;
 const PUSH_BYTES: usize = 1 << 20;
 /// Pushes to one node under way, at the most.
 const PUSHES_UNDER_WAY: usize = 4;
+/// An unanswered push waits for twice as long after each that was not answered before it, but no longer than this many times.
+const MOST_PATIENCE: u32 = 8;
+/// Pushes that were sent again, whose first answer may still come, at the most.
+const MOST_LATE: usize = 256;
 /// How fast records are handed to one node because of a comparison, in bytes a second: a fifth of a gigabit link.
 const HANDOVER_PACE: u64 = 24 << 20;
 
@@ -44,6 +52,9 @@ pub struct Replication<W> {
     spreads: BTreeMap<JobId, Spread<W>>,
     lanes: BTreeMap<NodeId, Lanes>,
     under_way: BTreeMap<u64, Push>,
+    /// Pushes whose records are in line again.
+    late: BTreeMap<u64, Push>,
+    patience: BTreeMap<NodeId, Patience>,
     resends: BTreeSet<(Moment, u64)>,
     deadlines: BTreeSet<(Moment, JobId)>,
 }
@@ -57,19 +68,29 @@ struct Lanes {
     handover: BTreeSet<JobId>,
     /// Pushes that the node has not answered yet.
     under_way: usize,
+    /// One of them is a handover.
+    is_handing_over: bool,
     /// No further handover before.
     handover_at: Moment,
 }
 
 impl Lanes {
     fn is_idle(&self, now: Moment) -> bool {
-        self.urgent.is_empty() && self.handover.is_empty() && self.under_way == 0 && self.handover_at <= now
+        !self.is_busy() && self.handover_at <= now
+    }
+
+    fn is_busy(&self) -> bool {
+        !self.urgent.is_empty() || !self.handover.is_empty() || self.under_way > 0
     }
 
     /// Whether anything may be pushed now.
     fn is_ready(&self, now: Moment) -> bool {
         self.under_way < PUSHES_UNDER_WAY
-            && (!self.urgent.is_empty() || (!self.handover.is_empty() && self.handover_at <= now))
+            && (!self.urgent.is_empty() || (self.may_hand_over() && self.handover_at <= now))
+    }
+
+    fn may_hand_over(&self) -> bool {
+        !self.handover.is_empty() && !self.is_handing_over
     }
 }
 
@@ -100,7 +121,30 @@ struct Push {
     to: NodeId,
     urgent: bool,
     jobs: Vec<(JobId, u64)>,
+    sent_at: Moment,
     resend_at: Moment,
+}
+
+/// How long a node takes to answer a push.
+#[derive(Debug, Clone, Copy, Default)]
+struct Patience {
+    /// A running mean.
+    usual: Duration,
+    /// How many in a row were not answered in time.
+    unanswered: u32,
+}
+
+impl Patience {
+    fn handle_answer(&mut self, took: Duration) {
+        self.usual = if self.usual.is_zero() { took } else { (self.usual * 7 + took) / 8 };
+        self.unanswered = 0;
+    }
+
+    fn resend_after(&self, at_least: Duration) -> Duration {
+        let doubled =
+            at_least.saturating_mul(1_u32.checked_shl(self.unanswered).unwrap_or(u32::MAX).min(MOST_PATIENCE));
+        doubled.max(self.usual * 2)
+    }
 }
 
 /// Somebody who waits for copies.
@@ -134,6 +178,8 @@ impl<W> Replication<W> {
             spreads: BTreeMap::new(),
             lanes: BTreeMap::new(),
             under_way: BTreeMap::new(),
+            late: BTreeMap::new(),
+            patience: BTreeMap::new(),
             resends: BTreeSet::new(),
             deadlines: BTreeSet::new(),
         }
@@ -168,11 +214,15 @@ impl<W> Replication<W> {
         }
     }
 
-    /// Pushes a record that is being spread again to every target that is not known to have it.
-    pub fn push_again(&mut self, job: JobId) {
-        if let Some(spread) = self.spreads.get(&job) {
-            for node in spread.missing() {
-                self.lanes.entry(node).or_default().handover.insert(job);
+    /// Pushes records that are being spread again to every target that is not known to have them, but for targets to
+    /// which anything is still on its way.
+    pub fn push_again(&mut self, jobs: &[JobId]) {
+        let busy: BTreeSet<NodeId> =
+            self.lanes.iter().filter(|(_, lanes)| lanes.is_busy()).map(|(node, _)| *node).collect();
+        for job in jobs {
+            let missing = self.spreads.get(job).into_iter().flat_map(Spread::missing);
+            for node in missing.filter(|node| !busy.contains(node)) {
+                self.lanes.entry(node).or_default().handover.insert(*job);
             }
         }
     }
@@ -207,13 +257,12 @@ impl<W> Replication<W> {
     }
 
     /// `from` has push `seq` on its disk. Returns the records it answered for.
-    pub fn handle_stored(&mut self, from: NodeId, seq: u64, versions: &[Option<Version>]) -> Vec<JobId> {
-        let Some(push) = self.under_way.get(&seq).filter(|push| push.to == from) else {
+    pub fn handle_stored(&mut self, now: Moment, from: NodeId, seq: u64, versions: &[Option<Version>]) -> Vec<JobId> {
+        let is_from = |push: &Push| push.to == from;
+        let Some(push) = self.take_under_way(seq, is_from).or_else(|| remove_if(&mut self.late, seq, is_from)) else {
             return Vec::new();
         };
-        self.resends.remove(&(push.resend_at, seq));
-        let push = self.under_way.remove(&seq).expect("it was just there");
-        self.one_less_under_way(from);
+        self.patience.entry(from).or_default().handle_answer(now.since(push.sent_at));
         for ((job, revision), version) in push.jobs.iter().zip(versions) {
             let spread = self.spreads.get_mut(job).filter(|spread| spread.targets.contains(&from));
             if let (Some(spread), Some(version)) = (spread, version) {
@@ -295,11 +344,11 @@ impl<W> Replication<W> {
     /// `node` is gone: what was under way to it is not awaited, and nothing more is sent there.
     pub fn handle_gone(&mut self, node: NodeId) {
         self.lanes.remove(&node);
+        self.patience.remove(&node);
+        self.late.retain(|_, push| push.to != node);
         let lost: Vec<u64> = self.under_way.iter().filter(|(_, push)| push.to == node).map(|(seq, _)| *seq).collect();
         for seq in lost {
-            if let Some(push) = self.under_way.remove(&seq) {
-                self.resends.remove(&(push.resend_at, seq));
-            }
+            self.take_under_way(seq, |_| true);
         }
     }
 
@@ -307,31 +356,33 @@ impl<W> Replication<W> {
     pub fn poll_timeout(&self) -> Option<Moment> {
         let resend = self.resends.first().map(|(at, _)| *at);
         let deadline = self.deadlines.first().map(|(at, _)| *at);
-        let waits = |lanes: &&Lanes| !lanes.handover.is_empty() && lanes.under_way < PUSHES_UNDER_WAY;
+        let waits = |lanes: &&Lanes| lanes.may_hand_over() && lanes.under_way < PUSHES_UNDER_WAY;
         let handover = self.lanes.values().filter(waits).map(|lanes| lanes.handover_at).min();
         [resend, deadline, handover].into_iter().flatten().min()
     }
 
     /// Puts overdue pushes back in line; returns the jobs whose waiters' time is over.
     pub fn handle_timeout(&mut self, now: Moment) -> Vec<JobId> {
-        while let Some((at, seq)) = self.resends.first().copied().filter(|(at, _)| *at <= now) {
-            self.resends.remove(&(at, seq));
-            if let Some(push) = self.under_way.remove(&seq) {
-                self.one_less_under_way(push.to);
-                for (job, revision) in push.jobs {
-                    let still_missing = self.spreads.get(&job).is_some_and(|spread| {
-                        spread.targets.contains(&push.to)
-                            && spread.copies.get(&push.to).is_none_or(|copy| copy.revision < revision)
-                    });
-                    if still_missing {
-                        let lanes = self.lanes.entry(push.to).or_default();
-                        if push.urgent {
-                            lanes.urgent.insert(job)
-                        } else {
-                            lanes.handover.insert(job)
-                        };
-                    }
+        while let Some((_, seq)) = self.resends.first().copied().filter(|(at, _)| *at <= now) {
+            let Some(push) = self.take_under_way(seq, |_| true) else { continue };
+            self.patience.entry(push.to).or_default().unanswered += 1;
+            for (job, revision) in &push.jobs {
+                let still_missing = self.spreads.get(job).is_some_and(|spread| {
+                    spread.targets.contains(&push.to)
+                        && spread.copies.get(&push.to).is_none_or(|copy| copy.revision < *revision)
+                });
+                if still_missing {
+                    let lanes = self.lanes.entry(push.to).or_default();
+                    if push.urgent {
+                        lanes.urgent.insert(*job)
+                    } else {
+                        lanes.handover.insert(*job)
+                    };
                 }
+            }
+            self.late.insert(seq, push);
+            if self.late.len() > MOST_LATE {
+                self.late.pop_first();
             }
         }
         let mut overdue = Vec::new();
@@ -355,7 +406,12 @@ impl<W> Replication<W> {
             let mut lacking = Vec::new();
             let mut bytes = 0;
             while let Some(job) = waiting.pop_first() {
-                if let Some(held) = records.get(job) {
+                // A late answer may have come since it was put in line.
+                let has_it = |revision: u64| {
+                    let copy = self.spreads.get(&job).and_then(|spread| spread.copies.get(&to));
+                    urgent && copy.is_some_and(|copy| copy.revision >= revision)
+                };
+                if let Some(held) = records.get(job).filter(|held| !has_it(held.revision)) {
                     let record = held.record();
                     bytes += 512 + record.spec().stdin.as_ref().map_or(0, |stdin| stdin.0.len());
                     let with_it = blobs.riding_along(to, &record.blobs());
@@ -375,21 +431,26 @@ impl<W> Replication<W> {
             }
             lanes.under_way += 1;
             if !urgent {
+                lanes.is_handing_over = true;
                 lanes.handover_at = now + Duration::from_micros(bytes as u64 * 1_000_000 / HANDOVER_PACE);
             }
             let seq = self.next_seq;
             self.next_seq += 1;
-            let resend_at = now + self.resend_after;
+            let resend_at = now + self.patience.entry(to).or_default().resend_after(self.resend_after);
             self.resends.insert((resend_at, seq));
-            self.under_way.insert(seq, Push { to, urgent, jobs, resend_at });
+            self.under_way.insert(seq, Push { to, urgent, jobs, sent_at: now, resend_at });
             return Some((to, Message::Push { seq, records: batch, blobs: riding, lacking }));
         }
     }
 
-    fn one_less_under_way(&mut self, to: NodeId) {
-        if let Some(lanes) = self.lanes.get_mut(&to) {
+    fn take_under_way(&mut self, seq: u64, is_it: impl Fn(&Push) -> bool) -> Option<Push> {
+        let push = remove_if(&mut self.under_way, seq, is_it)?;
+        self.resends.remove(&(push.resend_at, seq));
+        if let Some(lanes) = self.lanes.get_mut(&push.to) {
             lanes.under_way = lanes.under_way.saturating_sub(1);
+            lanes.is_handing_over &= push.urgent;
         }
+        Some(push)
     }
 
     fn forget_idle_lane(&mut self, now: Moment, to: NodeId) {
@@ -397,6 +458,11 @@ impl<W> Replication<W> {
             self.lanes.remove(&to);
         }
     }
+}
+
+fn remove_if(pushes: &mut BTreeMap<u64, Push>, seq: u64, is_it: impl Fn(&Push) -> bool) -> Option<Push> {
+    pushes.get(&seq).filter(|push| is_it(push))?;
+    pushes.remove(&seq)
 }
 
 impl<W> Spread<W> {
@@ -428,6 +494,10 @@ impl<W> Spread<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::id::{Actor, Dot, Generation};
+    use crate::model::record::Submission;
+    use crate::model::spec::Spec;
+    use crate::model::time::Timestamp;
 
     const JOB: JobId = JobId(1);
     const ME: NodeId = NodeId(0xa);
@@ -471,5 +541,60 @@ mod tests {
         assert!(!replication.is_complete(JOB), "B is still to get it");
         let waited = replication.satisfied(after(2), JOB, ME);
         assert_eq!(waited.iter().map(|waited| waited.replicas.clone()).collect::<Vec<_>>(), [vec![ME, C]]);
+    }
+
+    /// Records that this node wrote and that B should get.
+    fn written(jobs: u128) -> (Replication<()>, Records) {
+        let (mut replication, mut records) = (Replication::new(Duration::from_millis(300)), Records::new(32));
+        for job in (1..=jobs).map(JobId) {
+            let (spec, submitted_at) = (Spec::default(), Timestamp(0));
+            let submission = Submission { spec, submitted_at, gateway: ME, home: vec![ME, B], retry_of: None };
+            let dot = Dot { actor: Actor { node: ME, generation: Generation(1) }, counter: 1 };
+            let (revision, _) = records.put(after(0), Arc::new(Record::new(job, Arc::new(submission), dot)));
+            replication.spread(after(0), job, revision, BTreeSet::from([B]));
+        }
+        (replication, records)
+    }
+
+    /// The number of the next push, and how many records it carries.
+    fn push(replication: &mut Replication<()>, at: Moment, records: &Records) -> Option<(u64, usize)> {
+        match replication.poll_push(at, records, &mut Blobs::new())? {
+            (_, Message::Push { seq, records, .. }) => Some((seq, records.len())),
+            (_, other) => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_answer_that_comes_late_counts_and_teaches_patience() {
+        let (mut replication, mut records) = written(1);
+        let (first, _) = push(&mut replication, after(0), &records).unwrap();
+        assert_eq!(replication.poll_timeout(), Some(after(300)));
+        replication.handle_timeout(after(300));
+        let (second, _) = push(&mut replication, after(300), &records).unwrap();
+        assert_eq!(replication.poll_timeout(), Some(after(900)), "it waits for twice as long now");
+        assert_eq!(replication.handle_stored(after(800), B, first, &[Some(VERSION)]), [JOB]);
+        assert!(replication.is_complete(JOB));
+        // What is in line again although it was answered is not sent again.
+        replication.handle_timeout(after(900));
+        assert_eq!(push(&mut replication, after(900), &records), None);
+        replication.handle_stored(after(1_100), B, second, &[Some(VERSION)]);
+        let record = records.get(JOB).unwrap().record();
+        let (revision, _) = records.put(after(2_000), record);
+        replication.spread(after(2_000), JOB, revision, BTreeSet::from([B]));
+        push(&mut replication, after(2_000), &records).unwrap();
+        assert_eq!(replication.poll_timeout(), Some(after(3_600)), "twice what is usual");
+    }
+
+    #[test]
+    fn one_handover_at_a_time_is_under_way_to_a_node() {
+        let jobs = 3 * PUSH_RECORDS;
+        let (mut replication, records) = written(jobs as u128);
+        replication.handle_gone(B);
+        (1..=jobs as u128).for_each(|job| replication.push_once(JobId(job), B));
+        let (first, count) = push(&mut replication, after(0), &records).unwrap();
+        assert_eq!(count, PUSH_RECORDS);
+        assert_eq!(push(&mut replication, after(1_000), &records), None);
+        replication.handle_stored(after(1_000), B, first, &vec![Some(VERSION); count]);
+        assert!(push(&mut replication, after(1_000), &records).is_some());
     }
 }

@@ -410,7 +410,7 @@ impl Peer {
             }
             Message::PushAgain { jobs } => self.push_again(from, &jobs),
             Message::Stored { seq, versions } => {
-                for job in self.replication.handle_stored(from, seq, &versions) {
+                for job in self.replication.handle_stored(now.moment, from, seq, &versions) {
                     self.check_copies(now, job);
                 }
             }

@@ -451,11 +451,11 @@ impl Peer {
         let lingers = self.config.timing.compare_interval;
         let lingering: Vec<JobId> =
             self.replication.spreading().filter(|(_, since)| now.since(*since) > lingers).map(|(job, _)| job).collect();
-        for job in lingering {
-            self.retarget(job);
-            self.replication.push_again(job);
-            self.dirty.insert(job);
+        for job in &lingering {
+            self.retarget(*job);
+            self.dirty.insert(*job);
         }
+        self.replication.push_again(&lingering);
     }
 
     /// Keeps account of who holds this node's strays of `partition`, so that they can be let go of.
