@@ -671,10 +671,13 @@ impl FailureDetector {
     fn answered(&mut self, now: Moment, seq: u64, generation: Generation, incarnation: Incarnation) {
         let Some(asked) = self.asked.remove(&seq) else { return };
         let node = asked.node;
+        let is_late = now.since(asked.at) > self.patience(node);
+        let mut wants_another = false;
         if let Some(watched) = self.watched.get_mut(&node) {
             watched.saved_by_hearing = false;
             if asked.way == Way::Datagram {
-                watched.round_trip.observe(asked.at, now, asked.in_doubt);
+                watched.round_trip.observe(asked.at, now, asked.in_doubt, is_late);
+                wants_another = watched.round_trip.wants_another();
             }
         }
         if let Some(run) = self.runs.get(&node)
@@ -692,6 +695,9 @@ impl FailureDetector {
             self.counters.answered += 1;
             self.health.improve();
             self.runs.remove(&node);
+        }
+        if wants_another {
+            self.look(now, node, self.timing.probe_interval, false);
         }
         self.found(Finding::Answered { node, generation, incarnation });
     }

@@ -330,9 +330,9 @@ impl<W> Replication<W> {
         self.spreads.get(&job).is_some_and(|spread| spread.insists)
     }
 
-    /// Every record that is being spread, and since when.
-    pub fn spreading(&self) -> impl Iterator<Item = (JobId, Moment)> + '_ {
-        self.spreads.iter().map(|(job, spread)| (*job, spread.started))
+    /// Every record that is being spread, from this id on, and since when.
+    pub fn spreading_from(&self, first: JobId) -> impl Iterator<Item = (JobId, Moment)> + '_ {
+        self.spreads.range(first..).map(|(job, spread)| (*job, spread.started))
     }
 
     /// The nodes known to have exactly `version`, of those that were told while the record was spread.

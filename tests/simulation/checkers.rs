@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use flockwork::model::blob::BlobId;
 use flockwork::model::id::{Dot, JobId, NodeId, Partition};
-use flockwork::model::member::{MemberState, Status, View};
+use flockwork::model::member::{Member, MemberState, Status, View};
 use flockwork::model::record::{Attempt, JobState, Phase, Record, Submission};
 use flockwork::model::request::Receipt;
 use flockwork::protocol::effect::Commit;
@@ -462,7 +462,18 @@ impl World {
             return;
         };
         let view = peer.membership().view();
-        let counts = |at: &usize| view.get(&self.nodes[*at].id).is_some_and(|m| m.state != MemberState::Left);
+        let partition = peer.records().partition_of(record.id);
+        // Whoever was cut off before it could tell that it was given a first record of the partition cannot be asked.
+        let is_known_to_count = |member: &Member| match member.state {
+            MemberState::Alive | MemberState::Suspect => true,
+            MemberState::Down => {
+                member.facts.held.contains(partition)
+                    || record.submission.home.contains(&member.facts.node)
+                    || peer.placement().home(partition).contains(&member.facts.node)
+            }
+            MemberState::Left => false,
+        };
+        let counts = |at: &usize| view.get(&self.nodes[*at].id).is_some_and(is_known_to_count);
         let more_at = |at: &usize| {
             let in_memory = self.peer(*at).and_then(|peer| peer.records().get(record.id)).map(|held| held.record());
             let on_disk = self.nodes[*at].disk.records.get(&record.id).cloned();

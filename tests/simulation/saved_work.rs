@@ -141,7 +141,14 @@ impl World {
     /// What was safe is known in the end, whatever happened.
     pub fn judge_saved_work(&mut self, record: &Record) {
         let safe = self.saved_work.safe.get(&record.id);
-        if safe.is_some_and(|safe| record.checkpoint.as_ref().is_none_or(|now| now < safe)) {
+        let is_lost = |safe: &&Checkpoint| record.checkpoint.as_ref().is_none_or(|now| now < *safe);
+        let Some(lost) = safe.filter(is_lost) else {
+            return;
+        };
+        // A key that was used again where nobody knew of its job: the seal of the one ended the other.
+        if record.is_final() && record.spec().key.is_some() && !record.attempts.contains_key(&lost.claim) {
+            self.except(format!("saved work of another record: of {} in the end", short(record.id.0)));
+        } else {
             self.find("saved work is not lost", format!("of {} in the end", short(record.id.0)));
         }
     }

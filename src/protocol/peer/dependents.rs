@@ -22,7 +22,7 @@ impl Peer {
             self.add_if_it_runs(&mut found, node, *job);
         }
         let mut spreading: BTreeMap<Partition, Vec<JobId>> = BTreeMap::new();
-        for (job, _) in self.replication.spreading() {
+        for (job, _) in self.replication.spreading_from(JobId(0)) {
             spreading.entry(self.records.partition_of(job)).or_default().push(job);
         }
         for partition in decided().filter(|partition| self.has_copies_at(node, *partition)) {

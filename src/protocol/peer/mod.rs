@@ -113,6 +113,8 @@ pub struct Peer {
     placed_standings: Option<Vec<ownership::Standing>>,
     /// Whether a majority of the members was in reach when the members were last looked at.
     had_majority: Option<bool>,
+    /// Where the next look at what is on its way for long begins.
+    lingering_from: JobId,
     absence: Absence,
     records: Records,
     blobs: Blobs,
@@ -276,6 +278,7 @@ impl Peer {
             placed_epoch: None,
             placed_standings: None,
             had_majority: None,
+            lingering_from: JobId(0),
             absence: Absence::default(),
             outbox,
             blobs,
@@ -809,8 +812,9 @@ impl Peer {
         if due {
             self.ask_for_work(now);
             self.try_to_join(now);
-            self.watch_convergence(now);
-            self.watch_move(now);
+            let behind = self.behind(now.moment);
+            self.watch_convergence(now, &behind);
+            self.watch_move(&behind);
         }
         self.published = Some((now.moment, facts.clone()));
         if changed {
@@ -960,7 +964,7 @@ impl Peer {
             acting,
             in_sync: acting - behind.len() as u32,
             behind: behind.into_iter().collect(),
-            strays: self.strays().count() as u32,
+            strays: self.stray_count() as u32,
             moving: self.moving(),
         }
     }

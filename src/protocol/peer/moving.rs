@@ -4,6 +4,9 @@
 //! those that receive. What there was to do at first, and since when, is remembered here for people, from the change of
 //! the ring until nothing is left; a further change meanwhile belongs to the same move.
 
+use std::collections::BTreeSet;
+
+use crate::model::id::Partition;
 use crate::model::time::Now;
 
 use super::super::snapshot::Moving;
@@ -29,11 +32,11 @@ impl Peer {
     }
 
     /// Looks how much is left.
-    pub(super) fn watch_move(&mut self, now: Now) {
+    pub(super) fn watch_move(&mut self, behind: &BTreeSet<Partition>) {
         if self.moving.is_none() {
             return;
         }
-        let (left, behind) = (self.strays().count() as u64, self.behind(now.moment).len() as u32);
+        let (left, behind) = (self.stray_count(), behind.len() as u32);
         let handed_over = self.counters.strays_handed_over;
         if let Some(moving) = &mut self.moving {
             moving.records = moving.records.max(left + handed_over - moving.handed_over_before);

@@ -26,6 +26,8 @@ use super::{FETCHED_RECORDS, Peer, Routing};
 
 /// How long a record may be on its way before its partition counts as behind: shorter lags are life.
 const LAG_ALLOWED: Duration = Duration::from_secs(5);
+/// Records on their way for long that are looked at together, at the most.
+const LINGERING_AT_ONCE: usize = 2_048;
 /// How long all must have been well before the cluster is called converged.
 const CALM_FOR: Duration = Duration::from_millis(500);
 
@@ -161,13 +163,24 @@ impl Peer {
         for partition in self.placement.all() {
             self.follow_ring(now.moment, partition, &before, &waited);
         }
-        self.retarget_all();
+        let moved = |partition: &Partition| {
+            self.placement.acting(*partition) != before.acting(*partition)
+                || self.placement.home(*partition) != before.home(*partition)
+                || self.absence.is_awaited(*partition) != waited.contains(*partition)
+        };
+        let moved = self.placement.all().filter(moved).collect();
+        self.retarget_all(&moved);
         self.ask_for_what_is_kept_now();
     }
 
-    /// Who should have what is on its way is asked anew.
-    fn retarget_all(&mut self) {
-        for (job, _) in self.replication.spreading().collect::<Vec<_>>() {
+    /// Who should have what is on its way is asked anew, for these partitions, and for what somebody runs, who may be gone.
+    fn retarget_all(&mut self, moved: &PartitionSet) {
+        let is_run = |job: &JobId| {
+            self.records.get(*job).is_some_and(|held| !held.state().is_terminal() && held.summary.has_attempts())
+        };
+        let is_concerned = |job: &JobId| moved.contains(self.records.partition_of(*job)) || is_run(job);
+        let spreading = self.replication.spreading_from(JobId(0)).map(|(job, _)| job);
+        for job in spreading.filter(is_concerned).collect::<Vec<_>>() {
             self.retarget(job);
             self.dirty.insert(job);
         }
@@ -182,16 +195,16 @@ impl Peer {
     /// place.
     pub(super) fn give_up_the_absent(&mut self, now: Moment) {
         let waited = self.wait_for_the_absent(now);
-        let given_up: Vec<Partition> = waited.iter().filter(|partition| !self.absence.is_awaited(*partition)).collect();
-        for partition in &given_up {
-            let acting = self.placement.acting(*partition).to_vec();
-            let is_concerned = acting.contains(&self.me.node) || self.records.count_in(*partition) > 0;
+        let given_up: PartitionSet = waited.iter().filter(|partition| !self.absence.is_awaited(*partition)).collect();
+        for partition in given_up.iter() {
+            let acting = self.placement.acting(partition).to_vec();
+            let is_concerned = acting.contains(&self.me.node) || self.records.count_in(partition) > 0;
             for node in acting.into_iter().filter(|node| is_concerned && *node != self.me.node) {
-                self.comparison.want(node, *partition, Purpose::Routine);
+                self.comparison.want(node, partition, Purpose::Routine);
             }
         }
         if !given_up.is_empty() {
-            self.retarget_all();
+            self.retarget_all(&given_up);
             self.ask_for_what_is_kept_now();
         }
     }
@@ -230,7 +243,7 @@ impl Peer {
         if self.records.count_in(partition) == 0 {
             return;
         }
-        let is_stray = !acting.contains(&me);
+        let is_stray = !self.keeps_for_now(partition);
         if is_stray {
             self.track_strays(now, partition);
         }
@@ -438,7 +451,7 @@ impl Peer {
         }
         let peer = others[self.rng.next_u32() as usize % others.len()];
         for partition in self.placement.all() {
-            let is_stray = !self.acts_for(partition) && self.records.count_in(partition) > 0;
+            let is_stray = !self.keeps_for_now(partition) && self.records.count_in(partition) > 0;
             if (is_stray || self.should_keep(me, partition)) && self.should_keep(peer, partition) {
                 self.comparison.want(peer, partition, Purpose::Routine);
             }
@@ -446,11 +459,15 @@ impl Peer {
     }
 
     /// Pushes again what has been on its way for long: a record that changed while it was compared is otherwise
-    /// known to have arrived only by luck.
+    /// known to have arrived only by luck. Of very many, some at a time.
     pub(super) fn push_what_lingers(&mut self, now: Moment) {
         let lingers = self.config.timing.compare_interval;
-        let lingering: Vec<JobId> =
-            self.replication.spreading().filter(|(_, since)| now.since(*since) > lingers).map(|(job, _)| job).collect();
+        let from = std::mem::replace(&mut self.lingering_from, JobId(0));
+        let lingering = self.replication.spreading_from(from).filter(|(_, since)| now.since(*since) > lingers);
+        let lingering: Vec<JobId> = lingering.map(|(job, _)| job).take(LINGERING_AT_ONCE).collect();
+        if lingering.len() == LINGERING_AT_ONCE {
+            self.lingering_from = lingering.last().map_or(JobId(0), |last| JobId(last.0.wrapping_add(1)));
+        }
         for job in &lingering {
             self.retarget(*job);
             self.dirty.insert(*job);
@@ -473,14 +490,14 @@ impl Peer {
         self.records
             .partitions_held()
             .iter()
-            .filter(|partition| !self.acts_for(*partition))
+            .filter(|partition| !self.keeps_for_now(*partition))
             .flat_map(|partition| self.records.in_partition(partition))
             .filter(move |(_, held)| !held.live_executors().contains(&self.me))
             .map(|(job, _)| job)
     }
 
     pub(super) fn nothing_spreads(&self) -> bool {
-        self.replication.spreading().next().is_none()
+        self.replication.spreading_from(JobId(0)).next().is_none()
     }
 
     /// The nodes that are to have what is written to the record now, this one apart: the acting list, and whoever runs it.
@@ -501,12 +518,25 @@ impl Peer {
         keepers
     }
 
+    /// How many of them there are, but for a few that await a pod.
+    pub(super) fn stray_count(&self) -> u64 {
+        let left = |partition: &Partition| !self.keeps_for_now(*partition);
+        let held: u64 =
+            self.records.partitions_held().iter().filter(left).map(|p| u64::from(self.records.count_in(p))).sum();
+        let at_work: BTreeSet<JobId> = self.pods.values().map(|pod| pod.job).collect();
+        let stays = |job: &JobId| {
+            left(&self.records.partition_of(*job))
+                && self.records.get(*job).is_some_and(|held| held.live_executors().contains(&self.me))
+        };
+        held - at_work.iter().filter(|job| stays(job)).count() as u64
+    }
+
     /// The partitions that this node acts for and that are not, as far as it knows, the same everywhere.
     pub(super) fn behind(&self, now: Moment) -> BTreeSet<Partition> {
-        let spreading = self.replication.spreading();
+        let spreading = self.replication.spreading_from(JobId(0));
         let lagging = spreading.filter(|(_, since)| now.since(*since) > LAG_ALLOWED);
-        let lagging =
-            lagging.map(|(job, _)| self.records.partition_of(job)).filter(|partition| self.acts_for(*partition));
+        let lagging: PartitionSet = lagging.map(|(job, _)| self.records.partition_of(job)).collect();
+        let lagging = lagging.iter().filter(|partition| self.acts_for(*partition));
         let first_of = self.first_of.iter().copied();
         let not_caught_up = first_of.filter(|partition| !self.ownership.is_caught_up(*partition));
         let differing = self.ownership.differing.iter();
@@ -515,7 +545,14 @@ impl Peer {
         });
         let differing = differing.map(|(partition, _)| *partition);
         let short_of_copies = self.absence.awaited().filter(|partition| self.acts_for(*partition));
-        lagging.chain(not_caught_up).chain(differing).chain(short_of_copies).collect()
+        let rest = not_caught_up.chain(differing).chain(short_of_copies);
+        lagging.chain(rest).collect()
+    }
+
+    /// Whether this node acts for the partition, or will in a moment: what a restart finds on the disk stays there.
+    pub(super) fn keeps_for_now(&self, partition: Partition) -> bool {
+        let is_back = self.status() == Status::Returning && self.placement.home(partition).contains(&self.me.node);
+        is_back || self.acts_for(partition)
     }
 
     fn acts_for(&self, partition: Partition) -> bool {
@@ -527,8 +564,8 @@ impl Peer {
         self.records.in_partition(partition).any(|(_, held)| !held.state().is_terminal())
     }
 
-    /// Notes whether all is well, for the debug page.
-    pub(super) fn watch_convergence(&mut self, now: Now) {
+    /// Notes whether all is well, for the debug page. These partitions are not the same everywhere.
+    pub(super) fn watch_convergence(&mut self, now: Now, behind: &BTreeSet<Partition>) {
         let view = self.membership.view();
         let mine = self.placement.fingerprint();
         let agreed = view.values().all(|member| match member.state {
@@ -536,10 +573,7 @@ impl Peer {
             MemberState::Suspect => false,
             MemberState::Down | MemberState::Left => true,
         });
-        let well = agreed
-            && self.status() == Status::Serving
-            && self.behind(now.moment).is_empty()
-            && self.strays().next().is_none();
+        let well = agreed && self.status() == Status::Serving && behind.is_empty() && self.strays().next().is_none();
         if !well {
             self.last_trouble = now.moment;
             if self.settled_since.take().is_some() {

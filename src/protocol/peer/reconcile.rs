@@ -299,10 +299,11 @@ impl Peer {
         let Some(held) = self.records.get(job) else {
             return;
         };
-        let acting = self.placement.acting(self.records.partition_of(job));
+        let partition = self.records.partition_of(job);
+        let acting = self.placement.acting(partition);
         let keep = acting.is_empty()
             || self.sabotage.has(Bug::KeepStrays)
-            || acting.contains(&self.me.node)
+            || self.keeps_for_now(partition)
             || self.pods.values().any(|pod| pod.job == job)
             || held.live_executors().contains(&self.me);
         if keep && !acting.contains(&self.me.node) {
