@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// However slow the answers are, so many may be under way: with fewer, commits would carry too little each.
-const LEAST: usize = 32;
+const LEAST: usize = 16;
 /// However quick they are.
 const MOST: usize = 512;
 /// At first.
@@ -27,7 +27,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Answers come soon if they take no longer, on average, than this many times the quickest...
 const TIMES_THE_QUICKEST: u32 = 5;
 /// ...or than this.
-const ALWAYS_SOON: Duration = Duration::from_millis(20);
+const ALWAYS_SOON: Duration = Duration::from_millis(10);
 /// The quickest answers are those of the last one or two spans of this length.
 const REMEMBERED: Duration = Duration::from_secs(30);
 
