@@ -27,7 +27,7 @@ use super::reconcile::majority;
 #[derive(Debug, Default)]
 pub(super) struct Absence {
     since: BTreeMap<NodeId, Moment>,
-    awaited: PartitionSet,
+    waiting: PartitionSet,
     /// When the first of those who are waited for has been away for too long.
     until: Option<Moment>,
 }
@@ -35,12 +35,12 @@ pub(super) struct Absence {
 impl Absence {
     /// Whether somebody of the partition's home list is away, and expected back.
     pub(super) fn is_awaited(&self, partition: Partition) -> bool {
-        self.awaited.contains(partition)
+        self.waiting.contains(partition)
     }
 
     /// The partitions of which that is true.
-    pub(super) fn awaited(&self) -> impl Iterator<Item = Partition> + '_ {
-        self.awaited.iter()
+    pub(super) fn waiting(&self) -> impl Iterator<Item = Partition> + '_ {
+        self.waiting.iter()
     }
 
     /// Whether `node` acts for the partition only until somebody is back.
@@ -73,9 +73,9 @@ impl Peer {
             let (home, gone) = (placement.home(*partition).len(), missing(*partition).count());
             gone > 0 && home - gone >= majority(home) as usize && missing(*partition).all(is_expected)
         };
-        let awaited = placement.all().filter(awaits).collect();
+        let waiting = placement.all().filter(awaits).collect();
         self.absence.until = since.values().map(|since| *since + repair_after).filter(|until| *until > now).min();
-        std::mem::replace(&mut self.absence.awaited, awaited)
+        std::mem::replace(&mut self.absence.waiting, waiting)
     }
 
     /// See [`Absence::stands_in`].

@@ -544,7 +544,7 @@ impl Peer {
             self.placement.acting(*partition).contains(peer) && self.acts_for(*partition) && !self.is_busy(*partition)
         });
         let differing = differing.map(|(partition, _)| *partition);
-        let short_of_copies = self.absence.awaited().filter(|partition| self.acts_for(*partition));
+        let short_of_copies = self.absence.waiting().filter(|partition| self.acts_for(*partition));
         let rest = not_caught_up.chain(differing).chain(short_of_copies);
         lagging.chain(rest).collect()
     }
