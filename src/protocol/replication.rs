@@ -363,7 +363,8 @@ impl<W> Replication<W> {
 
     /// Puts overdue pushes back in line; returns the jobs whose waiters' time is over.
     pub fn handle_timeout(&mut self, now: Moment) -> Vec<JobId> {
-        while let Some((_, seq)) = self.resends.first().copied().filter(|(at, _)| *at <= now) {
+        while let Some((at, seq)) = self.resends.first().copied().filter(|(at, _)| *at <= now) {
+            self.resends.remove(&(at, seq));
             let Some(push) = self.take_under_way(seq, |_| true) else { continue };
             self.patience.entry(push.to).or_default().unanswered += 1;
             for (job, revision) in &push.jobs {

@@ -874,6 +874,36 @@ fn where_two_of_three_are_away_copies_are_made_at_once() {
 }
 
 #[test]
+fn whoever_decides_no_longer_for_a_job_has_it_in_its_queue_no_longer() {
+    let mut world = cluster(3);
+    let nowhere = || Spec { require: [("place".to_owned(), "nowhere".to_owned())].into(), ..work(50, 0) };
+    let jobs: BTreeSet<JobId> = (0..40).map(|at| world.submit(at % 3, nowhere())).collect();
+    let queued = |world: &World| -> Vec<u64> {
+        let waiting = |node: usize| world.peer(node).map(|peer| peer.snapshot(world.local_now(node)).jobs.waiting);
+        (0..world.nodes.len()).filter_map(waiting).collect()
+    };
+    world.wait_until("each is in one queue", |world| queued(world).iter().sum::<u64>() == 40);
+    let newcomer = world.add_machine();
+    world.start(newcomer);
+    world.wait_until("it decides for some", |world| queued(world).last().is_some_and(|waiting| *waiting > 0));
+    world.wait_until("each is in one queue again", |world| queued(world).iter().sum::<u64>() == 40);
+    world.pause(0);
+    world.run_for(SECOND * 8);
+    assert_eq!(queued(&world)[1..].iter().sum::<u64>(), 40, "the others have taken over");
+    world.resume(0);
+    for _ in 0..300 {
+        world.run_for(SECOND / 100);
+        for node in 0..4 {
+            let peer = world.peer(node).unwrap();
+            let decided = jobs.iter().filter(|job| peer.decides_for(peer.records().partition_of(**job))).count();
+            assert!(queued(&world)[node] <= decided as u64, "n{node} decides for {decided} of {:?}", queued(&world));
+        }
+    }
+    cancel_all(&mut world, &jobs);
+    world.end_well();
+}
+
+#[test]
 fn what_depends_on_a_node_is_what_only_it_could_do() {
     let mut world = cluster(3);
     let there = [("place".to_owned(), "n2".to_owned())];

@@ -216,6 +216,7 @@ impl Peer {
         if self.ownership.is_caught_up(partition) && has_company() {
             // Whoever is back may have decided in this node's place while they did not see each other.
             self.ownership.owned.remove(&partition);
+            self.look_at_jobs_of(partition);
         }
         if self.may_own(partition) {
             let view = self.membership.view();
@@ -234,7 +235,9 @@ impl Peer {
                 self.become_owner(partition);
             }
         } else {
-            self.ownership.owned.remove(&partition);
+            if self.ownership.owned.remove(&partition).is_some() {
+                self.look_at_jobs_of(partition);
+            }
             self.ownership.stepped_down.remove(&partition);
             self.ownership.taken_by.remove(&partition);
         }
@@ -298,6 +301,11 @@ impl Peer {
 
     fn become_owner(&mut self, partition: Partition) {
         self.ownership.owned.insert(partition, Owning::CaughtUp);
+        self.look_at_jobs_of(partition);
+    }
+
+    /// This node decides for the partition from now on, or no longer: what waits in its queue is another matter then.
+    fn look_at_jobs_of(&mut self, partition: Partition) {
         let open = self.records.in_partition(partition).filter(|(_, held)| !held.state().is_terminal());
         self.dirty.extend(open.map(|(job, _)| job));
     }
@@ -350,8 +358,7 @@ impl Peer {
             self.ownership.taken_by.insert(partition, for_whom);
             let hold_off = self.config.timing.gossip_interval * 4;
             self.ownership.stepped_down.insert(partition, now + hold_off);
-            let open = self.records.in_partition(partition).filter(|(_, held)| !held.state().is_terminal());
-            self.dirty.extend(open.map(|(job, _)| job));
+            self.look_at_jobs_of(partition);
         }
     }
 
@@ -518,7 +525,7 @@ impl Peer {
         keepers
     }
 
-    /// How many of them there are, but for a few that await a pod.
+    /// How many strays there are, and a few that await a pod.
     pub(super) fn stray_count(&self) -> u64 {
         let left = |partition: &Partition| !self.keeps_for_now(*partition);
         let held: u64 =
