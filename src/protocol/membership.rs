@@ -636,14 +636,16 @@ impl Membership {
         self.next_tick = now.moment + self.timing.probe_interval;
         self.detector.handle_pause(late_by);
         self.calm_at = now.moment + self.timing.probe_interval * self.detector.multiplier();
-        self.doubt_anew(now);
+        self.doubt_anew(now, |_| true);
         self.outputs.push_back(MembershipOutput::LateTick { by: late_by });
     }
 
-    /// All graces begin again, and all who are in doubt are asked again.
-    fn doubt_anew(&mut self, now: Now) {
+    /// The graces of those whom it concerns begin again, and all who are in doubt are asked again.
+    fn doubt_anew(&mut self, now: Now, concerns: impl Fn(&Suspicion) -> bool) {
         for node in self.doubted.clone() {
-            if let Some(Opinion::Suspected(doubt)) = self.known.get_mut(&node).map(|known| &mut known.opinion) {
+            if let Some(Opinion::Suspected(doubt)) = self.known.get_mut(&node).map(|known| &mut known.opinion)
+                && concerns(doubt)
+            {
                 doubt.restart(now.moment);
             }
             self.detector.look(now.moment, node, Duration::ZERO, false);
@@ -661,12 +663,13 @@ impl Membership {
     }
 
     /// Something came from somebody. After deafness it is as after a pause: what was not heard meanwhile, such as a
-    /// refutation, is no evidence.
+    /// refutation, is no evidence. Nobody refutes where a machine refuses; and were those graces to begin again as well, the
+    /// last one of all, which hears nothing but refusals, would doubt the dead for ever.
     fn hear(&mut self, now: Now) {
         self.heard_at = now.moment;
         if std::mem::take(&mut self.is_deaf) {
             self.calm_at = now.moment + self.timing.probe_interval;
-            self.doubt_anew(now);
+            self.doubt_anew(now, |doubt| doubt.refused_since.is_none());
         }
     }
 

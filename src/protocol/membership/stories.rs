@@ -275,6 +275,21 @@ fn a_lonely_node_doubts_itself_before_it_condemns_the_others() {
 }
 
 #[test]
+fn the_last_one_of_all_knows_that_it_is_alone_however_unwell_it_was() {
+    tell("the_last_one_of_all_knows_that_it_is_alone_however_unwell_it_was", 20, |seed| {
+        let mut world = World::running(seed, 5);
+        for _ in 0..3 {
+            world.freeze(4);
+            world.run(secs(2));
+            world.thaw(4);
+            world.run(ms(100));
+        }
+        (0..4).for_each(|host| world.crash(host));
+        world.run_until_agreed(secs(50)).map(|_| ())
+    });
+}
+
+#[test]
 fn a_starting_node_takes_the_members_it_knew_as_suspects() {
     tell("a_starting_node_takes_the_members_it_knew_as_suspects", 10, |seed| {
         let mut world = World::running(seed, 5);
