@@ -509,6 +509,7 @@ impl World {
         if sealed.submission == *submission {
             self.find("nothing starts after its seal", text);
         } else {
+            self.given_up_for_a_seal.insert(job);
             self.except(format!("its seal is not known there: {text}"));
         }
     }

@@ -332,9 +332,11 @@ impl World {
         self.note(node, || format!("tells a client nothing of {}: {refusal}", short(job.0)));
         if self.clients.jobs.contains_key(&job) && refusal.code == Code::NotFound && !self.may_have_expired(job) {
             let text = format!("n{node} says that there is no {}, which was acknowledged", short(job.0));
-            // Whoever leaves last takes along what nobody is left to take, and says so.
+            // Whoever leaves last takes along what nobody is left to take, and says so; when it is back, it needs a moment
+            // to be seen and asked.
             let on = self.disks_with(job);
-            let was_taken_along = !on.is_empty() && on.iter().all(|holder| self.nodes[*holder].has_left);
+            let is_away = |holder: &usize| self.nodes[*holder].has_left || self.has_just_come_back(*holder);
+            let was_taken_along = !on.is_empty() && on.iter().all(is_away);
             if self.disturbances.any || was_taken_along {
                 self.except(text);
             } else {

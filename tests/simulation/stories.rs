@@ -904,6 +904,22 @@ fn whoever_decides_no_longer_for_a_job_has_it_in_its_queue_no_longer() {
 }
 
 #[test]
+fn whoever_was_paused_asks_those_too_of_whom_it_hears_while_it_asks_others() {
+    let mut world = cluster(3);
+    world.kill(2);
+    world.wait_until("it is down", |world| (0..2).all(|node| world.sees(node, 2) == Some(MemberState::Down)));
+    world.pause(0);
+    world.start(2);
+    world.run_for(SECOND * 8);
+    world.leave(1);
+    world.wait_until("it has left", |world| world.nodes[1].has_left);
+    // It finds, one after the other, its own lateness, the farewell of the one and the return of the other.
+    world.resume(0);
+    world.start(1);
+    world.end_well();
+}
+
+#[test]
 fn what_depends_on_a_node_is_what_only_it_could_do() {
     let mut world = cluster(3);
     let there = [("place".to_owned(), "n2".to_owned())];

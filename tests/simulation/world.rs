@@ -45,6 +45,8 @@ const CALLS_AT_ONCE: u32 = 1_000;
 const AN_HOUR_BEGINS: i64 = 1_800_000_000_000;
 /// How long a leaving node may take to hand over before it goes anyway.
 const LEAVE_WITHIN: Duration = Duration::from_secs(20);
+/// How long it may take until all know what a node had with it that left with records and came back.
+const KNOWN_WITHIN: Duration = Duration::from_secs(3);
 
 /// The world's dice.
 #[derive(Debug)]
@@ -156,6 +158,7 @@ pub struct Process {
     leave_until: Option<Duration>,
     said_goodbye: bool,
     pub handed_over: bool,
+    started: Duration,
 }
 
 /// Something that is going to happen.
@@ -746,6 +749,7 @@ impl World {
             leave_until: None,
             said_goodbye: false,
             handed_over: false,
+            started: self.now,
         });
         let text = || format!("n{node} starts as generation {} with {held} records", generation.0);
         if generation.0 == 1 {
@@ -934,6 +938,12 @@ impl World {
     }
 
     // ---- Records, wherever they are ------------------------------------------------------------------------------
+
+    /// Whether the node left with records on its disk, and started again so lately that the others may not know yet.
+    pub fn has_just_come_back(&self, node: usize) -> bool {
+        let is_new = |process: &Process| self.now < process.started + KNOWN_WITHIN;
+        self.nodes[node].took_records_along && self.process(node).is_some_and(is_new)
+    }
 
     /// The machines on whose disks the job's record is.
     pub fn disks_with(&self, job: JobId) -> Vec<usize> {

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use crate::model::blob::{Blob, BlobId, BlobRef};
 use crate::model::id::{AttemptKey, Dot, JobId, NodeId};
-use crate::model::record::Record;
+use crate::model::member::Status;
+use crate::model::record::{Attempt, Record};
 use crate::model::report::{Checkpoint, Tail, Tails};
 use crate::model::request::Receipt;
 use crate::model::time::{Now, Timestamp};
@@ -48,6 +49,10 @@ impl Peer {
         let mut versions = Vec::with_capacity(records.len());
         for record in records {
             let job = record.id;
+            if self.has_no_use_for(&record) {
+                versions.push(None);
+                continue;
+            }
             let version = self.absorb(now, from, Arc::clone(&record));
             // Whoever pushes lets go of a record once it is acknowledged, so its word that it has the blobs counts for
             // more than an earlier one that it has not.
@@ -149,6 +154,18 @@ impl Peer {
         };
         self.placement.acting(self.records.partition_of(job)).contains(&self.me.node)
             || held.live_executors().iter().any(|executor| executor.node == self.me.node)
+    }
+
+    /// Whoever drains does not take in anew what it would only hand over once more. Whoever sent it still has it, and will see
+    /// in a moment where it belongs.
+    fn has_no_use_for(&self, record: &Record) -> bool {
+        let acting = self.placement.acting(self.records.partition_of(record.id));
+        let runs_it = |attempt: &Attempt| attempt.is_live() && attempt.claim.executor.node == self.me.node;
+        self.status() == Status::Draining
+            && self.records.get(record.id).is_none()
+            && !acting.is_empty()
+            && !acting.contains(&self.me.node)
+            && !record.attempts.values().any(|attempt| runs_it(attempt))
     }
 
     /// The ring has changed: asks for what was not acknowledged, and would be kept now.

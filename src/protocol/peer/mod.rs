@@ -406,8 +406,6 @@ impl Peer {
             return;
         }
         match message {
-            // Whoever has said goodbye takes nothing along that others would believe to be safe with it.
-            Message::Push { .. } if self.status() == Status::Left => {}
             Message::Push { seq, records, blobs, lacking } => {
                 self.handle_push(now, from, Pushed { seq, records, blobs, lacking: lacking.into_iter().collect() });
             }

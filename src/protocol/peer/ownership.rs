@@ -211,10 +211,10 @@ impl Peer {
 
     fn follow_ring(&mut self, now: Moment, partition: Partition, before: &Placement, waited: &PartitionSet) {
         let me = self.me.node;
-        let has_company =
-            || self.placement.acting(partition).iter().any(|node| !before.acting(partition).contains(node));
-        if self.ownership.is_caught_up(partition) && has_company() {
-            // Whoever is back may have decided in this node's place while they did not see each other.
+        // Whoever is back may have decided in this node's place while they did not see each other.
+        let is_back = |node: &&NodeId| **node != me && !before.acting(partition).contains(*node);
+        let company: Vec<NodeId> = self.placement.acting(partition).iter().filter(is_back).copied().collect();
+        if self.ownership.is_caught_up(partition) && !company.is_empty() {
             self.ownership.owned.remove(&partition);
             self.look_at_jobs_of(partition);
         }
@@ -223,6 +223,8 @@ impl Peer {
             let caught_up = match self.ownership.owned.get_mut(&partition) {
                 Some(Owning::Comparing(waiting_for)) => {
                     waiting_for.retain(|node| view.get(node).is_some_and(|member| member.is_live()));
+                    company.iter().for_each(|node| self.comparison.want(*node, partition, Purpose::Takeover));
+                    waiting_for.extend(company);
                     waiting_for.is_empty()
                 }
                 Some(Owning::CaughtUp) => false,
