@@ -474,6 +474,10 @@ impl World {
             MemberState::Left => false,
         };
         let counts = |at: &usize| view.get(&self.nodes[*at].id).is_some_and(is_known_to_count);
+        let is_down =
+            |at: &usize| view.get(&self.nodes[*at].id).is_some_and(|member| member.state == MemberState::Down);
+        let unheard_of = self.disks_with(record.id).into_iter().filter(|at| *at != node && is_down(at) && !counts(at));
+        let unheard_of: BTreeSet<usize> = unheard_of.collect();
         let more_at = |at: &usize| {
             let in_memory = self.peer(*at).and_then(|peer| peer.records().get(record.id)).map(|held| held.record());
             let on_disk = self.nodes[*at].disk.records.get(&record.id).cloned();
@@ -486,6 +490,9 @@ impl World {
         let wiser: Vec<usize> = same.into_iter().map(|(at, _)| at).collect();
         let is_at_work = self.ledger.runs_of(record.id).any(|run| run.started.is_some() && run.ended.is_none());
         let name = short(record.id.0);
+        if !unheard_of.is_empty() {
+            self.sealed_without.insert(record.id, unheard_of);
+        }
         if !wiser.is_empty() {
             self.find("a seal is asked for", format!("n{node} seals {name}, of which {wiser:?} know more"));
         }
@@ -498,15 +505,17 @@ impl World {
         }
     }
 
-    /// A pod is about to start: nobody has sealed its job. A key can be used again where nobody knows of the job, on the
-    /// side of a partition that has no copy; it is written down anew there, and no seal that is elsewhere can be heeded.
+    /// A pod is about to start: nobody has sealed its job, but for those who could not know that this node has a copy. A key
+    /// can be used again where nobody knows of the job, on the side of a partition that has no copy; it is written down anew there, and no seal that is elsewhere can be heeded.
     /// Such a record shows that by its submission, and gives way to the seal when the two meet.
     pub fn check_not_sealed(&mut self, node: usize, job: JobId, claim: Dot, submission: &Arc<Submission>) {
         let Some(sealed) = self.seals.get(&job) else {
             return;
         };
         let text = format!("n{node} starts {} by {claim}", short(job.0));
-        if sealed.submission == *submission {
+        if self.sealed_without.get(&job).is_some_and(|without| without.contains(&node)) {
+            self.except(format!("nobody knew that it has a copy: {text}"));
+        } else if sealed.submission == *submission {
             self.find("nothing starts after its seal", text);
         } else {
             self.given_up_for_a_seal.insert(job);
@@ -555,17 +564,17 @@ fn lacks(sealed: &Record, copy: &Record) -> bool {
 }
 
 impl World {
-    /// Notes what `node` lets go of in the hands of those who should have it, by its own ring, or by the ring that has
-    /// become of it since: it may act for the job again already, with the record still on its way back.
+    /// Notes what `node` lets go of in the hands of as many as should have it, by its own ring, or by the ring that has
+    /// become of it since: it may act for the job again already, with the record still on its way back, or somebody else may
+    /// act for it who has just begun to.
     pub fn note_handovers(&mut self, node: usize, commit: &Commit) {
         for job in &commit.delete {
             let Some(placement) = self.peer(node).map(Peer::placement) else { continue };
             let acting = placement.acting(placement.partition_of(*job));
-            let others: Vec<usize> =
-                acting.iter().filter_map(|id| self.place_of(*id)).filter(|at| *at != node).collect();
-            let on = self.disks_with(*job);
-            if !others.is_empty() && others.iter().all(|other| on.contains(other)) {
-                self.note(node, || format!("lets go of {}, which {others:?} have", short(job.0)));
+            let others = acting.iter().filter(|id| **id != self.nodes[node].id).count();
+            let on: Vec<usize> = self.disks_with(*job).into_iter().filter(|at| *at != node).collect();
+            if others > 0 && on.len() >= others {
+                self.note(node, || format!("lets go of {}, which {on:?} have", short(job.0)));
                 self.nodes[node].disk.handed_over.insert(*job);
             }
         }

@@ -352,6 +352,8 @@ pub struct World {
     pub seals: BTreeMap<JobId, Arc<Record>>,
     /// Jobs that were sealed while their key was used again where nobody knew of them: one of the two is given up.
     pub given_up_for_a_seal: BTreeSet<JobId>,
+    /// Who had a copy of a job when it was sealed, and was cut off before it could say that it had any of its partition.
+    pub sealed_without: BTreeMap<JobId, BTreeSet<usize>>,
     pub saved_work: SavedWork,
     pub trace: Trace,
     queue: Queue,
@@ -376,6 +378,7 @@ impl World {
             fault_log: Vec::new(),
             seals: BTreeMap::new(),
             given_up_for_a_seal: BTreeSet::new(),
+            sealed_without: BTreeMap::new(),
             saved_work: SavedWork::default(),
             trace: Trace::Off,
             queue: Queue::default(),

@@ -648,7 +648,7 @@ impl Peer {
         let routing = Routing { me: self.me.node, view: self.membership.view(), placement: &self.placement };
         self.gateway.handle_timeout(moment, routing);
         for partition in self.ownership.handle_timeout(moment) {
-            self.begin_takeover(moment, partition);
+            self.begin_takeover(moment, partition, None);
         }
         if self.absence.poll_timeout().is_some_and(|until| until <= moment) {
             self.give_up_the_absent(moment);

@@ -229,7 +229,7 @@ impl Peer {
                 }
                 Some(Owning::CaughtUp) => false,
                 None => {
-                    self.begin_takeover(now, partition);
+                    self.begin_takeover(now, partition, before.owner(partition));
                     false
                 }
             };
@@ -275,8 +275,9 @@ impl Peer {
         serves && self.placement.owner(partition) == Some(self.me.node) && self.membership.conflict().is_none()
     }
 
-    /// Asks every live node that may know more of `partition` than this one.
-    pub(super) fn begin_takeover(&mut self, now: Moment, partition: Partition) {
+    /// Asks every live node that may know more of `partition` than this one: those of its lists, those that say that they hold
+    /// records of it, and whoever has decided for it, by what this node knows, and may not have said yet what it holds.
+    pub(super) fn begin_takeover(&mut self, now: Moment, partition: Partition, decided: Option<NodeId>) {
         let held_off = self.ownership.stepped_down.get(&partition).is_some_and(|until| *until > now);
         if held_off || !self.may_own(partition) || self.ownership.owned.contains_key(&partition) {
             return;
@@ -287,6 +288,7 @@ impl Peer {
         let waiting_for: BTreeSet<NodeId> = lists
             .chain(self.placement.next(partition))
             .chain(self.ownership.taken_by.get(&partition).copied())
+            .chain(decided)
             .chain(holders)
             .filter(|node| *node != self.me.node && view.get(node).is_some_and(|member| member.is_live()))
             .collect();
