@@ -12,6 +12,8 @@
 #![allow(unreachable_pub, reason = "the modules are shared with a test")]
 #![allow(clippy::disallowed_methods, reason = "the simulated time is no measure of how fast it is simulated")]
 
+#[path = "../tests/simulation/attempts.rs"]
+mod attempts;
 #[path = "../tests/simulation/checkers.rs"]
 mod checkers;
 #[path = "../tests/simulation/clients.rs"]

@@ -36,6 +36,7 @@ use crate::model::id::{Generation, Incarnation, NodeId};
 use crate::model::member::{Facts, Fingerprint, Load, PartitionSet, Status, WIRE_VERSION};
 use crate::model::spec::{Driver as PodDriver, InvalidField};
 use crate::model::wire::Hello;
+use crate::protocol::effect::PodEvent;
 use crate::protocol::peer::{Peer, Start};
 
 use driver::{Driver, Inputs, Shells};
@@ -143,33 +144,16 @@ impl Node {
         let (pod_events, pods) = mpsc::unbounded_channel();
         let (damaged_to, damaged) = mpsc::unbounded_channel();
         let blob_reader = store.blob_reader(damaged_to);
+        let executor_config = ExecutorConfig {
+            log_limit_bytes: options.log_limit_bytes,
+            handlers,
+            guard,
+            blobs: Some(blob_reader.clone()),
+            docker: options.docker.clone(),
+            ..ExecutorConfig::new(options.data_dir.join("pods"), name.clone())
+        };
         let mut config = options.config.clone();
-        if handlers.names().next().is_some() {
-            config.drivers.insert(PodDriver::Handler);
-        }
-        let executor = Executor::start(
-            ExecutorConfig {
-                log_limit_bytes: options.log_limit_bytes,
-                handlers,
-                guard,
-                blobs: Some(blob_reader.clone()),
-                docker: options.docker.clone(),
-                ..ExecutorConfig::new(options.data_dir.join("pods"), name.clone())
-            },
-            pod_events,
-            tracker.clone(),
-        )
-        .map_err(StartError::Executor)?;
-        // Before this start is heard of: it is about to say that its earlier pods are gone.
-        for key in executor.reap_leftovers().await {
-            tracing::warn!(job = %key.job, claim = %key.claim, "ended what an earlier start of this node had left running");
-        }
-        if executor.enforces_limits() {
-            config.labels.entry(LABEL_OF_LIMITS.to_owned()).or_insert_with(|| "enforced".to_owned());
-        }
-        if executor.has_containers() {
-            config.drivers.insert(PodDriver::Container);
-        }
+        let executor = start_executor(executor_config, &mut config, pod_events, &tracker).await?;
 
         let http_addr = SocketAddr::new(at_host(cluster_addr.ip(), options.http_addr.ip()), options.http_addr.port());
         let facts = first_facts(&config, identity.node, identity.generation, &name, cluster_addr, http_addr);
@@ -283,6 +267,30 @@ impl Node {
         self.leave.cancel();
         self.stopped().await
     }
+}
+
+/// Starts the executor, and notes in the node's settings what it can do.
+async fn start_executor(
+    executor_config: ExecutorConfig,
+    config: &mut Config,
+    pod_events: mpsc::UnboundedSender<PodEvent>,
+    tracker: &TaskTracker,
+) -> Result<Executor, StartError> {
+    if executor_config.handlers.names().next().is_some() {
+        config.drivers.insert(PodDriver::Handler);
+    }
+    let executor = Executor::start(executor_config, pod_events, tracker.clone()).map_err(StartError::Executor)?;
+    // Before this start is heard of: it is about to say that its earlier pods are gone.
+    for key in executor.reap_leftovers().await {
+        tracing::warn!(job = %key.job, claim = %key.claim, "ended what an earlier start of this node had left running");
+    }
+    if executor.enforces_limits() {
+        config.labels.entry(LABEL_OF_LIMITS.to_owned()).or_insert_with(|| "enforced".to_owned());
+    }
+    if executor.has_containers() {
+        config.drivers.insert(PodDriver::Container);
+    }
+    Ok(executor)
 }
 
 /// Opens the data directory. What becomes of commits comes out of the receiver.

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test stops at what cannot be")]
 #![allow(unreachable_pub, reason = "the modules are shared with an example")]
 
+mod attempts;
 mod checkers;
 mod clients;
 mod disk;

@@ -30,6 +30,7 @@ use flockwork::protocol::sabotage::Bug;
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 
+use crate::attempts::Attempts;
 use crate::checkers::Findings;
 use crate::clients::Clients;
 use crate::disk::{Disk, Write};
@@ -355,6 +356,7 @@ pub struct World {
     /// Who had a copy of a job when it was sealed, and was cut off before it could say that it had any of its partition.
     pub sealed_without: BTreeMap<JobId, BTreeSet<usize>>,
     pub saved_work: SavedWork,
+    pub attempts: Attempts,
     pub trace: Trace,
     queue: Queue,
     next_process: u64,
@@ -380,6 +382,7 @@ impl World {
             given_up_for_a_seal: BTreeSet::new(),
             sealed_without: BTreeMap::new(),
             saved_work: SavedWork::default(),
+            attempts: Attempts::default(),
             trace: Trace::Off,
             queue: Queue::default(),
             next_process: 1,
@@ -472,6 +475,7 @@ impl World {
         }
         self.now = until;
         self.check_asks();
+        self.check_write_offs();
     }
 
     /// Lets time pass until `done`, for at most `limit`. Returns whether it came to that.

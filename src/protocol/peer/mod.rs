@@ -10,18 +10,22 @@
 //! them into each other's inputs; they do not know of one another.
 //!
 //! How a job comes along is decided in [`lifecycle`](super::lifecycle) and carried out in `reconcile`.
-//! Ownership of partitions is in `ownership`, what peers and clients are answered in `serve`.
+//! Ownership of partitions is in `ownership`, what peers and clients are answered in `serve`, what passes between the
+//! membership and the rest in `members`, what is told to people in `telling`.
 
 mod absence;
 mod blobs;
 mod dependents;
 mod full_disk;
+mod leaving;
+mod members;
 mod moving;
 mod ownership;
 mod reconcile;
 mod repair;
 mod sealing;
 mod serve;
+mod telling;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -33,15 +37,14 @@ use rand::{Rng, SeedableRng};
 
 use crate::model::blob::BlobRef;
 use crate::model::config::Config;
-use crate::model::id::{Actor, AttemptKey, Dot, Generation, JobId, NodeId, Partition};
-use crate::model::member::{Facts, Load, Member, MemberState, Status};
+use crate::model::id::{Actor, Dot, Generation, JobId, NodeId, Partition};
+use crate::model::member::{Facts, Member, Status};
 use crate::model::packed::PackedRecord;
 use crate::model::record::{Exit, Fate, Phase, Record, Version};
-use crate::model::request::{Code, Event, EventKind, Refusal, SubmitOutcome};
+use crate::model::request::{Event, SubmitOutcome};
 use crate::model::ring::Placement;
-use crate::model::spec::Driver;
 use crate::model::time::{Moment, Now, Timestamp};
-use crate::model::wire::{Message, Probe};
+use crate::model::wire::Message;
 
 use self::absence::Absence;
 use self::full_disk::{Due, FullDisk};
@@ -50,14 +53,13 @@ use super::comparison::{Answer, Comparison};
 use super::effect::{Effect, PodEnd, PodEvent};
 use super::gateway::{Ask, AskId, Gateway, Routing, Told};
 use super::lifecycle::PodState;
-use super::membership::{CannotForget, Membership, MembershipOutput};
+use super::membership::Membership;
 use super::outbox::{Outbox, Outgoing};
 use super::records::Records;
 use super::replication::Replication;
 use super::room::Room;
 use super::sabotage::{Bug, Sabotage};
 use super::scheduler::Scheduler;
-use super::snapshot::{Convergence, JobCounts, Snapshot};
 
 use blobs::Pushed;
 use moving::Move;
@@ -65,12 +67,6 @@ use ownership::Ownership;
 use sealing::Sealing;
 use serve::{Asker, Parked};
 
-/// Events that are kept for those who ask a little late.
-const EVENTS_KEPT: usize = 4_096;
-/// By how much the processors' use must move before others are told.
-const CPU_STEP_PERMILLE: u16 = 100;
-/// By what part of itself the free memory must move.
-const MEMORY_STEPS: u64 = 16;
 /// Records in one answer to a fetch, at the most.
 const FETCHED_RECORDS: usize = 256;
 
@@ -331,61 +327,6 @@ impl Peer {
         self.gateway.plant(sabotage);
     }
 
-    /// Gossip brought newer facts of other nodes.
-    pub fn handle_facts(&mut self, now: Now, facts: Vec<Facts>) {
-        self.membership.handle_facts(now, facts);
-    }
-
-    /// A failure detector's packet came.
-    pub fn handle_probe(&mut self, now: Now, from: SocketAddr, probe: Probe, by_link: bool) {
-        self.membership.handle_probe(now, from, probe, by_link);
-    }
-
-    /// The machine of `node` refused a connection: nothing listens there.
-    pub fn handle_refused(&mut self, now: Now, node: NodeId) {
-        self.membership.handle_refused(now, node);
-    }
-
-    /// A connection with `node` was opened.
-    pub fn handle_link_up(&mut self, now: Now, node: NodeId) {
-        self.membership.handle_link_up(now, node);
-    }
-
-    /// The last connection with `node` was lost, or none came about.
-    pub fn handle_link_down(&mut self, now: Now, node: NodeId) {
-        self.membership.handle_link_down(now, node);
-    }
-
-    /// How busy the machine is.
-    pub fn handle_machine_load(&mut self, cpu_permille: u16, memory_available_bytes: u64) {
-        self.membership.update_own(|facts| {
-            // Every change is told to everybody, so small ones are kept to oneself.
-            if facts.load.cpu_permille.abs_diff(cpu_permille) >= CPU_STEP_PERMILLE {
-                facts.load.cpu_permille = cpu_permille;
-            }
-            let known = facts.load.memory_available_bytes;
-            if known.abs_diff(memory_available_bytes) >= known / MEMORY_STEPS {
-                facts.load.memory_available_bytes = memory_available_bytes;
-            }
-        });
-    }
-
-    /// Whether this node can run what needs `driver`, from now on.
-    pub fn handle_driver(&mut self, driver: Driver, is_there: bool) {
-        if self.membership.me().drivers.contains(&driver) == is_there {
-            return;
-        }
-        self.membership.update_own(|facts| {
-            if is_there {
-                facts.drivers.insert(driver);
-            } else {
-                facts.drivers.remove(&driver);
-            }
-        });
-        // What waits here may have waited for that. What waits elsewhere comes when this node asks for work.
-        self.must_schedule = true;
-    }
-
     /// A client of this node asks. Answered by an [`Effect::Reply`], always.
     pub fn handle_ask(&mut self, now: Now, ask: AskId, what: Ask) {
         let routing = Routing { me: self.me.node, view: self.membership.view(), placement: &self.placement };
@@ -524,70 +465,6 @@ impl Peer {
         }
     }
 
-    /// Takes nothing new (`true`), or serves again.
-    pub fn drain(&mut self, now: Now, on: bool) {
-        if self.leaving {
-            return;
-        }
-        match (on, self.status()) {
-            (true, Status::Serving) => self.membership.set_status(now, Status::Draining),
-            (false, Status::Draining) => self.membership.set_status(now, Status::Serving),
-            (_, Status::ReadOnly) => self.before_full_disk = full_disk::drained(self.before_full_disk, on),
-            (_, Status::Joining | Status::Returning | Status::Serving | Status::Draining | Status::Left) => {}
-        }
-    }
-
-    /// Forgets a member that is down, or has left, before its time: somebody knows that it will not come back.
-    ///
-    /// # Errors
-    /// It lives, or nobody knows it.
-    pub fn forget(&mut self, now: Now, node: NodeId) -> Result<(), Refusal> {
-        self.membership.dismiss(now, node).map_err(|cannot| {
-            let (code, hint) = match &cannot {
-                CannotForget::Unknown(_) => (Code::NotFound, "`flockwork nodes` lists the members".to_owned()),
-                CannotForget::Lives { name, state: MemberState::Suspect } => {
-                    (Code::Conflict, format!("wait until the others know whether {name} is down; it takes seconds"))
-                }
-                CannotForget::Lives { name, .. } => {
-                    let hint = format!("only a node that is down is forgotten: `flockwork drain {name}`, then stop it");
-                    (Code::Conflict, hint)
-                }
-            };
-            Refusal::new(code, cannot.to_string()).with_hint(hint)
-        })?;
-        // Whoever asked looks at other nodes next.
-        self.gossip_urgently = true;
-        Ok(())
-    }
-
-    /// Begins to leave: ends the pods, which go on elsewhere, and hands over what others should have.
-    /// [`has_handed_over`](Self::has_handed_over) says when that is done.
-    pub fn leave(&mut self, now: Now) {
-        self.leaving = true;
-        self.membership.set_status(now, Status::Draining);
-        for (claim, pod) in &mut self.pods {
-            pod.state = PodState::Ending;
-            pod.ended_because = "its node was shut down";
-            self.outbox.send(Effect::StopPod(AttemptKey { job: pod.job, claim: *claim }));
-        }
-    }
-
-    /// Whether nothing is left here that others should have: no pod, no stray, nothing unsent or unsaved.
-    pub fn has_handed_over(&self) -> bool {
-        if self.sabotage.has(Bug::LeaveWithoutHandover) {
-            return self.pods.is_empty();
-        }
-        // Whoever has not heard yet that this node leaves does not keep what it is given for it, and so does not
-        // acknowledge it: what is handed over was heard of.
-        self.pods.is_empty() && self.strays().next().is_none() && self.outbox.is_settled() && self.nothing_spreads()
-    }
-
-    /// Says goodbye: the last thing a leaving node gossips.
-    pub fn say_goodbye(&mut self, now: Now) {
-        self.membership.set_status(now, Status::Left);
-        self.gossip_urgently = true;
-    }
-
     /// The next effect to carry out, or nothing.
     pub fn poll_effect(&mut self, now: Now) -> Option<Effect> {
         loop {
@@ -719,118 +596,6 @@ impl Peer {
         progress | self.gossip(now)
     }
 
-    fn drain_membership(&mut self, now: Now) -> bool {
-        let mut progress = false;
-        while let Some(output) = self.membership.poll_output() {
-            progress = true;
-            match output {
-                MembershipOutput::Probe { to, addr, probe, by_link } => {
-                    self.outbox.send(Effect::Probe { to, addr, probe, by_link });
-                }
-                MembershipOutput::OwnFactsChanged { urgent } => self.gossip_urgently |= urgent,
-                MembershipOutput::MemberChanged { node, was, reason } => {
-                    if let Some(member) = self.membership.view().get(&node) {
-                        let kind = EventKind::Member {
-                            node,
-                            name: member.facts.name.clone(),
-                            state: member.state,
-                            status: member.facts.status,
-                            was,
-                            reason,
-                        };
-                        if !member.is_live() {
-                            self.handle_gone(node);
-                        } else if was.is_none_or(|was| matches!(was, MemberState::Down | MemberState::Left)) {
-                            self.blobs.handle_back(node);
-                        }
-                        self.tell(now, kind);
-                    }
-                    self.remember_members();
-                }
-                MembershipOutput::TellOfTheGone { to, memories } => self.send(to, Message::Remember { memories }),
-                MembershipOutput::Call { addr } => self.outbox.send(Effect::Call { addr }),
-                MembershipOutput::Forgotten { node, name } => {
-                    self.handle_gone(node);
-                    self.tell(now, EventKind::Forgotten { node, name });
-                    self.remember_members();
-                }
-                MembershipOutput::LateTick { by } => {
-                    // Nobody is taken for dead, and followed in what it decides, before it has been silent for a whole
-                    // grace period; a busy machine is often late by less.
-                    if by < self.config.timing.suspicion_min / 2 || self.sabotage.has(Bug::TrustViewAfterPause) {
-                        continue;
-                    }
-                    // This process was paused: others may have decided in its place meanwhile.
-                    self.ownership.clear();
-                    self.comparison.start_over();
-                    (self.placed_epoch, self.placed_standings, self.had_majority) = (None, None, None);
-                }
-            }
-        }
-        progress
-    }
-
-    /// Saves whom to look for after a restart, if that has changed. Verdicts do not matter then: everybody is asked. But
-    /// whether one that is down by then has its places on the ring depends on what it last said that it does.
-    fn remember_members(&mut self) {
-        let members = self.membership.remembered();
-        let where_they_are: Vec<_> =
-            members.iter().map(|facts| (facts.node, facts.generation, facts.cluster_addr, facts.status)).collect();
-        if self.remembered != where_they_are {
-            self.remembered = where_they_are;
-            self.outbox.save_members(members);
-        }
-    }
-
-    fn handle_gone(&mut self, node: NodeId) {
-        self.replication.handle_gone(node);
-        self.comparison.handle_gone(node);
-        self.dirty.extend(self.scheduler.handle_gone(node));
-    }
-
-    /// Gossips this node's facts when they changed and it is time, or at once if that is called for.
-    fn gossip(&mut self, now: Now) -> bool {
-        let due =
-            self.published.as_ref().is_none_or(|(at, _)| now.moment.since(*at) >= self.config.timing.gossip_interval);
-        if !due && !self.gossip_urgently {
-            return false;
-        }
-        let (load, held, ring) = (self.load(), self.records.partitions_held().clone(), self.placement.fingerprint());
-        let (departed, dismissed) = (self.membership.departed(), self.membership.dismissed());
-        self.membership.update_own(|facts| {
-            facts.departed = departed;
-            facts.dismissed = dismissed;
-            facts.load = load;
-            facts.held = held;
-            facts.ring = ring;
-        });
-        let facts = self.membership.me().clone();
-        let changed = self.published.as_ref().is_none_or(|(_, published)| *published != facts);
-        let urgent = std::mem::take(&mut self.gossip_urgently);
-        if due {
-            self.ask_for_work(now);
-            self.try_to_join(now);
-            let behind = self.behind(now.moment);
-            self.watch_convergence(now, &behind);
-            self.watch_move(&behind);
-        }
-        self.published = Some((now.moment, facts.clone()));
-        if changed {
-            self.outbox.send(Effect::Gossip { facts: Box::new(facts), urgent });
-        }
-        // A join, or a request for work, is something to go on with.
-        changed || due
-    }
-
-    /// What this node says of its load.
-    fn load(&self) -> Load {
-        Load {
-            used: self.room.used(),
-            backlog: u32::try_from(self.scheduler.backlog()).unwrap_or(u32::MAX),
-            ..self.membership.me().load
-        }
-    }
-
     fn status(&self) -> Status {
         self.membership.me().status
     }
@@ -849,122 +614,6 @@ impl Peer {
     fn jittered(&mut self, interval: Duration) -> Duration {
         let share = f64::from(self.rng.next_u32()) / f64::from(u32::MAX);
         interval.mul_f64(0.75 + share / 2.0)
-    }
-
-    /// Tells an event to whoever asks this node for its events, once what it speaks of is stored.
-    fn tell(&mut self, now: Now, kind: EventKind) {
-        let event = Event { seq: self.next_event, at: now.wall, kind };
-        self.next_event += 1;
-        if self.events.len() == EVENTS_KEPT {
-            self.events.pop_front();
-        }
-        let note = Effect::Note(event.clone());
-        match event.kind {
-            // What is thought of a member promises nothing that a disk could keep.
-            EventKind::Member { .. } | EventKind::Forgotten { .. } | EventKind::Rejected { .. } => {
-                self.outbox.send(note);
-            }
-            EventKind::Job { .. } | EventKind::Overlap { .. } => self.outbox.send_when_stored(note),
-        }
-        self.events.push_back(event);
-        self.answer_event_readers(now);
-    }
-
-    /// What this node knows at this moment.
-    pub fn snapshot(&self, now: Now) -> Snapshot {
-        let owned = self.first_of.iter().filter(|partition| self.ownership.is_caught_up(**partition));
-        let jobs = JobCounts {
-            held: self.records.len() as u64,
-            open: self.records.open().len() as u64,
-            owned: owned.map(|partition| u64::from(self.records.open_in(*partition))).sum(),
-            waiting: self.scheduler.backlog() as u64,
-            pods: self.pods.len() as u64,
-        };
-        let not_ready = self.membership.conflict().or_else(|| match self.status() {
-            Status::Joining | Status::Returning => Some("looking for the other nodes of the cluster".to_owned()),
-            Status::ReadOnly => Some("the disk is full: nothing can be written".to_owned()),
-            Status::Left => Some("leaving the cluster".to_owned()),
-            Status::Serving | Status::Draining => None,
-        });
-        let counters = &self.counters;
-        let mut counted = vec![
-            ("jobs_submitted_total", counters.submitted),
-            ("attempts_claimed_total", counters.claimed),
-            ("pods_started_total", counters.started),
-            ("attempts_lost_total", counters.lost),
-            ("records_merged_total", counters.merged),
-            ("records_rejected_total", counters.rejected_records),
-            ("takeovers_total", counters.takeovers),
-            ("comparisons_total", counters.comparisons),
-            ("comparisons_differing_partitions_total", counters.differing_partitions),
-            ("strays_handed_over_total", counters.strays_handed_over),
-            ("records_sealed_total", counters.sealed),
-            ("records_expired_total", counters.expired),
-            ("late_reports_total", counters.late_reports),
-            ("overlaps_told_total", counters.overlaps_told),
-            ("records_repaired_by_reading_total", counters.repaired_by_reading),
-        ];
-        counted.extend(self.membership.counters());
-        Snapshot {
-            now,
-            node: self.me.node,
-            generation: self.me.generation,
-            facts: self.membership.me().clone(),
-            not_ready,
-            complaints: self.membership.complaints(),
-            local_health: self.membership.local_health(),
-            view: self.membership.view().clone(),
-            placement: Arc::clone(&self.placement),
-            convergence: self.convergence(now),
-            jobs,
-            counters: counted,
-            clock_skews_ms: Vec::new(),
-        }
-    }
-
-    /// The records this node holds; for the simulator's checkers.
-    pub fn records(&self) -> &Records {
-        &self.records
-    }
-
-    /// The membership; for the debug pages and the simulator's checkers.
-    pub fn membership(&self) -> &Membership {
-        &self.membership
-    }
-
-    /// The ring as this node computes it.
-    pub fn placement(&self) -> &Placement {
-        &self.placement
-    }
-
-    /// Whether this node decides for `partition` now.
-    pub fn decides_for(&self, partition: Partition) -> bool {
-        self.ownership.is_caught_up(partition)
-    }
-
-    /// How the node stands: see [`Convergence`].
-    fn convergence(&self, now: Now) -> Convergence {
-        let fingerprints: Vec<_> = self
-            .membership
-            .view()
-            .values()
-            .filter(|member| member.is_live())
-            .map(|member| (member.facts.node, member.facts.ring))
-            .collect();
-        let acting = self.acting_for.len() as u32;
-        let behind = self.behind(now.moment);
-        let since = self.settled_since.unwrap_or(self.unsettled_since);
-        Convergence {
-            converged: self.settled_since.is_some(),
-            since: since.wall,
-            since_moment: since.moment,
-            fingerprints,
-            acting,
-            in_sync: acting - behind.len() as u32,
-            behind: behind.into_iter().collect(),
-            strays: self.stray_count() as u32,
-            moving: self.moving(),
-        }
     }
 }
 
