@@ -14,6 +14,9 @@ use crate::faults::{Happened, Trouble};
 use crate::ledger::{self, Run};
 use crate::work::Work;
 
+/// How often it is looked whether there is calm, and how often it is told that there is none yet.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+const TELL_EVERY: Duration = Duration::from_secs(10);
 /// How many answers are awaited side by side.
 const AT_ONCE: usize = 16;
 /// The clock that jobs read has steps of a hundredth of a second.
@@ -145,12 +148,18 @@ pub async fn reach(cluster: &Cluster, work: &Work, trouble: &Trouble, options: &
 /// Waits until no job is open, and all nodes say that they agree.
 async fn wait_for_calm(cluster: &Cluster, within: Duration) -> Result<(), String> {
     let deadline = Instant::now() + within;
+    let mut told = Instant::now();
     loop {
         match is_calm(cluster).await {
             Ok(()) => return Ok(()),
             Err(why) if Instant::now() >= deadline => return Err(format!("{why:#}")),
-            Err(_) => tokio::time::sleep(Duration::from_millis(500)).await,
+            Err(why) if told.elapsed() >= TELL_EVERY => {
+                told = Instant::now();
+                println!("{} no calm yet: {why:#}", elapsed());
+            }
+            Err(_) => {}
         }
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use flockwork::model::blob::BlobId;
 use flockwork::model::id::{Dot, JobId, NodeId, Partition};
-use flockwork::model::member::{Member, MemberState, Status, View};
+use flockwork::model::member::{MemberState, Status, View};
 use flockwork::model::record::{Attempt, JobState, Phase, Record, Submission};
 use flockwork::model::request::Receipt;
 use flockwork::protocol::effect::Commit;
@@ -313,7 +313,12 @@ impl World {
                 || count(Phase::Lost) > spec.lost_limit
                 || count(Phase::Succeeded) > 0
             {
-                self.find("attempts stay within their limits", format!("{name}, claim {dot}"));
+                let text = format!("{name}, claim {dot}");
+                if self.ledger.submitted_anew.contains(&record.id) {
+                    self.except(format!("beyond the limits, by two submissions: {text}"));
+                } else {
+                    self.find("attempts stay within their limits", text);
+                }
             }
         }
     }
@@ -463,22 +468,7 @@ impl World {
             return;
         };
         let view = peer.membership().view();
-        let partition = peer.records().partition_of(record.id);
-        // Whoever was cut off before it could tell that it was given a first record of the partition cannot be asked.
-        let is_known_to_count = |member: &Member| match member.state {
-            MemberState::Alive | MemberState::Suspect => true,
-            MemberState::Down => {
-                member.facts.held.contains(partition)
-                    || record.submission.home.contains(&member.facts.node)
-                    || peer.placement().home(partition).contains(&member.facts.node)
-            }
-            MemberState::Left => false,
-        };
-        let counts = |at: &usize| view.get(&self.nodes[*at].id).is_some_and(is_known_to_count);
-        let is_down =
-            |at: &usize| view.get(&self.nodes[*at].id).is_some_and(|member| member.state == MemberState::Down);
-        let unheard_of = self.disks_with(record.id).into_iter().filter(|at| *at != node && is_down(at) && !counts(at));
-        let unheard_of: BTreeSet<usize> = unheard_of.collect();
+        let counts = |at: &usize| view.get(&self.nodes[*at].id).is_some_and(|member| member.state != MemberState::Left);
         let more_at = |at: &usize| {
             let in_memory = self.peer(*at).and_then(|peer| peer.records().get(record.id)).map(|held| held.record());
             let on_disk = self.nodes[*at].disk.records.get(&record.id).cloned();
@@ -491,9 +481,6 @@ impl World {
         let wiser: Vec<usize> = same.into_iter().map(|(at, _)| at).collect();
         let is_at_work = self.ledger.runs_of(record.id).any(|run| run.started.is_some() && run.ended.is_none());
         let name = short(record.id.0);
-        if !unheard_of.is_empty() {
-            self.sealed_without.insert(record.id, unheard_of);
-        }
         if !wiser.is_empty() {
             self.find("a seal is asked for", format!("n{node} seals {name}, of which {wiser:?} know more"));
         }
@@ -506,17 +493,15 @@ impl World {
         }
     }
 
-    /// A pod is about to start: nobody has sealed its job, but for those who could not know that this node has a copy. A key
-    /// can be used again where nobody knows of the job, on the side of a partition that has no copy; it is written down anew there, and no seal that is elsewhere can be heeded.
+    /// A pod is about to start: nobody has sealed its job. A key can be used again where nobody knows of the job, on the
+    /// side of a partition that has no copy; it is written down anew there, and no seal that is elsewhere can be heeded.
     /// Such a record shows that by its submission, and gives way to the seal when the two meet.
     pub fn check_not_sealed(&mut self, node: usize, job: JobId, claim: Dot, submission: &Arc<Submission>) {
         let Some(sealed) = self.seals.get(&job) else {
             return;
         };
         let text = format!("n{node} starts {} by {claim}", short(job.0));
-        if self.sealed_without.get(&job).is_some_and(|without| without.contains(&node)) {
-            self.except(format!("nobody knew that it has a copy: {text}"));
-        } else if sealed.submission == *submission {
+        if sealed.submission == *submission {
             self.find("nothing starts after its seal", text);
         } else {
             self.given_up_for_a_seal.insert(job);

@@ -195,7 +195,7 @@ impl World {
         let mut spec = keyed.spec.clone();
         if misuse {
             keyed.misused = true;
-            spec.retries += 10;
+            spec.retries += 4;
         }
         Draft { spec, retry_of: None }
     }

@@ -5,12 +5,13 @@
 //! so that a pod which starts says whether any of that was lost. A pod dies with its node's process; a paused process
 //! does not stop its pods.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use flockwork::model::blob::{Blob, BlobId};
 use flockwork::model::id::{AttemptKey, Dot, JobId};
-use flockwork::model::record::Exit;
+use flockwork::model::record::{Exit, Submission};
 use flockwork::model::report::Progress;
 use flockwork::model::request::Receipt;
 use flockwork::model::spec::Spec;
@@ -54,6 +55,10 @@ pub struct Ledger {
     pub overlaps: Vec<(usize, usize)>,
     /// By the content of every checkpoint: the depth that it stands for.
     saved: BTreeMap<BlobId, u64>,
+    submissions: BTreeMap<JobId, Arc<Submission>>,
+    /// Jobs that ran by two submissions: their key was used again where nobody knew of them. The executors' writes of the
+    /// first lie before those of the second, and tell nothing of what the second's owner knew.
+    pub submitted_anew: BTreeSet<JobId>,
     /// Reports: of which job, and of what content, until they are answered.
     reports: BTreeMap<u64, Option<(JobId, BlobId)>>,
 }
@@ -120,6 +125,10 @@ impl World {
         }
         self.check_claim_is_safe(node, job, claim);
         self.check_not_sealed(node, job, claim, &submission);
+        let first = self.ledger.submissions.entry(job).or_insert_with(|| Arc::clone(&submission));
+        if *first != submission {
+            self.ledger.submitted_anew.insert(job);
+        }
         let plan = plan_of(spec, number);
         let slots = spec.slots;
         let depth = match checkpoint {

@@ -904,6 +904,34 @@ fn whoever_decides_no_longer_for_a_job_has_it_in_its_queue_no_longer() {
 }
 
 #[test]
+fn nothing_is_sealed_without_one_that_was_cut_off_before_it_could_say_that_it_has_a_copy() {
+    let mut world = cluster_of(Options { replicas: 2, repair_after: Duration::ZERO, ..Options::new(1, 4) });
+    let nowhere = [("place".to_owned(), "nowhere".to_owned())];
+    let job = world.submit(0, Spec { require: nowhere.into(), ..work(50, 0) });
+    let keepers = world.disks_with(job);
+    let stand_in = |world: &World| {
+        let has_it = |node: &usize| world.peer(*node).is_some_and(|peer| peer.records().get(job).is_some());
+        world.others(&keepers).into_iter().find(has_it)
+    };
+    world.kill(keepers[0]);
+    for _ in 0..PATIENCE.as_millis() {
+        if stand_in(&world).is_some() {
+            break;
+        }
+        world.run_for(SECOND / 1_000);
+    }
+    let stand_in = stand_in(&world).expect("somebody stands in");
+    world.split(&[stand_in]);
+    world.start(keepers[0]);
+    world.cancel(keepers[1], job).unwrap();
+    world.run_for(SECOND * 30);
+    assert!(keepers.iter().all(|node| !world.peer(*node).unwrap().records().get(job).unwrap().is_final()));
+    world.heal();
+    world.wait_until("it is sealed", |world| world.merged(job).unwrap().is_final());
+    world.end_well();
+}
+
+#[test]
 fn whoever_was_paused_asks_those_too_of_whom_it_hears_while_it_asks_others() {
     let mut world = cluster(3);
     world.kill(2);

@@ -353,8 +353,6 @@ pub struct World {
     pub seals: BTreeMap<JobId, Arc<Record>>,
     /// Jobs that were sealed while their key was used again where nobody knew of them: one of the two is given up.
     pub given_up_for_a_seal: BTreeSet<JobId>,
-    /// Who had a copy of a job when it was sealed, and was cut off before it could say that it had any of its partition.
-    pub sealed_without: BTreeMap<JobId, BTreeSet<usize>>,
     pub saved_work: SavedWork,
     pub attempts: Attempts,
     pub trace: Trace,
@@ -380,7 +378,6 @@ impl World {
             fault_log: Vec::new(),
             seals: BTreeMap::new(),
             given_up_for_a_seal: BTreeSet::new(),
-            sealed_without: BTreeMap::new(),
             saved_work: SavedWork::default(),
             attempts: Attempts::default(),
             trace: Trace::Off,

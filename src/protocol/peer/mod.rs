@@ -17,6 +17,7 @@ mod absence;
 mod blobs;
 mod dependents;
 mod full_disk;
+mod given;
 mod leaving;
 mod members;
 mod moving;
@@ -48,6 +49,7 @@ use crate::model::wire::Message;
 
 use self::absence::Absence;
 use self::full_disk::{Due, FullDisk};
+use self::given::Given;
 use super::blobs::Blobs;
 use super::comparison::{Answer, Comparison};
 use super::effect::{Effect, PodEnd, PodEvent};
@@ -123,6 +125,7 @@ pub struct Peer {
 
     ownership: Ownership,
     sealing: Sealing,
+    given: Given,
     /// What moves because the ring changed.
     moving: Option<Move>,
     next_comparison: Moment,
@@ -285,6 +288,7 @@ impl Peer {
             gateway: Gateway::new(timing.resend_after, timing.acknowledge_within),
             ownership: Ownership::default(),
             sealing: Sealing::default(),
+            given: Given::default(),
             moving: None,
             next_comparison: moment + timing.compare_interval,
             pods: BTreeMap::new(),
@@ -548,6 +552,7 @@ impl Peer {
             self.next_comparison = moment + self.jittered(self.config.timing.compare_interval);
             self.compare_with_somebody();
             self.push_what_lingers(moment);
+            self.review_given(moment);
             self.seal_what_can_be(now);
             self.let_expired_go(now);
             self.records.clear_desk();
@@ -608,6 +613,7 @@ impl Peer {
     }
 
     fn send(&mut self, to: NodeId, message: Message) {
+        self.note_given(to, &message);
         self.outbox.send(Effect::Send { to, message });
     }
 

@@ -8,6 +8,9 @@
 //! own executor must have said how it ended. A node that has left or was forgotten is not waited for; one that is merely
 //! down is: cut off, it may go on alone.
 //!
+//! Whoever was given its first record of the partition a moment ago has not said so yet. Those who gave it know, and do
+//! not agree until it is heard of (`given`).
+//!
 //! The answers come at different times, and what one node hands over may reach another that has answered already. So
 //! all are asked a second time when all have answered: what is handed over meanwhile shows by then at whoever has it.
 //! Sealing is lazy: many records in one question, now and then, with no time limit.
@@ -151,13 +154,15 @@ impl Peer {
             .chain(&record.submission.home)
             .chain(holders.iter())
             .copied()
+            .chain(self.given.holders(partition))
             .chain(executors)
             .filter(|node| *node != self.me.node && !waived(*node))
             .collect();
         others.iter().all(|node| view.get(node).is_some_and(|member| member.is_live())).then_some(others)
     }
 
-    /// The owner wants to know whether this node holds the same, or nothing and need not.
+    /// The owner wants to know whether this node holds the same, or nothing and need not; and whether it knows of nobody else
+    /// who may hold a copy, and has yet to say so.
     pub(super) fn handle_check(&mut self, from: NodeId, round: u64, versions: &[(JobId, Version)]) {
         let same = versions
             .iter()
@@ -166,8 +171,9 @@ impl Peer {
                     Some(held) => held.version == *version && !self.expects_blobs(*job),
                     None => !self.should_keep(self.me.node, self.records.partition_of(*job)),
                 };
+                let unheard_of = || self.given.holders(self.records.partition_of(*job)).any(|node| node != from);
                 // Nor may an older copy come back from the disk.
-                agrees && self.outbox.is_stored(*job)
+                agrees && self.outbox.is_stored(*job) && !unheard_of()
             })
             .collect();
         self.send(from, Message::Checked { round, same });

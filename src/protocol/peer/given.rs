@@ -1,0 +1,72 @@
+//! Who was given records of a partition, and has not said yet that it holds any.
+//!
+//! Everybody gossips of which partitions it holds records, and whoever seals one asks them all. A node that was cut off, or
+//! died, between its first record of a partition and its next gossip is asked by nobody. But whoever gave it the record
+//! knows, and objects to the seal until that node has been heard of.
+//!
+//! What is known here is lost with a restart of the giver. Then a seal may do without the one who was given the record, and
+//! that one begin the sealed job again while it is cut off: two deaths and a cut within one interval of the gossip.
+
+use std::collections::BTreeMap;
+
+use crate::model::id::{NodeId, Partition};
+use crate::model::member::{MemberState, PartitionSet};
+use crate::model::time::Moment;
+use crate::model::wire::Message;
+
+use super::Peer;
+
+/// Within so many intervals of the gossip all have heard what a live node says of itself.
+const HEARD_AFTER: u32 = 20;
+
+/// What was given to nodes that had not said that they hold any of it.
+#[derive(Debug, Default)]
+pub(super) struct Given(BTreeMap<NodeId, Gifts>);
+
+#[derive(Debug, Default)]
+struct Gifts {
+    partitions: PartitionSet,
+    /// When it was given something for the last time, or was last not to be heard; nothing if that was since the last review.
+    since: Option<Moment>,
+}
+
+impl Given {
+    /// The nodes that may hold records of the partition, although they have not said so.
+    pub(super) fn holders(&self, partition: Partition) -> impl Iterator<Item = NodeId> + '_ {
+        self.0.iter().filter(move |(_, gifts)| gifts.partitions.contains(partition)).map(|(node, _)| *node)
+    }
+}
+
+impl Peer {
+    /// A message is about to be sent: notes what it gives away.
+    pub(super) fn note_given(&mut self, to: NodeId, message: &Message) {
+        let (Message::Push { records, .. } | Message::Fetched { records, .. }) = message else {
+            return;
+        };
+        let said = self.membership.view().get(&to).map(|member| &member.facts.held);
+        for record in records {
+            let partition = self.records.partition_of(record.id);
+            if said.is_some_and(|held| held.contains(partition)) {
+                continue;
+            }
+            let gifts = self.given.0.entry(to).or_default();
+            gifts.partitions.insert(partition);
+            gifts.since = None;
+        }
+    }
+
+    /// Forgets what was given to those who have said so since, or have been heard for long enough to have said so, or are
+    /// members no longer.
+    pub(super) fn review_given(&mut self, now: Moment) {
+        let (view, heard_after) = (self.membership.view(), self.config.timing.gossip_interval * HEARD_AFTER);
+        self.given.0.retain(|node, gifts| {
+            let Some(member) = view.get(node).filter(|member| member.state != MemberState::Left) else {
+                return false;
+            };
+            let since = gifts.since.filter(|_| member.state == MemberState::Alive).unwrap_or(now);
+            gifts.since = Some(since);
+            gifts.partitions = gifts.partitions.iter().filter(|one| !member.facts.held.contains(*one)).collect();
+            !gifts.partitions.is_empty() && now < since + heard_after
+        });
+    }
+}
