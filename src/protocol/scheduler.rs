@@ -13,12 +13,10 @@ use std::time::Duration;
 use crate::model::id::{JobId, NodeId};
 use crate::model::member::{Load, Member, View};
 use crate::model::record::Record;
-use crate::model::request::Cursor;
 use crate::model::resources::Resources;
-use crate::model::time::Moment;
+use crate::model::time::{Moment, Timestamp};
 
 use super::lifecycle::unfit;
-use super::records::cursor_of;
 
 /// ε: how far above the mean a node's load may be when it is offered more, in hundredths.
 const EPSILON_PERCENT: u64 = 25;
@@ -29,13 +27,31 @@ const DECLINED_FOR: Duration = Duration::from_millis(300);
 /// How many waiting jobs are looked at for one that fits, so that a long queue costs no more than a short one.
 const LOOK_AHEAD: usize = 64;
 
-/// A place in the queue: by priority, then by age.
-type Rank = (Reverse<i32>, Cursor);
+/// What decides how long a job waits: its priority, then its age.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    priority: Reverse<i32>,
+    submitted_at: Timestamp,
+}
+
+/// A place in the queue, in as little room as it can take: a long queue has one for each job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    priority: Reverse<i32>,
+    submitted_at: Timestamp,
+    job: JobId,
+}
+
+impl Rank {
+    fn place(self, job: JobId) -> Place {
+        Place { priority: self.priority, submitted_at: self.submitted_at, job }
+    }
+}
 
 /// The queue and the open offers.
 #[derive(Debug, Default)]
 pub struct Scheduler {
-    queue: BTreeSet<Rank>,
+    queue: BTreeSet<Place>,
     ranks: BTreeMap<JobId, Rank>,
     offers: BTreeMap<JobId, Offer>,
     declined: BTreeMap<NodeId, Moment>,
@@ -53,25 +69,23 @@ impl Scheduler {
     /// submissions under one key the earlier counts, once they meet.
     pub fn enqueue(&mut self, record: &Record) {
         if !self.offers.contains_key(&record.id) {
-            let rank = (Reverse(record.spec().priority), cursor_of(record));
+            let rank = Rank { priority: Reverse(record.spec().priority), submitted_at: record.submission.submitted_at };
             if let Some(before) = self.ranks.insert(record.id, rank) {
-                self.queue.remove(&before);
+                self.queue.remove(&before.place(record.id));
             }
-            self.queue.insert(rank);
+            self.queue.insert(rank.place(record.id));
         }
     }
 
     /// The job no longer waits. Returns the node to which it was offered.
     pub fn remove(&mut self, job: JobId) -> Option<NodeId> {
-        if let Some(rank) = self.ranks.remove(&job) {
-            self.queue.remove(&rank);
-        }
+        self.unqueue(job);
         self.offers.remove(&job).map(|offer| offer.to)
     }
 
     /// The jobs to look at now, in order.
     pub fn candidates(&self) -> Vec<JobId> {
-        self.queue.iter().take(LOOK_AHEAD).map(|(_, cursor)| cursor.job).collect()
+        self.queue.iter().take(LOOK_AHEAD).map(|place| place.job).collect()
     }
 
     /// How many jobs wait.
@@ -82,7 +96,7 @@ impl Scheduler {
     /// How many jobs are before this one, if it waits.
     pub fn ahead_of(&self, job: JobId) -> Option<u32> {
         let rank = self.ranks.get(&job)?;
-        Some(u32::try_from(self.queue.range(..rank).count()).unwrap_or(u32::MAX))
+        Some(u32::try_from(self.queue.range(..rank.place(job)).count()).unwrap_or(u32::MAX))
     }
 
     /// The node to which the job is offered.
@@ -92,10 +106,14 @@ impl Scheduler {
 
     /// The job is offered to `to`.
     pub fn offer(&mut self, now: Moment, job: JobId, to: NodeId, need: Resources) {
-        if let Some(rank) = self.ranks.remove(&job) {
-            self.queue.remove(&rank);
-        }
+        self.unqueue(job);
         self.offers.insert(job, Offer { to, need, until: now + OFFER_LASTS });
+    }
+
+    fn unqueue(&mut self, job: JobId) {
+        if let Some(rank) = self.ranks.remove(&job) {
+            self.queue.remove(&rank.place(job));
+        }
     }
 
     /// `from` answered. Returns whether the answer was awaited; then the offer is over, either way.
