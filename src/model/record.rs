@@ -261,7 +261,7 @@ impl Attempt {
 
     /// Whether it may have run: it started, or its executor never said that it did not. A node that was restarted
     /// does not know what its earlier start did after it last wrote to its disk.
-    fn may_have_run(&self) -> bool {
+    pub fn may_have_run(&self) -> bool {
         self.started_at.is_some() || self.fate.phase == Phase::Lost
     }
 

@@ -474,6 +474,8 @@ impl World {
             let on_disk = self.nodes[*at].disk.records.get(&record.id).cloned();
             in_memory.into_iter().chain(on_disk).find(|held| lacks(record, held))
         };
+        let waived = (0..self.nodes.len()).filter(|at| *at != node && !counts(at));
+        let wiser_and_waived: Vec<usize> = waived.filter(|at| more_at(at).is_some()).collect();
         let others = (0..self.nodes.len()).filter(|at| *at != node).filter(counts);
         let (same, another): (Vec<_>, Vec<_>) = others
             .filter_map(|at| more_at(&at).map(|copy| (at, copy)))
@@ -481,6 +483,12 @@ impl World {
         let wiser: Vec<usize> = same.into_iter().map(|(at, _)| at).collect();
         let is_at_work = self.ledger.runs_of(record.id).any(|run| run.started.is_some() && run.ended.is_none());
         let name = short(record.id.0);
+        if !wiser_and_waived.is_empty() {
+            self.given_up_for_a_seal.insert(record.id);
+            self.except(format!(
+                "n{node} seals {name}, of which {wiser_and_waived:?} knew more, and left or were forgotten"
+            ));
+        }
         if !wiser.is_empty() {
             self.find("a seal is asked for", format!("n{node} seals {name}, of which {wiser:?} know more"));
         }

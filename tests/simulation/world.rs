@@ -351,7 +351,8 @@ pub struct World {
     pub fault_log: Vec<(Duration, String)>,
     /// Every record's seal, as it was first written to a disk, and by its content then.
     pub seals: BTreeMap<JobId, Arc<Record>>,
-    /// Jobs that were sealed while their key was used again where nobody knew of them: one of the two is given up.
+    /// Jobs that were sealed while their key was used again where nobody knew of them, or without somebody who had left and
+    /// knew more: what is no part of the seal is given up.
     pub given_up_for_a_seal: BTreeSet<JobId>,
     pub saved_work: SavedWork,
     pub attempts: Attempts,

@@ -605,18 +605,22 @@ impl Peer {
         }
     }
 
-    /// A key was used again where nobody knew of its job, which has been sealed: what ran of it there is no part of the
-    /// sealed record. The owner says so, since nothing else will.
+    /// Somebody ran a job who was not asked before its seal: it had left while it was cut off, or the key was used again there
+    /// where nobody knew of the job. What ran of it there is no part of the sealed record. The owner says so, since nothing
+    /// else will.
     fn tell_of_what_a_seal_ends(&mut self, now: Now, sealed: &Record, copy: &Record) {
-        let is_another = sealed.is_final() && !copy.is_final() && sealed.submission != copy.submission;
-        if !is_another || !self.ownership.is_caught_up(self.records.partition_of(sealed.id)) {
+        let is_ended = sealed.is_final() && !copy.is_final();
+        if !is_ended || !self.ownership.is_caught_up(self.records.partition_of(sealed.id)) {
             return;
         }
         let of = |attempt: &Attempt| (attempt.claim.number, attempt.claim.executor.node);
         let Some(kept) = sealed.telling().map(of) else {
             return;
         };
-        let unknown = copy.attempts.iter().filter(|(claim, _)| !sealed.attempts.contains_key(claim));
+        let unknown = copy
+            .attempts
+            .iter()
+            .filter(|(claim, attempt)| attempt.may_have_run() && !sealed.attempts.contains_key(claim));
         for ended in unknown.map(|(_, attempt)| of(attempt)) {
             self.counters.overlaps_told += 1;
             let (title, attempts) = (sealed.spec().title(), [kept, ended]);
