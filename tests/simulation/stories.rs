@@ -932,6 +932,28 @@ fn nothing_is_sealed_without_one_that_was_cut_off_before_it_could_say_that_it_ha
 }
 
 #[test]
+fn what_a_leaver_ran_while_it_was_cut_off_is_told_when_it_is_back() {
+    let mut world = cluster(3);
+    let jobs: Vec<JobId> = (0..12).map(|at| world.submit(at % 3, work(12_000, 0))).collect();
+    world.split(&[2]);
+    let ran_twice = |world: &World| jobs.iter().any(|job| world.pods(*job) > 1);
+    world.wait_until("both sides go on", |world| world.ledger.runs.iter().any(|run| run.node == 2) && ran_twice(world));
+    world.leave(2);
+    world.wait_until("it says goodbye", |world| world.status(2) == Status::Left);
+    world.heal();
+    world.wait_until("it has left", |world| world.nodes[2].has_left);
+    for job in &jobs {
+        world.wait_until("it is sealed", |world| world.merged(*job).is_some_and(|record| record.is_final()));
+    }
+    let told =
+        |world: &World| -> u64 { world.up().iter().map(|node| world.counter(*node, "overlaps_told_total")).sum() };
+    let before = told(&world);
+    world.start(2);
+    world.wait_until("what was not known is told", |world| told(world) > before);
+    world.end_well();
+}
+
+#[test]
 fn whoever_was_paused_asks_those_too_of_whom_it_hears_while_it_asks_others() {
     let mut world = cluster(3);
     world.kill(2);

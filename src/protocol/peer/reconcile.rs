@@ -109,9 +109,9 @@ impl Peer {
                 if merged == *before {
                     let version = held.version;
                     self.replication.push_once(job, from);
-                    self.tell_of_what_a_seal_ends(now, &before, &record);
                     return Some(version);
                 }
+                self.tell_of_what_a_seal_ends(now, &merged, &before);
                 Arc::new(merged)
             }
         };
@@ -605,12 +605,11 @@ impl Peer {
         }
     }
 
-    /// Somebody ran a job who was not asked before its seal: it had left while it was cut off, or the key was used again there
-    /// where nobody knew of the job. What ran of it there is no part of the sealed record. The owner says so, since nothing
-    /// else will.
+    /// This node's copy has met a seal for which it was not asked: it had left while it was cut off, or the key was used again
+    /// here where nobody knew of the job. What ran of it is no part of the sealed record. Whoever gives up such a copy says so,
+    /// since nothing else will.
     fn tell_of_what_a_seal_ends(&mut self, now: Now, sealed: &Record, copy: &Record) {
-        let is_ended = sealed.is_final() && !copy.is_final();
-        if !is_ended || !self.ownership.is_caught_up(self.records.partition_of(sealed.id)) {
+        if !sealed.is_final() || copy.is_final() {
             return;
         }
         let of = |attempt: &Attempt| (attempt.claim.number, attempt.claim.executor.node);
