@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, ensure};
 use serde_json::json;
 
+use crate::limits::{Beanstalkd, Disks};
 use crate::nodes::{Nodes, PATIENCE, expect};
 use crate::table::{Spread, Table, p50_p99_ms};
 
@@ -35,6 +36,10 @@ fn idle_with(replicas: usize, rounds: usize, table: &mut Table) -> anyhow::Resul
         while reader.read_exact(&mut byte).is_ok() && started.send(Instant::now()).is_ok() {}
     });
     let job = json!({"command": ["sh", "-c", format!("printf x >{}", pipe.display())]});
+    // In turn with them what the disk alone takes for as many copies, and what another system does for one.
+    let (disks, mut syncs) = (Disks::new(replicas)?, Vec::new());
+    let beanstalkd = Beanstalkd::start()?;
+    let (mut connection_to_it, mut puts) = (beanstalkd.as_ref().map(Beanstalkd::connect).transpose()?, Vec::new());
     for at in 0..rounds * SUBMITS {
         let mut connection = nodes.connect(at % nodes.len())?;
         let begun = Instant::now();
@@ -43,9 +48,18 @@ fn idle_with(replicas: usize, rounds: usize, table: &mut Table) -> anyhow::Resul
         expect(status, &answer)?;
         starts.push((starts_seen.recv_timeout(PATIENCE)? - begun).as_secs_f64());
         thread::sleep(PAUSE);
+        syncs.push(disks.sync());
+        thread::sleep(PAUSE);
+        if let Some(connection) = &mut connection_to_it {
+            puts.push(connection.put()?);
+            thread::sleep(PAUSE);
+        }
     }
+    let by_others =
+        if puts.is_empty() { String::new() } else { format!("; a put to beanstalkd {}", p50_p99_ms(&puts)) };
+    let beside = format!("p50 / p99 (submits); synced in {replicas} files at once {}{by_others}", p50_p99_ms(&syncs));
     let mut say = |what: &str, times: &[f64]| {
-        table.say(&format!("{what}, R={replicas}, idle"), p50_p99_ms(times), "p50 / p99 (submits)");
+        table.say(&format!("{what}, R={replicas}, idle"), p50_p99_ms(times), beside.as_str());
     };
     say("submit to acknowledgement", &acks);
     say("submit to the process's first act", &starts);

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::charts::{Chart, Line};
 use crate::http::{Connection, submission};
-use crate::limits;
+use crate::limits::{self, Beanstalkd};
 use crate::nodes::{Nodes, expect};
 use crate::table::Table;
 
@@ -31,7 +31,7 @@ pub fn rates(rounds: usize, table: &mut Table) -> anyhow::Result<()> {
     let (mut single, mut single_of_three, mut bulk, mut bulk_of_three) = (vec![], vec![], vec![], vec![]);
     for _ in 0..rounds {
         log.push(limits::synced_log(CONNECTIONS, 2.0)?);
-        beanstalkd.extend(limits::beanstalkd(CONNECTIONS, 2.0)?);
+        beanstalkd.extend(Beanstalkd::start()?.map(|server| server.rate(CONNECTIONS, 2.0)));
         // New nodes for each round, so that none is slowed by what earlier rounds left.
         let one = Nodes::start(1, "--replicas 1")?;
         single.push(rate(&one, CONNECTIONS, 1)?);

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::{ExitStatus, Stdio};
@@ -17,6 +18,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader, Lines};
+use tokio::net::TcpSocket;
 use tokio::process::{Child, ChildStdin, ChildStdout};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
@@ -56,11 +58,18 @@ pub struct Node {
     environment: Vec<(String, String)>,
     /// What it said when it was last ready.
     pub id: String,
-    cluster_addr: String,
-    http_addr: String,
+    cluster_addr: Address,
+    http_addr: Address,
     process: Option<Process>,
     is_ready: bool,
     is_frozen: bool,
+}
+
+/// A loopback address with a port that nobody else is given while a node is down: no connection gets the port as its own
+/// as long as a socket is bound to it, and beside one that does not listen the node can.
+struct Address {
+    text: String,
+    _kept: TcpSocket,
 }
 
 struct Process {
@@ -90,24 +99,17 @@ impl Cluster {
         let turn = CLUSTERS.acquire_many(turns).await.unwrap();
         let dir = TempDir::new().unwrap();
         let http = reqwest::Client::builder().no_proxy().timeout(JOB_WITHIN + seconds(10)).build().unwrap();
-        let node = |place: usize| Node {
-            name: format!("node-{place}"),
-            dir: dir.path().join(format!("node-{place}")),
-            settings: settings(place).split_whitespace().map(str::to_owned).collect(),
-            environment: Vec::new(),
-            id: String::new(),
-            cluster_addr: "127.0.0.1:0".to_owned(),
-            http_addr: "127.0.0.1:0".to_owned(),
-            process: None,
-            is_ready: false,
-            is_frozen: false,
+        let node = |place: usize| {
+            let name = format!("node-{place}");
+            let settings = settings(place).split_whitespace().map(str::to_owned).collect();
+            Node::new(&name, dir.path().join(&name), settings)
         };
         let nodes = (0..nodes).map(node).collect();
         let mut cluster = Self { nodes, dir, http, _turn: turn };
         let (first, others) = cluster.nodes.split_first_mut().unwrap();
         first.start().await;
         for other in others.iter_mut() {
-            other.settings.extend(["--seed".to_owned(), first.cluster_addr.clone()]);
+            other.settings.extend(["--seed".to_owned(), first.cluster_addr.text.clone()]);
         }
         futures_util::future::join_all(others.iter_mut().map(Node::start)).await;
         cluster.agree().await;
@@ -190,18 +192,8 @@ impl Cluster {
                 std::fs::copy(file.path(), dir.join("data").join(file.file_name())).unwrap();
             }
         }
-        self.nodes.push(Node {
-            name: name.to_owned(),
-            dir,
-            settings: vec!["--seed".to_owned(), self.nodes[0].cluster_addr.clone()],
-            id: String::new(),
-            cluster_addr: "127.0.0.1:0".to_owned(),
-            http_addr: "127.0.0.1:0".to_owned(),
-            process: None,
-            is_ready: false,
-            is_frozen: false,
-            environment: Vec::new(),
-        });
+        let settings = vec!["--seed".to_owned(), self.nodes[0].cluster_addr.text.clone()];
+        self.nodes.push(Node::new(name, dir, settings));
         self.nodes.len() - 1
     }
 
@@ -238,7 +230,7 @@ impl Cluster {
 
     /// The node's next start is at another address.
     pub fn move_elsewhere(&mut self, node: usize) {
-        self.nodes[node].cluster_addr = "127.0.0.1:0".to_owned();
+        self.nodes[node].cluster_addr = Address::new();
     }
 
     /// The node's next start finds an empty disk.
@@ -254,7 +246,7 @@ impl Cluster {
         for place in 0..self.nodes.len() {
             let others =
                 self.nodes.iter().enumerate().filter(|(other, _)| side.contains(other) != side.contains(&place));
-            let others: Vec<&str> = others.map(|(_, node)| node.cluster_addr.as_str()).collect();
+            let others: Vec<&str> = others.map(|(_, node)| node.cluster_addr.text.as_str()).collect();
             self.pretend(place, &json!({"drop_to": others, "drop_from": others})).await;
         }
     }
@@ -378,7 +370,7 @@ impl Cluster {
     // What clients do.
 
     pub fn request(&self, via: usize, method: Method, path: &str) -> RequestBuilder {
-        self.http.request(method, format!("http://{}{path}", self.nodes[via].http_addr))
+        self.http.request(method, format!("http://{}{path}", self.nodes[via].http_addr.text))
     }
 
     pub async fn get(&self, via: usize, path: &str) -> (u16, Value) {
@@ -539,14 +531,38 @@ impl Cluster {
 
     /// Begins to.
     pub fn begin(&self, via: &[usize], arguments: &[&str]) -> Running {
-        let addresses: Vec<&str> = via.iter().map(|place| self.nodes[*place].http_addr.as_str()).collect();
+        let addresses: Vec<&str> = via.iter().map(|place| self.nodes[*place].http_addr.text.as_str()).collect();
         let mut command = program(self.dir.path());
         command.env("FLOCKWORK_ADDR", addresses.join(","));
         Running::start(command, arguments)
     }
 }
 
+impl Address {
+    fn new() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        Self { text: socket.local_addr().unwrap().to_string(), _kept: socket }
+    }
+}
+
 impl Node {
+    fn new(name: &str, dir: PathBuf, settings: Vec<String>) -> Self {
+        Self {
+            name: name.to_owned(),
+            dir,
+            settings,
+            environment: Vec::new(),
+            id: String::new(),
+            cluster_addr: Address::new(),
+            http_addr: Address::new(),
+            process: None,
+            is_ready: false,
+            is_frozen: false,
+        }
+    }
+
     async fn start(&mut self) {
         let mut lines = BufReader::new(self.spawn()).lines();
         let pid = self.process.as_ref().expect("it was just started").pid;
@@ -557,8 +573,8 @@ impl Node {
         assert_eq!(ready["pid"], pid, "{ready}");
         assert!(self.id.is_empty() || ready["node"] == self.id.as_str(), "it is who it was: {ready}");
         self.id = text(&ready["node"]);
-        self.cluster_addr = text(&ready["cluster_addr"]);
-        self.http_addr = text(&ready["http_addr"]);
+        assert_eq!(ready["cluster_addr"], self.cluster_addr.text.as_str(), "{ready}");
+        assert_eq!(ready["http_addr"], self.http_addr.text.as_str(), "{ready}");
         self.is_ready = true;
     }
 
@@ -579,7 +595,7 @@ impl Node {
         command
             .args(["node", "--config", "/dev/null", "--output", "json", "--until-stdin-closes"])
             .args(["--profile", "local", "--cluster", "stories", "--name", &self.name])
-            .args(["--listen", &self.cluster_addr, "--http", &self.http_addr, "--data-dir"])
+            .args(["--listen", &self.cluster_addr.text, "--http", &self.http_addr.text, "--data-dir"])
             .arg(self.data_dir())
             .args(&self.settings)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
