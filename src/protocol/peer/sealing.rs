@@ -192,8 +192,9 @@ impl Peer {
                 continue;
             };
             if !same {
-                // It lacks something, or knows something: either comes out when it is pushed there.
-                if self.targets(job).contains(&from) {
+                // It lacks something, or knows something: either comes out when it is pushed there. Where the two hold the same, it
+                // waits for its own disk or for somebody else.
+                if self.targets(job).contains(&from) && !self.ownership.agrees(self.records.partition_of(job), from) {
                     self.replication.push_once(job, from);
                 }
                 continue;
