@@ -87,7 +87,11 @@ fn failed(record: &Record, telling: Option<&Attempt>, names: Names<'_>) -> Strin
             "not to be retried after this code".to_owned()
         }
         _ if record.losses() > spec.lost_limit => {
-            format!("{} attempts were lost, and the limit is {}", record.losses(), spec.lost_limit)
+            let lost = match record.losses() {
+                1 => "1 attempt was lost".to_owned(),
+                losses => format!("{losses} attempts were lost"),
+            };
+            format!("{lost}, and the limit is {}", spec.lost_limit)
         }
         _ => retries_used(record),
     };

@@ -9,6 +9,28 @@ use serde::Deserialize;
 
 use super::failure::exit;
 
+/// Why a job does not run.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Explained {
+    #[serde(default)]
+    pub(crate) reason: String,
+    #[serde(default)]
+    nodes: Vec<Fit>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Fit {
+    #[serde(default)]
+    fits: bool,
+}
+
+impl Explained {
+    /// No live node could run it, however little there were to do.
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.nodes.iter().all(|node| !node.fits)
+    }
+}
+
 /// A job.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Job {

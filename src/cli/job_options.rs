@@ -38,7 +38,8 @@ pub(crate) struct JobOptions {
     /// open_files, processes (of its user, in all). May be repeated
     #[arg(long, value_name = "NAME=N", value_parser = limit)]
     limit: Vec<(Limit, u64)>,
-    /// What the job reads from its standard input: a file of this machine, or - for this command's own
+    /// What the job reads from its standard input, at most 1 MiB: a file of this machine, or - for this command's own
+    /// [default: nothing]
     #[arg(long, value_name = "FILE|-")]
     stdin: Option<String>,
     /// Processors to set aside, for instance 0.5; no more than these on nodes with the label limits=enforced
@@ -53,7 +54,8 @@ pub(crate) struct JobOptions {
     /// A label that the node must have. May be repeated
     #[arg(long, value_name = "K=V", value_parser = key_value)]
     require: Vec<(String, String)>,
-    /// How long one attempt may run, for instance 90 or 1m30s
+    /// How long one attempt may run, for instance 90 or 1m30s. It is told to end by SIGTERM then, and killed if it has not
+    /// ended after five seconds
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     timeout: Option<Duration>,
     /// How long an attempt may say nothing of itself (`flockwork pod heartbeat`, or any other of these) before it
@@ -69,11 +71,12 @@ pub(crate) struct JobOptions {
     /// How many failed attempts are followed by another
     #[arg(long, value_name = "N", default_value_t = 0)]
     retries: u32,
-    /// The wait before another attempt: the first one, what each further one is multiplied by, the longest
+    /// The wait before another attempt: the first one, what each further one is multiplied by, the longest. Each is made
+    /// shorter at random, by up to a quarter, so that jobs that failed together do not all come back together
     #[arg(long, value_name = "TIME[,FACTOR,MAX]", value_parser = backoff, default_value = "1s,2,1m")]
     backoff: Backoff,
-    /// Exit codes that are not worth another attempt
-    #[arg(long, value_name = "CODES", value_delimiter = ',')]
+    /// Exit codes that are not worth another attempt, for instance 2,64
+    #[arg(long, value_name = "CODES", value_delimiter = ',', value_parser = exit_code)]
     no_retry_on: Vec<i32>,
     /// How many attempts may be lost with their node
     #[arg(long, value_name = "N", default_value_t = 5)]
@@ -85,6 +88,9 @@ pub(crate) struct JobOptions {
     /// How long to wait before the first attempt
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     delay: Option<Duration>,
+    /// How long the job is known after its end, at least 10m and to the hour [default: as long as the nodes keep jobs]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    ttl: Option<Duration>,
     /// Higher runs first among the jobs that wait on one node
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     priority: i32,
@@ -95,10 +101,11 @@ pub(crate) struct JobOptions {
     /// Where a majority of the nodes is out of reach: go on, or start nothing and end what runs
     #[arg(long, value_name = "HOW", default_value = "run", value_parser = PossibleValuesParser::new(["run", "pause"]))]
     on_partition: String,
-    /// What runs it: a program of the node's machine, or a container of its Docker
-    #[arg(long, value_name = "DRIVER", default_value = "process",
+    /// What runs it: a program of the node's machine, or a container of its Docker [default: process, and container where
+    /// there is an --image]
+    #[arg(long, value_name = "DRIVER",
           value_parser = PossibleValuesParser::new(["process", "container"]))]
-    driver: String,
+    driver: Option<String>,
     /// The image of its container, which shares the network of its node
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
@@ -139,10 +146,15 @@ impl JobOptions {
             lost_limit: self.lost_limit,
             key: self.key.clone(),
             delay: self.delay,
+            ttl: self.ttl,
             priority: self.priority,
             durability,
             on_partition: if self.on_partition == "pause" { OnPartition::Pause } else { OnPartition::Run },
-            driver: if self.driver == "container" { Driver::Container } else { Driver::Process },
+            driver: match self.driver.as_deref() {
+                Some("container") => Driver::Container,
+                None if self.image.is_some() => Driver::Container,
+                _ => Driver::Process,
+            },
             image: self.image.clone(),
             pull: match self.pull.as_str() {
                 "always" => Pull::Always,
@@ -183,6 +195,11 @@ pub(crate) fn key_value(text: &str) -> Result<(String, String), String> {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("write NAME=VALUE".to_owned()),
     }
+}
+
+fn exit_code(text: &str) -> Result<i32, String> {
+    let code = text.trim().parse().ok().filter(|code| (0..=255).contains(code));
+    code.ok_or_else(|| format!("`{text}` is no exit code, which is a number from 0 to 255"))
 }
 
 /// Reads `LIMIT=N`, where N may be a size.

@@ -18,7 +18,7 @@ use super::answers::{Job, JobsPage};
 use super::client::{Client, Repeat, Request};
 use super::facts;
 use super::failure::{Failure, Kind, Outcome, exit};
-use super::render::{OutputForm, Tone, note, now, printable, short_id, shortened, span, span_between};
+use super::render::{OutputForm, Tone, note, now, printable, short_id, shortened, shown, span, span_between};
 
 /// How long one `/wait` may wait before it is asked again.
 const LONG_POLL: Duration = Duration::from_secs(30);
@@ -347,13 +347,13 @@ pub(crate) fn bar(length: usize, what: &'static str) -> ProgressBar {
         return ProgressBar::hidden();
     }
     if length == 1 {
-        let spinner = ProgressBar::new_spinner();
+        let spinner = shown(ProgressBar::new_spinner());
         spinner.enable_steady_tick(Duration::from_millis(120));
         return spinner;
     }
     let style = ProgressStyle::with_template("{wide_bar} {pos} of {len} {msg}, {elapsed}")
         .expect("the template is a constant, and right");
-    ProgressBar::new(length as u64).with_style(style).with_message(what)
+    shown(ProgressBar::new(length as u64).with_style(style).with_message(what))
 }
 
 /// Asks that a job end. Asking twice is asking once.

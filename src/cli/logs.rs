@@ -339,11 +339,7 @@ impl<'a> LogReader<'a> {
             spinner.finish_and_clear();
         }
         if self.newest_attempt.is_some_and(|newest| attempt > newest) {
-            let say = || note(&format!("attempt {attempt} of {} begins", self.job));
-            match &self.spinner {
-                Some(bar) => bar.suspend(say),
-                None => say(),
-            }
+            note(&format!("attempt {attempt} of {} begins", self.job));
         }
         self.newest_attempt = self.newest_attempt.max(Some(attempt));
         self.first_attempt = self.first_attempt.or(Some(attempt));

@@ -25,7 +25,7 @@ pub(crate) enum PodCommand {
     /// Say how far the job has come
     Progress {
         /// From 0 to 1
-        #[arg(value_name = "FRACTION", allow_negative_numbers = true)]
+        #[arg(value_name = "FRACTION", allow_negative_numbers = true, value_parser = fraction)]
         fraction: f64,
         /// A few words
         #[arg(value_name = "MSG", default_value = "")]
@@ -86,9 +86,6 @@ pub(crate) fn pod(command: PodCommand) -> Outcome {
     let (kind, body) = match command {
         PodCommand::Heartbeat => ("heartbeat", Vec::new()),
         PodCommand::Progress { fraction, message } => {
-            if !(0.0..=1.0).contains(&fraction) {
-                return Err(Failure::usage(format!("{fraction} is not a part of the whole: it must be from 0 to 1")));
-            }
             ("progress", json!({"fraction": fraction, "message": message}).to_string().into_bytes())
         }
         PodCommand::Checkpoint { file } => ("checkpoint", read(&file, MAX_CHECKPOINT_BYTES)?),
@@ -97,6 +94,12 @@ pub(crate) fn pod(command: PodCommand) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::internal(format!("cannot start the runtime: {error}")))?;
     runtime.block_on(post(&node, kind, body))
+}
+
+/// Reads a part of the whole.
+fn fraction(text: &str) -> Result<f64, String> {
+    let fraction = text.parse().ok().filter(|fraction| (0.0..=1.0).contains(fraction));
+    fraction.ok_or_else(|| format!("`{text}` is no part of the whole, which is a number from 0 to 1"))
 }
 
 /// Reads a file, but never more than could be handed in.

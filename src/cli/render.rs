@@ -6,11 +6,13 @@
 
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
+use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use comfy_table::{ContentArrangement, Table, presets};
 use flockwork::model::record::{JobState, Phase};
 use flockwork::model::time::Timestamp;
+use indicatif::{MultiProgress, ProgressBar};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -168,9 +170,17 @@ pub(crate) fn wants_colour(is_terminal: bool) -> bool {
     is_terminal && !unwanted && !dumb
 }
 
+/// Every bar and spinner on the terminal, so that they make room for a word.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+
+/// Puts a bar on the terminal, where there is one.
+pub(crate) fn shown(bar: ProgressBar) -> ProgressBar {
+    BARS.add(bar)
+}
+
 /// A word to the person, on standard error. Nobody to hear it is no reason to stop.
 pub(crate) fn note(text: &str) {
-    let _ = writeln!(io::stderr(), "flockwork: {}", printable(text));
+    let _ = BARS.suspend(|| writeln!(io::stderr(), "flockwork: {}", printable(text)));
 }
 
 /// `text` with what a terminal would obey instead of show written out.

@@ -9,18 +9,19 @@ use std::time::Duration;
 
 use clap::Args;
 use flockwork::model::id::JobId;
+use flockwork::model::record::JobState;
 use flockwork::model::spec::Spec;
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Session;
-use super::answers::{Job, Receipt, RefusedJob, Submitted};
+use super::answers::{Explained, Job, Receipt, RefusedJob, Submitted};
 use super::client::{Client, Repeat, Request, random_key};
 use super::failure::{Failure, Kind, Outcome, exit};
 use super::job_options::{JobOptions, check};
 use super::jobs::{cancel_request, wait_for_all, wait_once};
 use super::logs::LogReader;
-use super::render::{OutputForm, note, printable, short_id};
+use super::render::{OutputForm, note, printable, short_id, shown};
 
 /// How many jobs one request carries. Enough to make the requests' own cost disappear.
 const JOBS_PER_REQUEST: usize = 1_000;
@@ -28,8 +29,8 @@ const JOBS_PER_REQUEST: usize = 1_000;
 /// How many bytes of specs one request carries, where they are large; far below what a node reads.
 const BYTES_PER_REQUEST: usize = 4 << 20;
 
-/// How often `run` asks how far the job has come, for the bar. Nodes pass it on once a second.
-const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// How often `run` asks how far the job has come. Nodes pass it on once a second.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 const PROGRESS_PARTS: u64 = 1_000;
 
 /// How long `run` waits for a second Ctrl-C before it takes the first one at its word.
@@ -44,7 +45,7 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     dry_run: bool,
     /// The program and its arguments
-    #[arg(value_name = "CMD", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(value_name = "CMD", required = true, trailing_var_arg = true)]
     command: Vec<String>,
 }
 
@@ -68,7 +69,7 @@ pub(crate) struct SubmitArgs {
     #[arg(long)]
     dry_run: bool,
     /// The program and its arguments
-    #[arg(value_name = "CMD", required_unless_present = "file", trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(value_name = "CMD", required_unless_present = "file", trailing_var_arg = true)]
     command: Vec<String>,
 }
 
@@ -101,13 +102,13 @@ pub(crate) async fn run(session: &Session, args: &RunArgs) -> Outcome {
     let mut reader = LogReader::new(&client, id.clone(), OutputForm::Table);
     reader.attempts = Some("all".to_owned());
     if std::io::stderr().is_terminal() {
-        let spinner = indicatif::ProgressBar::new_spinner().with_message(format!("{} is under way", short_id(&id)));
+        let spinner = shown(indicatif::ProgressBar::new_spinner().with_message(under_way(&id)));
         spinner.enable_steady_tick(Duration::from_millis(120));
         reader.spinner = Some(spinner);
     }
     let bar = reader.spinner.clone();
     tokio::select! {
-        never = show_progress(&client, &id, bar.as_ref()) => match never {},
+        never = accompany(&client, &id, bar.as_ref()) => match never {},
         ended = reader.follow() => match ended {
             Ok(job) => Ok(tell_end(&job)),
             Err(failure) if failure.kind == Kind::OutputClosed => {
@@ -126,39 +127,66 @@ pub(crate) async fn run(session: &Session, args: &RunArgs) -> Outcome {
     }
 }
 
-/// Lets the bar say how far the job says it has come, for jobs that do. Where that cannot be learned, the bar stays as
-/// it is: it is not what the command is for.
-async fn show_progress(client: &Client, id: &str, bar: Option<&indicatif::ProgressBar>) -> std::convert::Infallible {
-    if let Some(bar) = bar {
-        let mut style = indicatif::ProgressStyle::with_template("{wide_bar} {percent}% {msg}, {elapsed}").ok();
-        loop {
-            tokio::time::sleep(PROGRESS_EVERY).await;
-            let told: Result<Job, Failure> = client.read(&Request::get(format!("/v1/jobs/{id}"))).await;
-            if let Ok(Job { progress: Some(progress), .. }) = told
-                && (!bar.is_finished() || bar.length().is_none())
+/// Says why the job does not run yet, and lets the bar say how far it has come, for jobs that tell. Where that cannot be
+/// learned, all stays as it is: it is not what the command is for.
+async fn accompany(client: &Client, id: &str, bar: Option<&indicatif::ProgressBar>) -> std::convert::Infallible {
+    let mut style = indicatif::ProgressStyle::with_template("{wide_bar} {percent}% {msg}, {elapsed}").ok();
+    let mut told = None;
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let Ok(job) = client.read::<Job>(&Request::get(format!("/v1/jobs/{id}"))).await else { continue };
+        if job.state == JobState::Pending {
+            let asked = client.read::<Explained>(&Request::get(format!("/v1/jobs/{id}/explain"))).await;
+            if let Ok(explained) = asked
+                && told.as_ref() != Some(&explained.reason)
             {
-                if bar.is_finished() {
-                    // The first output took the spinner's place; a bar stands below what is written.
-                    bar.reset();
+                let id = short_id(id);
+                let text = format!("{id} is pending: {} (more: `flockwork explain {id}`)", explained.reason);
+                match bar.filter(|bar| !bar.is_finished() && bar.length().is_none()) {
+                    Some(spinner) => spinner.set_message(text),
+                    // Where nobody looks on, what passes by itself is not worth a line.
+                    None if explained.is_stuck() => note(&text),
+                    None => {}
                 }
-                if let Some(style) = style.take() {
-                    bar.set_length(PROGRESS_PARTS);
-                    bar.set_style(style);
-                }
-                bar.set_position((progress.fraction * PROGRESS_PARTS as f64) as u64);
-                bar.set_message(printable(&progress.message).into_owned());
+                told = Some(explained.reason);
             }
+            continue;
+        }
+        let Some(bar) = bar else { continue };
+        if told.take().is_some() && bar.length().is_none() {
+            bar.set_message(under_way(id));
+        }
+        if let Some(progress) = job.progress
+            && (!bar.is_finished() || bar.length().is_none())
+        {
+            if bar.is_finished() {
+                // The first output took the spinner's place; a bar stands below what is written.
+                bar.reset();
+            }
+            if let Some(style) = style.take() {
+                bar.set_length(PROGRESS_PARTS);
+                bar.set_style(style);
+            }
+            bar.set_position((progress.fraction * PROGRESS_PARTS as f64) as u64);
+            bar.set_message(printable(&progress.message).into_owned());
         }
     }
-    std::future::pending().await
+}
+
+fn under_way(id: &str) -> String {
+    format!("{} is under way", short_id(id))
 }
 
 /// Ends like the job, and says why where the exit code alone would not.
 fn tell_end(job: &Job) -> u8 {
     let code = job.exit_code_for_shell();
     if code != exit::SUCCESS {
-        let reason = job.reason.as_deref().filter(|reason| !reason.is_empty());
-        note(&format!("{} {}: {}", job.id, job.state.as_str(), reason.unwrap_or("no reason was given")));
+        let (state, reason) = (job.state.as_str(), job.reason.as_deref().unwrap_or_default());
+        note(&match reason {
+            "" => format!("{} {state}: no reason was given", job.id),
+            _ if reason.starts_with(state) => format!("{} {reason}", job.id),
+            _ => format!("{} {state}: {reason}", job.id),
+        });
     }
     code
 }

@@ -96,6 +96,18 @@ impl fmt::Display for Memory {
     }
 }
 
+impl Memory {
+    /// For people who need not know it to the byte: `23.5GiB`.
+    pub fn rounded(self) -> String {
+        match MEMORY_UNITS[..4].iter().rev().find(|(_, size)| self.bytes >= *size) {
+            Some((unit, size)) if !self.bytes.is_multiple_of(*size) => {
+                format!("{:.1}{unit}", self.bytes as f64 / *size as f64)
+            }
+            _ => self.to_string(),
+        }
+    }
+}
+
 impl FromStr for Memory {
     type Err = String;
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use super::config::SHORTEST_RETENTION;
 use super::resources::{Cpus, Memory, Resources};
 use super::time::duration;
 
@@ -248,6 +249,10 @@ pub struct Spec {
     #[serde(skip_serializing_if = "Option::is_none", with = "duration::option")]
     #[schema(value_type = Option<String>)]
     pub delay: Option<Duration>,
+    /// How long the job is known after its end; nothing: as long as the nodes keep jobs (`--retention`).
+    #[serde(skip_serializing_if = "Option::is_none", with = "duration::option")]
+    #[schema(value_type = Option<String>)]
+    pub ttl: Option<Duration>,
     /// Higher runs first among the jobs that wait on one node.
     #[serde(skip_serializing_if = "is_default")]
     pub priority: i32,
@@ -299,6 +304,7 @@ impl Default for Spec {
             lost_limit: 5,
             key: None,
             delay: None,
+            ttl: None,
             priority: 0,
             durability: Durability::default(),
             on_partition: OnPartition::default(),
@@ -426,12 +432,19 @@ impl Spec {
             ("queue_timeout", self.queue_timeout),
             ("total_timeout", self.total_timeout),
             ("delay", self.delay),
+            ("ttl", self.ttl),
             ("backoff.initial", Some(self.backoff.initial)),
             ("backoff.max", Some(self.backoff.max)),
         ] {
             if value.is_some_and(|duration| duration > MAX_DURATION) {
                 return wrong(field, "must be at most a hundred years");
             }
+        }
+        if self.ttl.is_some_and(|ttl| ttl < SHORTEST_RETENTION) {
+            return wrong("ttl", "must be at least 10m, or a copy that is still on its way would find the job gone");
+        }
+        if self.no_retry_on.iter().any(|code| !(0..=255).contains(code)) {
+            return wrong("no_retry_on", "must hold exit codes, which are from 0 to 255");
         }
         if !(1.0..=1_000.0).contains(&self.backoff.factor) {
             return wrong("backoff.factor", "must be from 1 to 1000");

@@ -278,7 +278,8 @@ pub fn unfit(record: &Record, node: NodeId, view: &View) -> Option<String> {
         return Some(format!("it has {} processors in all, and the job takes {}", capacity.cpus, need.cpus));
     }
     if need.memory > capacity.memory {
-        return Some(format!("it has {} of memory in all, and the job takes {}", capacity.memory, need.memory));
+        let has = capacity.memory.rounded();
+        return Some(format!("it has {has} of memory in all, and the job takes {}", need.memory));
     }
     None
 }

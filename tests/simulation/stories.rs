@@ -1077,3 +1077,15 @@ fn the_checkers_notice_a_copy_that_was_tampered_with() {
     let found: Vec<&str> = world.findings.violations.iter().map(|violation| violation.checker).collect();
     assert!(found.contains(&"what is known is on disk"), "{found:?}");
 }
+
+#[test]
+fn a_job_that_asked_for_it_is_known_for_less_long_than_others() {
+    let mut world = cluster(3);
+    let brief = world.submit(0, Spec { ttl: Some(SECOND * 3_600), ..work(50, 0) });
+    let other = world.submit(0, work(50, 0));
+    world.run_for(SECOND * 60);
+    assert_eq!([world.disks_with(brief).len(), world.disks_with(other).len()], [3, 3]);
+    world.run_for(SECOND * 2 * 3_600);
+    assert_eq!([world.disks_with(brief).len(), world.disks_with(other).len()], [0, 3]);
+    world.end_well();
+}

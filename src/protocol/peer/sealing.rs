@@ -221,12 +221,13 @@ impl Peer {
 
     fn seal(&mut self, now: Now, job: JobId) {
         self.sealing.confirmed.remove(&job);
+        let keep = self.records.get(job).and_then(|held| held.record().spec().ttl).unwrap_or(self.config.retention);
         let keep_also = if self.may_be_held_by_the_absent(job) {
             self.config.cluster.forget_after.saturating_mul(ABSENCE_ALLOWED)
         } else {
             Duration::ZERO
         };
-        let expires_hour = (now.wall + self.config.retention.saturating_add(keep_also)).hour();
+        let expires_hour = (now.wall + keep.saturating_add(keep_also)).hour();
         let seal = Seal { expires_hour, dot: self.next_dot(), at: now.wall };
         self.counters.sealed += 1;
         self.change(now, job, |record| record.seal(seal));
