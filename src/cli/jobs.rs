@@ -14,7 +14,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::Session;
-use super::answers::{Job, JobsPage};
+use super::answers::{Attempt, Job, JobsPage};
 use super::client::{Client, Repeat, Request};
 use super::facts;
 use super::failure::{Failure, Kind, Outcome, exit};
@@ -249,11 +249,17 @@ fn print_job(session: &Session, job: &Job, raw: &Value) -> Result<(), Failure> {
     }
     let rows = job.attempts.iter().map(|attempt| {
         let until = attempt.ended_at.or_else(|| attempt.phase.is_live().then(now));
-        let overlaps: Vec<String> = attempt
+        let mut overlaps: Vec<(u32, String)> = attempt
             .overlaps
             .iter()
-            .map(|o| format!("{} on {}{}", o.number, o.node, if o.certain { "" } else { " (possibly)" }))
+            .map(|with| {
+                let other = job.attempts.iter().find(|other| (other.number, &other.node) == (with.number, &with.node));
+                let place = printable(other.map_or(with.node.as_str(), Attempt::place));
+                (with.number, format!("{} on {place}{}", with.number, if with.certain { "" } else { " (possibly)" }))
+            })
             .collect();
+        overlaps.sort();
+        let overlaps: Vec<String> = overlaps.into_iter().map(|(_, text)| text).collect();
         vec![
             attempt.number.to_string(),
             printable(attempt.place()).into_owned(),

@@ -79,11 +79,14 @@ pub fn owner_decides(now: Moment, record: &Record, sees: &OwnerSees<'_>) -> Owne
             .filter(|_| is_limited && record.attempts.values().all(|attempt| attempt.started_at.is_none()))
             .map(|limit| sees.known_since + limit),
     };
-    if limits.total.is_some_and(|at| at <= now) {
-        return OwnerDoes::TimeOut("it took longer in all than its total_timeout".into());
+    let is_over = |at: Option<Moment>| at.is_some_and(|at| at <= now);
+    if let Some(limit) = spec.total_timeout.filter(|_| is_over(limits.total)) {
+        let limit = humantime::format_duration(limit);
+        return OwnerDoes::TimeOut(format!("it took longer in all than its total_timeout of {limit}"));
     }
-    if limits.queue.is_some_and(|at| at <= now) {
-        return OwnerDoes::TimeOut("it waited longer for its first attempt than its queue_timeout".into());
+    if let Some(limit) = spec.queue_timeout.filter(|_| is_over(limits.queue)) {
+        let limit = humantime::format_duration(limit);
+        return OwnerDoes::TimeOut(format!("it waited longer for its first attempt than its queue_timeout of {limit}"));
     }
     match (state, record.current()) {
         (JobState::Running, Some((claim, attempt))) if attempt.fate.phase == Phase::Claimed => {

@@ -49,7 +49,10 @@ impl Suspicion {
     pub(super) fn explain(&self) -> String {
         match (self.cause, self.refused_since) {
             (Cause::Votes, Some(_)) => "refuses connections and did not refute in time".to_owned(),
-            (Cause::Votes, None) => format!("did not refute in time; suspected by {} nodes", self.voters.len()),
+            (Cause::Votes, None) => match self.voters.len() {
+                1 => "did not refute in time; suspected by 1 node".to_owned(),
+                voters => format!("did not refute in time; suspected by {voters} nodes"),
+            },
             (Cause::Remembered, _) => "has not answered since this node started".to_owned(),
         }
     }
