@@ -81,7 +81,7 @@ const MEASUREMENTS: [(&str, Measurement); 10] = [
     ("known", |arguments, table| known::jobs(arguments.jobs, table)),
     ("idle", |_, table| known::idle(table)),
     ("sleepers", |_, table| known::sleepers(table)),
-    ("overload", |_, table| overload::three_times(table)),
+    ("overload", |arguments, table| overload::three_times(arguments.rounds, table)),
 ];
 
 /// What grows with something, each drawn as a chart.

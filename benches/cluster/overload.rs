@@ -13,7 +13,7 @@ use tokio::time::{sleep_until, timeout};
 use crate::http::{Head, submission};
 use crate::nodes::{Nodes, PATIENCE, eventually};
 use crate::submits::{rate, waiting};
-use crate::table::{Table, p50_p99_ms, percentile};
+use crate::table::{Spread, Table, p50_p99_ms, percentile};
 
 const CLIENTS: usize = 600;
 const SPAN: Duration = Duration::from_secs(10);
@@ -22,34 +22,55 @@ const FEW: usize = 4;
 
 /// Clients that keep to three times the rate that three nodes managed: how long those wait who are served, what the
 /// others are told, and how soon all is well afterwards.
-pub fn three_times(table: &mut Table) -> anyhow::Result<()> {
+pub fn three_times(rounds: usize, table: &mut Table) -> anyhow::Result<()> {
+    let (mut times, mut recovered) = (Vec::new(), Vec::new());
+    let mut all = Offered::default();
+    for _ in 0..rounds {
+        let round = one_round()?;
+        times.push(p99(&round.loaded.served) / p99(&round.unloaded.served));
+        recovered.push(round.recovered);
+        all.served.extend(round.loaded.served);
+        all.refusals.extend(round.loaded.refusals);
+    }
+    let share = all.refusals.len() as f64 / (all.refusals.len() + all.served.len()) as f64;
+    table.say(
+        "at three times the capacity: served",
+        p50_p99_ms(&all.served),
+        format!("p99, times the unloaded: {}", Spread::of(&times, 1)),
+    );
+    table.say(
+        "at three times the capacity: refused (429)",
+        format!("{:.0} %", share * 100.0),
+        format!("after {}", p50_p99_ms(&all.refusals)),
+    );
+    table.say("after it: as before", format!("{} s", Spread::of(&recovered, 1)), "within; looked at once a second");
+    Ok(())
+}
+
+struct Round {
+    unloaded: Offered,
+    loaded: Offered,
+    /// Seconds until all was as before.
+    recovered: f64,
+}
+
+fn one_round() -> anyhow::Result<Round> {
     let nodes = Nodes::start(3, "--replicas 3")?;
     let capacity = rate(&nodes, 64, 1)?;
-    let unloaded = p99(&offered(&nodes, FEW, capacity / 20.0, Duration::from_secs(3))?.served);
+    let unloaded = offered(&nodes, FEW, capacity / 20.0, Duration::from_secs(3))?;
     let loaded = offered(&nodes, CLIENTS, capacity * 3.0, SPAN)?;
+    ensure!(!loaded.refusals.is_empty(), "three times the capacity is too much");
     let begun = Instant::now();
     eventually("requests are served as before", || {
         let after = offered(&nodes, FEW, capacity / 20.0, Duration::from_secs(1))?;
-        Ok((after.refused == 0 && p99(&after.served) < unloaded * 3.0).then_some(()))
+        Ok((after.refusals.is_empty() && p99(&after.served) < p99(&unloaded.served) * 3.0).then_some(()))
     })?;
     let recovered = begun.elapsed().as_secs_f64();
     let held: f64 = (0..3)
         .map(|place| nodes.connect(place)?.metric("flockwork_jobs{role=\"held\"}"))
         .sum::<anyhow::Result<f64>>()?;
     ensure!(held / 3.0 >= loaded.served.len() as f64, "every acknowledged job is held");
-    let share = loaded.refused as f64 / (loaded.refused + loaded.served.len()) as f64;
-    table.say(
-        "at three times the capacity: served",
-        p50_p99_ms(&loaded.served),
-        format!("unloaded p99 {:.1} ms", unloaded * 1e3),
-    );
-    table.say(
-        "at three times the capacity: refused (429)",
-        format!("{:.0} %", share * 100.0),
-        format!("after {}", p50_p99_ms(&loaded.refusals)),
-    );
-    table.say("after it: as before", format!("{recovered:.1} s"), "within; looked at once a second");
-    Ok(())
+    Ok(Round { unloaded, loaded, recovered })
 }
 
 fn p99(times: &[f64]) -> f64 {
@@ -58,9 +79,10 @@ fn p99(times: &[f64]) -> f64 {
     percentile(&sorted, 0.99)
 }
 
+/// How long clients waited, in seconds.
+#[derive(Default)]
 struct Offered {
     served: Vec<f64>,
-    refused: usize,
     refusals: Vec<f64>,
 }
 
@@ -70,7 +92,7 @@ fn offered(nodes: &Nodes, clients: usize, rate: f64, span: Duration) -> anyhow::
     let request: Arc<[u8]> = submission(&waiting()).into();
     let every = Duration::from_secs_f64(clients as f64 / rate);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (served, mut refusals) = runtime.block_on(async {
+    let (served, refusals) = runtime.block_on(async {
         let begun = Instant::now();
         let mut running = JoinSet::new();
         for client in 0..clients {
@@ -86,11 +108,7 @@ fn offered(nodes: &Nodes, clients: usize, rate: f64, span: Duration) -> anyhow::
         }
         anyhow::Ok((served, refusals))
     })?;
-    let refused = refusals.len();
-    if refused == 0 {
-        refusals.push(0.0);
-    }
-    Ok(Offered { served, refused, refusals })
+    Ok(Offered { served, refusals })
 }
 
 /// How long it waited for what it was served, and for being refused, in seconds.
