@@ -296,6 +296,13 @@ async fn a_job_runs_as_the_user_it_asked_for() {
     let script = "id -u; id -g; id -G; echo mine > file && cat file; echo 42 > $FLOCKWORK_RESULT_FILE";
     let (end, out, err) = shop.run(of("65534:65533", script)).await;
     assert_eq!((end, out.as_str(), err.as_str()), (OK, "65534\n65533\n65533\nmine\n", ""));
+    let (_, out, _) = shop.run(of("12345678:9", "echo $HOME:${USER-none}:${LOGNAME-none}")).await;
+    assert_eq!(out, "/:none:none\n", "whoever has no account is not taken for the node's user");
+    let home = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(home.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    let cwd = Some(home.path().to_str().unwrap().to_owned());
+    let (end, ..) = shop.run(Spec { cwd, ..of("65534", "pwd") }).await;
+    assert_could_not_start(&end, 126, "`65534` may not enter");
 }
 
 #[tokio::test]

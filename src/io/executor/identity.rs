@@ -24,30 +24,60 @@ pub(super) struct Identity {
     gid: u32,
 }
 
-impl Identity {
+/// Who a pod runs as, with what the machine knows of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Account {
+    pub(super) identity: Identity,
+    name: Option<String>,
+    home: String,
+}
+
+impl Account {
     /// Who `user` is on this machine.
     ///
     /// # Errors
     /// For people: nobody is called that, or the numbers are none.
     pub(super) fn of(user: &str) -> Result<Self, String> {
-        if user.starts_with(|first: char| first.is_ascii_digit()) {
-            let (uid, gid) = user.split_once(':').unwrap_or((user, user));
-            return match (uid.parse(), gid.parse()) {
-                (Ok(uid), Ok(gid)) if uid != u32::MAX && gid != u32::MAX => Ok(Self { uid, gid }),
-                _ => Err(format!("`{user}` is no user: write UID or UID:GID in numbers")),
+        let passwd =
+            || fs::read_to_string("/etc/passwd").map_err(|error| format!("users cannot be looked up: {error}"));
+        if !user.starts_with(|first: char| first.is_ascii_digit()) {
+            return Self::in_passwd(&passwd()?, |account| account.name.as_deref() == Some(user))
+                .ok_or_else(|| format!("nobody is called `{user}` on this node"));
+        }
+        let (uid, gid) = user.split_once(':').unwrap_or((user, user));
+        let identity = match (uid.parse(), gid.parse()) {
+            (Ok(uid), Ok(gid)) if uid != u32::MAX && gid != u32::MAX => Identity { uid, gid },
+            _ => return Err(format!("`{user}` is no user: write UID or UID:GID in numbers")),
+        };
+        // Numbers need no name, nor a home.
+        let known = Self::in_passwd(&passwd().unwrap_or_default(), |account| account.identity.uid == identity.uid);
+        let stranger = || Self { identity, name: None, home: "/".to_owned() };
+        Ok(known.map_or_else(stranger, |account| Self { identity, ..account }))
+    }
+
+    fn in_passwd(passwd: &str, is_meant: impl Fn(&Self) -> bool) -> Option<Self> {
+        let account = |line: &str| {
+            let [name, _, uid, gid, _, home, ..] = line.split(':').collect::<Vec<_>>()[..] else { return None };
+            let identity = Identity { uid: uid.parse().ok()?, gid: gid.parse().ok()? };
+            let home = if home.is_empty() { "/" } else { home };
+            Some(Self { identity, name: Some(name.to_owned()), home: home.to_owned() })
+        };
+        passwd.lines().filter_map(account).find(is_meant)
+    }
+
+    /// Lets the environment say who it is, instead of who the node is.
+    pub(super) fn introduce(&self, command: &mut Command) {
+        command.env("HOME", &self.home);
+        for variable in ["USER", "LOGNAME"] {
+            match &self.name {
+                Some(name) => command.env(variable, name),
+                None => command.env_remove(variable),
             };
         }
-        let passwd =
-            fs::read_to_string("/etc/passwd").map_err(|error| format!("users cannot be looked up: {error}"))?;
-        Self::in_passwd(&passwd, user).ok_or_else(|| format!("nobody is called `{user}` on this node"))
     }
+}
 
-    fn in_passwd(passwd: &str, user: &str) -> Option<Self> {
-        let line = passwd.lines().find_map(|line| line.strip_prefix(user)?.strip_prefix(':'))?;
-        let mut fields = line.split(':').skip(1);
-        Some(Self { uid: fields.next()?.parse().ok()?, gid: fields.next()?.parse().ok()? })
-    }
-
+impl Identity {
     /// Makes directories that this process made those of the user.
     pub(super) fn owns(self, dirs: &[PathBuf]) -> io::Result<()> {
         for dir in dirs {
@@ -101,13 +131,16 @@ mod tests {
 
     #[test]
     fn users_are_names_or_numbers() {
-        let passwd = "root:x:0:0:root:/root:/bin/sh\nrooter:x:12:13::/:/bin/sh\n";
-        assert_eq!(Identity::in_passwd(passwd, "rooter"), Some(Identity { uid: 12, gid: 13 }));
-        assert_eq!(Identity::in_passwd(passwd, "roo"), None);
-        assert_eq!(Identity::of("5"), Ok(Identity { uid: 5, gid: 5 }));
-        assert_eq!(Identity::of("5:6"), Ok(Identity { uid: 5, gid: 6 }));
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nrooter:x:12:13::/:/bin/sh\nbroken:x\n";
+        let called = |name: &str| Account::in_passwd(passwd, |account| account.name.as_deref() == Some(name));
+        assert_eq!(called("rooter").map(|account| account.identity), Some(Identity { uid: 12, gid: 13 }));
+        assert_eq!(called("root").map(|account| account.home), Some("/root".to_owned()));
+        assert_eq!((called("roo"), called("broken")), (None, None));
+        let numbers = |user| Account::of(user).map(|account| account.identity);
+        assert_eq!(numbers("5"), Ok(Identity { uid: 5, gid: 5 }));
+        assert_eq!(numbers("5:6"), Ok(Identity { uid: 5, gid: 6 }));
         for wrong in ["5:", "5:x", "4294967295", "5x", "surely-nobody-here"] {
-            assert!(Identity::of(wrong).is_err(), "{wrong}");
+            assert!(Account::of(wrong).is_err(), "{wrong}");
         }
     }
 }

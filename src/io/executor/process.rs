@@ -36,7 +36,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::groups::{self, Group};
-use super::identity::{self, Identity};
+use super::identity::{self, Account};
 use super::log::StreamLog;
 use super::marker::{self, Mark};
 use super::overseer::{Cause, Order, Overseer};
@@ -218,8 +218,8 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
     {
         return Err(unable(&format!("the checkpoint cannot be written: {error}")));
     }
-    let identity = spec.user.as_deref().map(Identity::of).transpose().map_err(|why| cannot(126, why))?;
-    if let Some(identity) = identity {
+    let account = spec.user.as_deref().map(Account::of).transpose().map_err(|why| cannot(126, why))?;
+    if let Some(Account { identity, .. }) = account {
         // The cell is not as it was made then, and is not used for another.
         let owned = identity.owns(&rooms);
         let reachable = || let_others_through(&above);
@@ -243,8 +243,11 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
     command.arg0(name).args(arguments).current_dir(cwd).process_group(0);
     command.env_clear();
     command.envs(core.passed_on.iter().map(|(name, value)| (name, value)));
+    if let Some(account) = &account {
+        account.introduce(&mut command);
+    }
     command.envs(&spec.env).envs(told);
-    identity::apply(&mut command, spec, identity);
+    identity::apply(&mut command, spec, account.map(|account| account.identity));
     let has_input = spec.stdin.as_ref().is_some_and(|stdin| !stdin.0.is_empty());
     command.stdin(if has_input {
         Stdio::piped()
@@ -261,7 +264,14 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
         Ok(child) => child,
         Err(error) => {
             control.map(Group::end);
-            let failure = spawn_failure(&error, name, &program);
+            let failure = match &spec.user {
+                Some(user) if error.kind() == ErrorKind::PermissionDenied => {
+                    let cwd = cwd.display();
+                    let what = format!("`{user}` may not enter {cwd}, or not execute {}", program.display());
+                    cannot(126, format!("{what}: {error}"))
+                }
+                _ => spawn_failure(&error, name, &program),
+            };
             let is_the_jobs = matches!(failure, PodEnd::CouldNotStart { .. });
             return Err(look_up(name, path, cwd).err().filter(|_| is_the_jobs).unwrap_or(failure));
         }
