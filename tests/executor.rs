@@ -232,7 +232,8 @@ async fn a_job_sees_its_own_environment_and_a_directory_of_its_own() {
     let mut shop = Workshop::new();
     let env = BTreeMap::from([("GREETING".to_owned(), "hi".to_owned()), ("FLOCKWORK_NODE".to_owned(), "x".to_owned())]);
     let script = "pwd; touch left-over; env | grep -v -e ^PWD= -e ^OLDPWD= -e ^SHLVL= -e ^_= | cut -d= -f1 | sort | xargs; \
-                  echo $GREETING $FLOCKWORK_JOB_NAME $FLOCKWORK_ATTEMPT $FLOCKWORK_NODE; echo $FLOCKWORK_TMPDIR";
+                  echo $GREETING $FLOCKWORK_JOB_NAME $FLOCKWORK_ATTEMPT $FLOCKWORK_NODE; echo $FLOCKWORK_TMPDIR; \
+                  mktemp";
     let (end, out, _) = shop.run(Spec { env, name: Some("a-job".to_owned()), ..sh(script) }).await;
     assert_eq!(end, OK);
     let lines: Vec<_> = out.lines().collect();
@@ -256,6 +257,7 @@ async fn a_job_sees_its_own_environment_and_a_directory_of_its_own() {
         "LOGNAME",
         "PATH",
         "SHELL",
+        "TMPDIR",
         "TZ",
         "USER",
     ]);
@@ -264,6 +266,7 @@ async fn a_job_sees_its_own_environment_and_a_directory_of_its_own() {
     }
     assert_eq!(lines[2], "hi a-job 2 a-node");
     assert_eq!(lines[3], lines[0]);
+    assert!(lines[4].starts_with(lines[0]), "{}", lines[4]);
     assert_eq!(fs::read_dir(lines[0]).unwrap().count(), 0, "nothing of the attempt is left");
 }
 

@@ -246,7 +246,7 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
     if let Some(account) = &account {
         account.introduce(&mut command);
     }
-    command.envs(&spec.env).envs(told);
+    command.env("TMPDIR", &own_dir).envs(&spec.env).envs(told);
     identity::apply(&mut command, spec, account.map(|account| account.identity));
     let has_input = spec.stdin.as_ref().is_some_and(|stdin| !stdin.0.is_empty());
     command.stdin(if has_input {
