@@ -130,7 +130,7 @@ enum ActiveCommand {
     /// Say why a job is, or is not, running
     #[command(after_help = help::EXPLAIN)]
     Explain(jobs::OneJob),
-    /// List the cluster's nodes
+    /// List the cluster's nodes, and how much of each its jobs have set aside
     #[command(after_help = help::NODES)]
     Nodes(nodes::NodesArgs),
     /// Show what would happen if a node went now

@@ -11,6 +11,7 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use clap::Args;
+use flockwork::model::resources::Memory;
 use flockwork::model::time::{Timestamp, duration};
 use serde::Deserialize;
 use serde_json::Value;
@@ -78,6 +79,8 @@ pub(crate) struct Node {
     #[serde(default)]
     load: Load,
     #[serde(default)]
+    capacity: Resources,
+    #[serde(default)]
     labels: BTreeMap<String, String>,
     #[serde(default)]
     version: String,
@@ -100,6 +103,14 @@ struct Slots {
 #[serde(default)]
 struct Load {
     cpu: f64,
+    used: Resources,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(default)]
+struct Resources {
+    cpus: f64,
+    memory: Memory,
 }
 
 #[derive(Debug, Deserialize)]
@@ -144,6 +155,8 @@ pub(crate) async fn nodes(session: &Session, _: &NodesArgs) -> Outcome {
                     printer.paint(&node.state, Tone::of_node(&node.state)),
                     node.status.clone(),
                     format!("{}/{}", node.slots.used, node.slots.total),
+                    format!("{}/{}", node.load.used.cpus, node.capacity.cpus),
+                    format!("{}/{}", node.load.used.memory.rounded(), node.capacity.memory.rounded()),
                     node.backlog.to_string(),
                     format!("{:.0}%", node.load.cpu * 100.0),
                     node.addresses.http.clone(),
@@ -151,7 +164,10 @@ pub(crate) async fn nodes(session: &Session, _: &NodesArgs) -> Outcome {
                     printable(&node.version).into_owned(),
                 ]
             });
-            let header = ["NAME", "ID", "STATE", "STATUS", "SLOTS", "BACKLOG", "CPU", "HTTP", "LABELS", "VERSION"];
+            let header = [
+                "NAME", "ID", "STATE", "STATUS", "SLOTS", "CPUS", "MEMORY", "BACKLOG", "LOAD", "HTTP", "LABELS",
+                "VERSION",
+            ];
             printer.table(&header, rows.collect())?;
         }
         OutputForm::Wide => {

@@ -298,7 +298,8 @@ impl Handed {
         let id = short_id(self.answer.id.as_deref().unwrap_or_default());
         match &self.answer.receipt {
             Some(Receipt { stored, wanted, replicas }) => {
-                format!("{sign}{id} is stored on {stored} nodes ({}), and {wanted} were wanted", replicas.join(", "))
+                let nodes = if *stored == 1 { "node" } else { "nodes" };
+                format!("{sign}{id} is stored on {stored} {nodes} ({}), and {wanted} were wanted", replicas.join(", "))
             }
             None => format!("{sign}{id} is stored"),
         }
