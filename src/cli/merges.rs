@@ -144,6 +144,7 @@ fn drawn(printer: Printer, report: &Report, now: Timestamp) -> String {
 fn row(printer: Printer, job: &Job, pair: &Pair, now: Timestamp) -> Vec<String> {
     let run = |run: &Run| format!("{} on {}: {}", run.number, printable(&run.name), run.phase);
     let at_once = match (pair.seconds, pair.certain) {
+        (Some(0.0), false) => "not by their clocks".to_owned(),
         (Some(seconds), true) => in_words(seconds),
         (Some(seconds), false) => format!("perhaps, up to {}", in_words(seconds)),
         (None, true) => "still".to_owned(),
