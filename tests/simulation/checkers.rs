@@ -146,6 +146,7 @@ impl World {
             let record = self.merged(*job).expect("somebody holds it");
             self.judge_record(&record);
             self.judge_saved_work(&record);
+            self.judge_results(&record);
             self.judge_reports(&record);
         }
         for (job, tracked) in self.clients.jobs.clone() {
