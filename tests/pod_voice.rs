@@ -350,6 +350,29 @@ async fn a_result_is_handed_in_as_work_is_and_answered_when_it_is_stored() {
 }
 
 #[tokio::test]
+async fn what_a_running_pod_writes_is_told_some_seconds_later_and_silence_is_not() {
+    let mut shop = Workshop::new();
+    let begun = Instant::now();
+    shop.start(script("seq 100000; sleep 600"), None);
+    let told = loop {
+        match shop.next_event().await {
+            PodEvent::Started { .. } => {}
+            PodEvent::Reported { report, .. } => break report,
+            PodEvent::Ended { end, .. } => panic!("{end:?}"),
+        }
+    };
+    assert!(begun.elapsed() >= Duration::from_secs(5));
+    let PodReport::Output { stdout: Some((offset, tail)), stderr: None, .. } = told else { panic!("{told:?}") };
+    assert_eq!((offset + tail.size(), tail.size()), (588_895, 16 << 10));
+    assert!(tail.bytes().ends_with(b"\n100000\n"));
+    // It says nothing more, and so nothing more is told of it.
+    let more = tokio::time::timeout(Duration::from_secs(12), shop.events.recv()).await;
+    assert!(more.is_err(), "{more:?}");
+    shop.executor.stop_pod(KEY);
+    assert!(matches!(shop.end().await.0, PodEnd::Stopped(_)));
+}
+
+#[tokio::test]
 async fn a_hung_pod_is_found_and_a_slow_one_left_alone() {
     let mut shop = Workshop::new();
     let limit = Duration::from_millis(700);
