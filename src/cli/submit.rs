@@ -159,6 +159,8 @@ fn tell_end(job: &Job) -> u8 {
     if code != exit::SUCCESS {
         let reason = job.reason.as_deref().filter(|reason| !reason.is_empty());
         note(&format!("{} {}: {}", job.id, job.state.as_str(), reason.unwrap_or("no reason was given")));
+    } else if let Some(remark) = job.telling().and_then(|attempt| attempt.remark.as_deref()) {
+        note(&format!("{} {}, but {remark}", job.id, job.state.as_str()));
     }
     code
 }
