@@ -513,7 +513,7 @@ impl Record {
         let is_meant = |attempt: &Attempt| telling.fate.phase != Phase::Succeeded || attempt.fence() <= telling.fence();
         let said = self.attempts.iter().filter(|(_, attempt)| is_meant(attempt));
         let said = said.filter_map(|(dot, attempt)| Some((*dot, &**attempt, attempt.result?)));
-        // Only one can have succeeded that tells, and it comes last of those that are meant.
+        // Of those that are meant, the one that succeeded comes last.
         let last = said.max_by_key(|(dot, attempt, _)| (attempt.fence(), *dot));
         last.map(|(_, attempt, result)| (attempt, result))
     }

@@ -134,6 +134,20 @@ async fn what_a_running_job_posted_and_wrote_outlives_its_node() {
 }
 
 #[tokio::test]
+async fn a_job_that_is_cancelled_keeps_what_it_came_to_until_then() {
+    let cluster = Cluster::of(3).await;
+    let script = "echo posted | flockwork pod result -; flockwork pod progress 0.5 ready; sleep 600 & wait";
+    let with_file = format!("trap 'printf left > $FLOCKWORK_RESULT_FILE; exit 1' TERM; {script}");
+    for (script, result) in [(script, "posted\n"), (&with_file, "left")] {
+        let id = cluster.submit(0, json!({"command": ["sh", "-c", script]})).await;
+        cluster.job_where(0, &id, |job| job["progress"]["message"] == "ready").await;
+        cluster.cancel(1, &id, "enough").await;
+        let job = cluster.ended(2, &id).await;
+        assert_eq!((&job["state"], &job["result"]), (&json!("cancelled"), &json!(result)), "{job}");
+    }
+}
+
+#[tokio::test]
 async fn what_a_node_does_not_keep_is_said_and_not_only_left_out() {
     let cluster = Cluster::with(1, |_| "--slots 2 --log-limit 64KiB".to_owned()).await;
     let id = cluster

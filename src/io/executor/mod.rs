@@ -231,9 +231,9 @@ impl Layout {
 
 impl Executor {
     /// Starts an executor, its guard, and the address that pods report to. Reports go to `events`; there are at most
-    /// two for each pod, one a second of its progress, one every few seconds of what it writes, and as many checkpoints and
-    /// results as memory is set aside for, so the queue needs no bound of its own. Must be called within a Tokio runtime; its tasks are spawned there, and
-    /// counted by `tracker`.
+    /// two for each pod, one a second of its progress, one every few seconds of what it writes, and as many checkpoints
+    /// and results as memory is set aside for, so the queue needs no bound of its own. Must be called within a Tokio
+    /// runtime; its tasks are spawned there, and counted by `tracker`.
     ///
     /// # Errors
     /// The directory cannot be made or read, the guard program cannot be started, or there is no runtime.

@@ -330,8 +330,8 @@ impl Peer {
         }
     }
 
-    /// Whether nothing that the attempt leaves is of any use. Unlike work to go on from, that is asked of one that was told
-    /// to stop as well: what it came to until then, and what it wrote.
+    /// Whether nothing that the attempt leaves is of any use. Unlike work to go on from, what it came to and what it wrote are
+    /// taken of one that is being ended as well: it may have posted before it could know.
     fn is_over(&self, key: AttemptKey) -> bool {
         let is_ours = self.pods.get(&key.claim).is_some_and(|pod| match pod.state {
             PodState::Running | PodState::Ending => true,
