@@ -398,6 +398,32 @@ fn output_goes_on_elsewhere_where_it_broke_off() {
     assert_eq!(stdout_of(&assert), "one two\n", "{}", stderr_of(&assert));
 }
 
+#[test]
+fn output_that_the_node_has_let_go_of_is_counted() {
+    let node = Impostor::new(move |line, _, _| {
+        if line.starts_with("POST") {
+            submitted()
+        } else if line.contains("/logs") {
+            let piece = |offset: u64, text: &str| {
+                json!({"stream": "stdout", "attempt": 1, "offset": offset, "text": text}).to_string() + "\n"
+            };
+            let (one, two, three) = (piece(0, "one\n"), piece(4, "two\n"), piece(1_000, "ten\n"));
+            reply(200, format!("{one}{two}{three}{{\"end\": true, \"state\": \"succeeded\"}}\n"))
+        } else {
+            let remark = "its result is lost: it has more than the 65536 bytes that are kept";
+            let attempt = json!({"number": 1, "phase": "succeeded", "exit_code": 0, "remark": remark});
+            json_reply(200, &ended(json!({"state": "succeeded", "exit_code": 0, "attempts": [attempt]})))
+        }
+    });
+    for command in [&["run", "--addr", &node.addr(), "--", "x"][..], &["logs", "--addr", &node.addr(), JOB]] {
+        let assert = Home::new().flockwork(command).assert().code(0);
+        assert_eq!(stdout_of(&assert), "one\ntwo\nten\n");
+        let told = stderr_of(&assert);
+        assert!(told.contains("992 bytes of stdout of attempt 1") && told.contains("--log-limit"), "{told}");
+        assert_eq!(told.contains("but its result is lost"), command[0] == "run", "{told}");
+    }
+}
+
 // --- Exit codes ---
 
 /// A cluster of one node, where the job ends like this after writing a little.

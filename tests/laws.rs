@@ -18,7 +18,7 @@ use flockwork::model::member::{
     ClusterSettings, Facts, Fingerprint, Load, Member, MemberState, PartitionSet, Status, View, WIRE_VERSION,
 };
 use flockwork::model::record::{Exit, Fate, JobState, Overlap, Phase, Record, Stop, StopKind, Submission, Usage};
-use flockwork::model::report::{Checkpoint, Progress, Tail, Tails};
+use flockwork::model::report::{Checkpoint, Outcome, Progress, Tail, Tails};
 use flockwork::model::resources::Resources;
 use flockwork::model::ring::Placement;
 use flockwork::model::spec::{Driver, Spec};
@@ -134,9 +134,17 @@ fn write(writer: &mut Writer, kind: u8, pick: usize, at: Timestamp) {
             assert!(copy.checkpoint >= before, "checkpoints never go back");
         }
         (10, Some(claim)) => {
-            let tail = |of: usize| (of > 0).then(|| Tail { offset: of as u64, blob: blob(of) });
+            let tail = |of: usize| (of > 0).then(|| Tail { offset: of as u64, blob: blob(pick % of + 1), as_of: None });
             let tails = Tails { stdout: tail(pick % 3), stderr: tail(pick / 3 % 3) };
-            copy.leave(dot, claim, pick.is_multiple_of(2).then(|| blob(pick % 4)), tails);
+            let outcome = match pick % 4 {
+                0 => Some(Outcome::left(blob(pick % 3))),
+                1 | 2 => Some(Outcome::posted(pick as u64 % 5, blob(pick % 3))),
+                _ => None,
+            };
+            let before = (copy.attempts[&claim].result, copy.attempts[&claim].tails);
+            copy.leave(dot, claim, outcome, tails);
+            let attempt = &copy.attempts[&claim];
+            assert!(attempt.result >= before.0 && attempt.tails.stdout >= before.1.stdout, "neither goes back");
             let counted = |of: usize| (of > 0).then_some(of as u64);
             copy.count_usage(dot, claim, Usage { cpu_ms: counted(pick % 3), peak_memory_bytes: counted(pick / 2 % 3) });
         }
@@ -336,6 +344,30 @@ fn the_executors_word_overrules_the_opinion_that_it_is_lost() {
         assert_eq!(merged(&opinion, &word).attempts[&claim].fate, said);
         assert_eq!(merged(&word, &opinion).attempts[&claim].fate, said);
     }
+}
+
+#[test]
+fn the_result_is_that_of_the_attempt_that_succeeded_or_else_the_last_before_it() {
+    let (mut record, [first, second]) = two_attempts([true, true]);
+    let mut counter = 10;
+    let mut dot = || {
+        counter += 1;
+        Dot { actor: actor(0, 1), counter }
+    };
+    let shown = |record: &Record| record.result().map(|(attempt, result)| (attempt.claim.number, result.blob()));
+    assert_eq!(shown(&record), None);
+    record.leave(dot(), first, Some(Outcome::posted(1, blob(1))), Tails::default());
+    record.leave(dot(), first, Some(Outcome::posted(2, blob(2))), Tails::default());
+    assert_eq!(shown(&record), Some((1, blob(2))), "the last that it posted");
+    let mut succeeded = observed_loss(dot());
+    (succeeded.phase, succeeded.by_executor) = (Phase::Succeeded, true);
+    let mut silent = record.clone();
+    silent.advance(second, succeeded.clone());
+    assert_eq!(shown(&silent), Some((1, blob(2))), "the one that succeeded said nothing");
+    record.leave(dot(), second, Some(Outcome::posted(1, blob(3))), Tails::default());
+    assert_eq!(shown(&record), Some((2, blob(3))), "while both run, that of the newer");
+    record.advance(first, succeeded);
+    assert_eq!(shown(&record), Some((1, blob(2))), "the one that succeeded counts, whatever others said");
 }
 
 #[test]

@@ -108,7 +108,8 @@ impl Workshop {
     async fn report(&mut self) -> PodReport {
         loop {
             match self.next_event().await {
-                PodEvent::Started { .. } => {}
+                // On a slow machine, what the pod has written comes in between.
+                PodEvent::Started { .. } | PodEvent::Reported { report: PodReport::Output { .. }, .. } => {}
                 PodEvent::Reported { key, report } => {
                     assert_eq!(key, KEY);
                     return report;
@@ -183,6 +184,10 @@ async fn what_an_attempt_leaves_behind_comes_with_its_end() {
         match shop.next_event().await {
             PodEvent::Started { .. } => {}
             PodEvent::Reported { report: PodReport::Progress(progress), .. } => last_report = Some(progress),
+            PodEvent::Reported { report: PodReport::Result { answer, blob, .. }, .. } => {
+                assert_eq!(blob, Blob::new("told\n"));
+                shop.executor.answer_pod(answer, safe(2));
+            }
             PodEvent::Reported { report, .. } => panic!("{report:?}"),
             PodEvent::Ended { end, left, .. } => break (end, *left),
         }
@@ -273,7 +278,7 @@ async fn nonsense_and_strangers_are_refused_with_reasons() {
 async fn a_silenced_attempt_has_no_say_although_it_runs() {
     let mut shop = Workshop::new();
     let voice = shop.patient(Spec::default()).await;
-    assert_eq!(voice.say("kind=result", "early").await.0, StatusCode::OK);
+    assert_eq!(voice.say("kind=heartbeat", "").await.0, StatusCode::OK);
     shop.executor.silence(KEY);
     for kind in ["heartbeat", "progress", "checkpoint", "result"] {
         let (status, body) = voice.say(&format!("kind={kind}"), "").await;
@@ -314,6 +319,57 @@ async fn what_the_driver_says_of_a_checkpoint_is_what_the_pod_hears() {
     });
     let (first, second) = tokio::join!(first, second);
     assert_eq!((first.0, second.0), (StatusCode::OK, StatusCode::TOO_MANY_REQUESTS));
+}
+
+#[tokio::test]
+async fn a_result_is_handed_in_as_work_is_and_answered_when_it_is_stored() {
+    let mut shop = Workshop::new();
+    let voice = shop.patient(Spec::default()).await;
+    let answers = [
+        (safe(2), StatusCode::OK),
+        (safe(1), StatusCode::ACCEPTED),
+        (Err(Rejected::Stale), StatusCode::UNAUTHORIZED),
+        (Err(Rejected::NotStored), StatusCode::INSUFFICIENT_STORAGE),
+    ];
+    let mut last_serial = 0;
+    for (turn, (result, status)) in answers.into_iter().enumerate() {
+        let content = format!("result {turn}");
+        let hears = voice.say("kind=result", content.clone());
+        let answers = async {
+            let PodReport::Result { answer, serial, blob } = shop.report().await else { panic!("a result") };
+            assert!(serial > last_serial && blob == Blob::new(content.clone()));
+            last_serial = serial;
+            shop.executor.answer_pod(answer, result);
+        };
+        let ((told, body), ()) = tokio::join!(hears, answers);
+        assert_eq!(told, status, "{body}");
+    }
+    // What could not be stored is tried once more with the end.
+    shop.executor.stop_pod(KEY);
+    assert_eq!(shop.end().await.1.result, Some(Blob::new("result 3")));
+}
+
+#[tokio::test]
+async fn what_a_running_pod_writes_is_told_some_seconds_later_and_silence_is_not() {
+    let mut shop = Workshop::new();
+    let begun = Instant::now();
+    shop.start(script("seq 100000; sleep 600"), None);
+    let told = loop {
+        match shop.next_event().await {
+            PodEvent::Started { .. } => {}
+            PodEvent::Reported { report, .. } => break report,
+            PodEvent::Ended { end, .. } => panic!("{end:?}"),
+        }
+    };
+    assert!(begun.elapsed() >= Duration::from_secs(5));
+    let PodReport::Output { stdout: Some((offset, tail)), stderr: None, .. } = told else { panic!("{told:?}") };
+    assert_eq!((offset + tail.size(), tail.size()), (588_895, 16 << 10));
+    assert!(tail.bytes().ends_with(b"\n100000\n"));
+    // It says nothing more, and so nothing more is told of it.
+    let more = tokio::time::timeout(Duration::from_secs(12), shop.events.recv()).await;
+    assert!(more.is_err(), "{more:?}");
+    shop.executor.stop_pod(KEY);
+    assert!(matches!(shop.end().await.0, PodEnd::Stopped(_)));
 }
 
 #[tokio::test]
@@ -369,7 +425,7 @@ async fn handlers_have_the_same_voice() {
         assert!(matches!(context.report.progress(2.0, ""), Err(ReportError::Invalid { field: "fraction", .. })));
         let receipt = context.report.checkpoint("half of it").await?;
         assert_eq!(receipt.stored, 2);
-        context.report.result("all of it")?;
+        assert_eq!(context.report.result("all of it").await?.stored, 3);
         Ok(())
     });
     let mut shop = Workshop::with(|config| config.handlers = handlers);
@@ -379,6 +435,8 @@ async fn handlers_have_the_same_voice() {
     let PodReport::Checkpoint { answer, blob, .. } = shop.report().await else { panic!("a checkpoint") };
     assert_eq!(blob, Blob::new("half of it"));
     shop.executor.answer_pod(answer, safe(2));
+    let PodReport::Result { answer, .. } = shop.report().await else { panic!("a result") };
+    shop.executor.answer_pod(answer, safe(3));
     let (end, left) = shop.end().await;
     assert_eq!((end, left.result), (PodEnd::Exited(Exit::Code(0)), Some(Blob::new("all of it"))));
 }

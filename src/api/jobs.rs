@@ -308,10 +308,10 @@ fn view(app: &App, answer: &JobAnswer) -> JobView {
 /// out; its size is there.
 async fn view_with_result(app: &App, answer: &JobAnswer) -> JobView {
     let view = view(app, answer);
-    let Some(named) = answer.record.telling().and_then(|attempt| attempt.result) else {
+    let Some((_, result)) = answer.record.result() else {
         return view;
     };
-    match app.answer(app.handle().read_blob(named, holders_of(answer))).await {
+    match app.answer(app.handle().read_blob(result.blob(), holders_of(answer))).await {
         Ok(blob) => JobView { result: Some(Content(blob.bytes().clone())), ..view },
         Err(_) => view,
     }

@@ -30,6 +30,7 @@ use super::reason::Names;
 use crate::model::id::{Dot, Fence, NodeId};
 use crate::model::record::{Attempt, JobState, Phase};
 use crate::model::request::{Code, JobAnswer, Refusal};
+use crate::model::time::Timestamp;
 use crate::model::wire::{LogChunk, LogRequest, Stream};
 
 /// How much of a log is asked for at a time.
@@ -47,6 +48,9 @@ const WAIT_FOR_NEWS: Duration = Duration::from_millis(500);
 
 /// Says of plain bytes that they begin with the last part of a log whose node cannot be reached.
 const TAIL_HEADER: &str = "x-flockwork-tail";
+
+/// Says of plain bytes from which byte of the log on they are there, where what was written before is gone.
+const FROM_HEADER: &str = "x-flockwork-log-from";
 
 /// Which attempts are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,8 +70,8 @@ enum Part {
     Bytes { attempt: u32, stream: Stream, offset: u64, bytes: Vec<u8> },
     /// A log, or the rest of it, that cannot be read.
     Missing { attempt: u32, stream: Stream, node_name: String, refusal: Refusal },
-    /// The same, but for its last part, which comes next.
-    OnlyTail { attempt: u32, stream: Stream, node_name: String, why: String },
+    /// The same, but for its last part, which comes next, from this byte on.
+    OnlyTail { attempt: u32, stream: Stream, node_name: String, why: String, from: u64, as_of: Option<Timestamp> },
     /// Everything was read.
     End(JobState),
     /// Not everything was read, but reading is over.
@@ -112,6 +116,10 @@ pub(super) enum LogLine {
         missing: String,
         /// Whether the last part of it is there nevertheless, and comes next.
         tail: bool,
+        /// When that part was taken, where the attempt may have written more after that.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Option<String>, format = DateTime)]
+        as_of: Option<Timestamp>,
     },
     /// Everything was read.
     End {
@@ -133,8 +141,11 @@ pub(super) enum LogLine {
 /// `Accept: application/x-ndjson` as lines of JSON that say which stream, attempt and byte each piece belongs to; the
 /// last line is `{"end": true, "state": …}` once all was read, or has an `error`. With `follow`, goes on with the
 /// next attempt when one is lost or failed and another starts, and ends when the job has ended. Of a log on a
-/// node that cannot be reached there is the last part, if its attempt has ended: a line with `"tail": true` says so, or
-/// the header `x-flockwork-tail`; otherwise it is passed over, with a line that says so.
+/// node that cannot be reached there is the last part, if its attempt has ended or ran for more than a few seconds: a line
+/// with `"tail": true` says so, or the header `x-flockwork-tail`, and both say of when it is, where the attempt may have
+/// written more; otherwise it is passed over, with a line that says so. A node keeps the newest part of each log only:
+/// what is missing shows in the offsets of the lines. Plain bytes of which the beginning is missing come with the header
+/// `x-flockwork-log-from`, the offset of the first, unless they are followed.
 #[utoipa::path(get, path = "/v1/jobs/{id}/logs", tag = "jobs",
     params(
         ("id" = String, Path, description = "The job's id, or its unique beginning"),
@@ -201,7 +212,15 @@ pub(super) async fn read(
             None => {}
         }
     }
-    let only_tail = first.iter().any(|part| matches!(part, Part::OnlyTail { .. }));
+    let (mut only_tail, mut from) = (None, 0);
+    match first.first() {
+        Some(Part::Bytes { offset, .. }) => from = *offset,
+        Some(Part::OnlyTail { from: offset, as_of, .. }) => {
+            let as_of = as_of.map(|at| format!(", as it was at {at}")).unwrap_or_default();
+            (only_tail, from) = (Some(format!("only the last part can be reached{as_of}")), *offset);
+        }
+        Some(Part::Missing { .. } | Part::End(_) | Part::Broken(_)) | None => {}
+    }
     let bytes = stream::iter(first).chain(parts).filter_map(async |part| match part {
         Part::Bytes { bytes, .. } => Some(Ok(Bytes::from(bytes))),
         Part::Missing { .. } | Part::OnlyTail { .. } | Part::End(_) => None,
@@ -214,8 +233,11 @@ pub(super) async fn read(
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     ];
     let mut response = (headers, Body::from_stream(bytes.boxed())).into_response();
-    if only_tail {
-        response.headers_mut().insert(TAIL_HEADER, HeaderValue::from_static("only the last part can be reached"));
+    if let Some(told) = only_tail.and_then(|text| HeaderValue::try_from(text).ok()) {
+        response.headers_mut().insert(TAIL_HEADER, told);
+    }
+    if from > 0 {
+        response.headers_mut().insert(FROM_HEADER, HeaderValue::from(from));
     }
     Ok(response)
 }
@@ -239,10 +261,10 @@ fn line_of(part: Part) -> serde_json::Result<Bytes> {
             }
         },
         Part::Missing { attempt, stream, node_name, refusal } => {
-            LogLine::Missing { stream, attempt, node_name, missing: refusal.message, tail: false }
+            LogLine::Missing { stream, attempt, node_name, missing: refusal.message, tail: false, as_of: None }
         }
-        Part::OnlyTail { attempt, stream, node_name, why } => {
-            LogLine::Missing { stream, attempt, node_name, missing: why, tail: true }
+        Part::OnlyTail { attempt, stream, node_name, why, as_of, .. } => {
+            LogLine::Missing { stream, attempt, node_name, missing: why, tail: true, as_of }
         }
         Part::End(state) => LogLine::End { end: true, state },
         Part::Broken(error) => LogLine::Error { error: error.view },
@@ -511,9 +533,10 @@ impl LogReader {
             Stream::Stdout => attempt.tails.stdout,
             Stream::Stderr => attempt.tails.stderr,
         };
+        // Whoever tells how its attempt ended keeps what was written last.
+        let told_its_end = !attempt.is_live() && attempt.fate.by_executor && attempt.fate.phase != Phase::Lost;
         let Some(tail) = tail else {
-            // Whoever tells how its attempt ended keeps what was written last. It was nothing, then.
-            let told_its_end = !attempt.is_live() && attempt.fate.by_executor && attempt.fate.phase != Phase::Lost;
+            // It was nothing, then.
             return (!told_its_end).then(|| self.missing(refusal));
         };
         let reading = self.app.handle().read_blob(tail.blob, holders_of(&self.answer));
@@ -522,15 +545,24 @@ impl LogReader {
         let known = usize::try_from(self.offset.saturating_sub(tail.offset)).unwrap_or(usize::MAX);
         let bytes = blob.bytes().get(known..).unwrap_or_default().to_vec();
         let chunk = LogChunk { offset: tail.offset.max(self.offset), bytes, end: true };
-        if tail.offset <= self.offset {
+        if tail.offset <= self.offset && told_its_end {
             // It goes on just where reading was: nothing is missing.
             self.over = true;
             return self.take(chunk);
         }
-        self.held_back.clear();
+        if chunk.bytes.is_empty() {
+            // All that it tells was read before its node was gone.
+            return Some(self.missing(refusal));
+        }
+        if tail.offset > self.offset {
+            self.held_back.clear();
+        }
+        let from = chunk.offset;
+        let as_of = tail.as_of.filter(|_| !told_its_end);
         self.tail = Some(chunk);
         let node_name = Names(&self.app.handle().snapshot().view).of(self.node);
-        Some(Part::OnlyTail { attempt: self.number, stream: self.stream, node_name, why: refusal.message })
+        let why = refusal.message;
+        Some(Part::OnlyTail { attempt: self.number, stream: self.stream, node_name, why, from, as_of })
     }
 
     fn missing(&mut self, refusal: Refusal) -> Part {

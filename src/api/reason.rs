@@ -26,7 +26,8 @@ pub(super) fn of(record: &Record, names: Names<'_>, now: Timestamp) -> String {
         JobState::Pending => pending(record, telling, names, now),
         JobState::Running => running(record, telling, names),
         JobState::Succeeded => telling.map_or_else(String::new, |attempt| {
-            format!("attempt {} succeeded on {}", attempt.claim.number, names.of(attempt.claim.executor.node))
+            let (number, node) = (attempt.claim.number, names.of(attempt.claim.executor.node));
+            with_reason(&format!("attempt {number} succeeded on {node}"), &attempt.fate.reason)
         }),
         JobState::Cancelled => match &record.stop {
             Some(stop) if !stop.reason.is_empty() => format!("cancelled: {}", stop.reason),

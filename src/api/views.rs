@@ -91,13 +91,16 @@ pub(super) struct JobView {
     pub(super) progress: Option<ProgressView>,
     /// The newest work that was saved, for the next attempt to go on from.
     pub(super) checkpoint: Option<CheckpointView>,
-    /// What it came to, if its telling attempt left something: text where it is text, `{"base64": …}` where it is
-    /// not. Not in lists.
+    /// What it came to, or has come to so far: text where it is text, `{"base64": …}` where it is not. Of the attempt
+    /// that succeeded or, where that left nothing, the last one that did. Not in lists.
     #[schema(value_type = Option<String>)]
     pub(super) result: Option<Content>,
     /// The size of the result, where there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) result_bytes: Option<u64>,
+    /// The number of the attempt that left it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) result_attempt: Option<u32>,
     /// Its attempts, oldest first.
     pub(super) attempts: Vec<AttemptView>,
     /// How many older attempts are not shown.
@@ -200,6 +203,16 @@ pub(super) struct AttemptView {
     pub(super) timed_out: bool,
     /// Why it is where it is, for people.
     pub(super) reason: String,
+    /// How many bytes it has written to its standard output, once it has ended or has run for some seconds: as far as its
+    /// node has told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) stdout_bytes: Option<u64>,
+    /// The same of its standard error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) stderr_bytes: Option<u64>,
+    /// What people should know of how it ended beside that: that its result was lost, for one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) remark: Option<String>,
     /// What it used of its machine: of jobs that set processors or memory aside, where their node can count it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) usage: Option<UsageView>,
@@ -310,7 +323,8 @@ impl JobView {
                 saved_at: checkpoint.saved_at,
             }),
             result: None,
-            result_bytes: telling.and_then(|attempt| attempt.result).map(|result| result.size),
+            result_bytes: record.result().map(|(_, result)| result.size),
+            result_attempt: record.result().map(|(attempt, _)| attempt.claim.number),
             attempts,
             attempts_omitted: omitted,
             clock: clock_as_text(&record.clock),
@@ -392,6 +406,9 @@ fn attempt_view(attempt: &Attempt, names: Names<'_>, overlaps: Vec<OverlapView>)
             (Some(exit), "") => reason::of_exit(exit),
             (_, reason) => reason.to_owned(),
         },
+        stdout_bytes: attempt.tails.stdout.map(|tail| tail.end()),
+        stderr_bytes: attempt.tails.stderr.map(|tail| tail.end()),
+        remark: attempt.remark().map(str::to_owned),
         usage: attempt
             .usage
             .as_deref()

@@ -66,6 +66,9 @@ pub(crate) struct Job {
     pub(crate) result: Option<serde_json::Value>,
     #[serde(default)]
     pub(crate) result_bytes: Option<u64>,
+    /// Whose it is.
+    #[serde(default)]
+    pub(crate) result_attempt: Option<u32>,
     #[serde(default)]
     pub(crate) attempts: Vec<Attempt>,
     #[serde(default)]
@@ -116,6 +119,9 @@ pub(crate) struct Attempt {
     pub(crate) signal: Option<i32>,
     #[serde(default)]
     pub(crate) reason: Option<String>,
+    /// What is worth knowing of its end beside how it ended.
+    #[serde(default)]
+    pub(crate) remark: Option<String>,
     #[serde(default)]
     pub(crate) usage: Option<Usage>,
     #[serde(default)]

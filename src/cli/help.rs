@@ -164,7 +164,8 @@ Examples, in a job's script:
   flockwork pod progress 0.4 'second pass'
   flockwork pod checkpoint state.json         saved on other nodes too when this returns
   if [ -e \"$FLOCKWORK_CHECKPOINT_FILE\" ]; then cp \"$FLOCKWORK_CHECKPOINT_FILE\" state.json; fi
-  echo 42 > \"$FLOCKWORK_RESULT_FILE\"
+  echo 42 | flockwork pod result -            the same of what it comes to, which is shown while it runs
+  echo 42 > \"$FLOCKWORK_RESULT_FILE\"          read when the job ends
   flockwork run --heartbeat-timeout 1m -- ./job.sh, which says `flockwork pod heartbeat` in its loop
 
 Without this program: POST $FLOCKWORK_POD_URL?kind=heartbeat, progress, checkpoint or result, with the header

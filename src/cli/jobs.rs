@@ -217,6 +217,9 @@ fn print_job(session: &Session, job: &Job, raw: &Value) -> Result<(), Failure> {
         (None, Some(bytes)) => format!("{bytes} bytes, on no node that can be reached now"),
         (_, None) => String::new(),
     };
+    // Said only where it is not the one that anybody would think of.
+    let telling = job.telling().map(|attempt| attempt.number);
+    let result_of = job.result_attempt.filter(|number| Some(*number) != telling);
     let pairs = [
         ("id", job.id.clone()),
         ("job", printable(&job.title()).into_owned()),
@@ -230,6 +233,7 @@ fn print_job(session: &Session, job: &Job, raw: &Value) -> Result<(), Failure> {
         ("progress", printable(&progress).into_owned()),
         ("checkpoint", checkpoint.unwrap_or_default()),
         ("result", printable(&result).into_owned()),
+        ("result of", result_of.map(|number| format!("attempt {number}")).unwrap_or_default()),
         ("replicas", replicas),
     ];
     let mut text = String::new();

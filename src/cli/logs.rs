@@ -3,14 +3,16 @@
 //! A node tells output in pieces, each with the attempt and stream it belongs to and its offset there. The
 //! reader keeps a bookmark for each stream of each attempt. When the node that told it is gone, another is
 //! asked, tells the story from the beginning, and everything before the bookmarks is passed over: nothing is
-//! shown twice, nothing is left out.
+//! shown twice, nothing is left out; where the node itself has let go of something, the offsets show it, and that is said.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use flockwork::model::time::Timestamp;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::Session;
@@ -141,6 +143,9 @@ struct Missing {
     /// The last part of it comes nevertheless.
     #[serde(default)]
     tail: bool,
+    /// That part is of then, and more may have been written after it.
+    #[serde(default)]
+    as_of: Option<Timestamp>,
 }
 
 impl Piece {
@@ -284,9 +289,14 @@ impl<'a> LogReader<'a> {
         if seen >= bytes.len() {
             return Ok(());
         }
+        let gap = piece.offset.saturating_sub(*bookmark);
         *bookmark = piece.offset.saturating_add(bytes.len() as u64);
-        self.missing.remove(&(piece.attempt, piece.stream));
+        // Of what is missing before a tail, it was said why.
+        let is_told = self.missing.remove(&(piece.attempt, piece.stream));
         self.announce(piece.attempt);
+        if gap > 0 && !is_told {
+            self.tell_gap(piece.attempt, piece.stream, gap);
+        }
         if matches!(self.form, OutputForm::Table | OutputForm::Wide) {
             let fresh = &bytes[seen..];
             if let Some(bar) = &self.spinner {
@@ -318,17 +328,27 @@ impl<'a> LogReader<'a> {
     /// Says once what cannot be shown.
     fn tell_missing(&mut self, missing: &Missing) {
         if self.missing.insert((missing.attempt, missing.stream)) {
-            let Missing { stream, attempt, node_name, missing, tail } = missing;
+            let Missing { stream, attempt, node_name, missing, tail, as_of } = missing;
             if *tail {
                 let stream = stream.as_str();
+                let as_of = as_of.map(|at| format!(", as it was at {at}")).unwrap_or_default();
                 return note(&format!(
-                    "of {stream} of attempt {attempt} on {node_name} only the end is left: {missing}"
+                    "of {stream} of attempt {attempt} on {node_name} only the end is left{as_of}: {missing}"
                 ));
             }
             let rest = if self.bookmarks.contains_key(&(*attempt, *stream)) { "the rest of " } else { "" };
             let stream = stream.as_str();
             note(&format!("{rest}{stream} of attempt {attempt} on {node_name} cannot be shown: {missing}"));
         }
+    }
+
+    /// Says that these bytes were written and are not there.
+    fn tell_gap(&self, attempt: u32, stream: StreamName, bytes: u64) {
+        let bytes = if bytes == 1 { "1 byte".to_owned() } else { format!("{bytes} bytes") };
+        let stream = stream.as_str();
+        note(&format!(
+            "missing here: {bytes} of {stream} of attempt {attempt}; a node keeps only the newest of each log (--log-limit)"
+        ));
     }
 
     /// Makes room for output, and says where another attempt begins: it may repeat what the last one said.

@@ -37,7 +37,8 @@ pub(crate) enum PodCommand {
         #[arg(value_name = "FILE|-")]
         file: String,
     },
-    /// Leave what the job comes to; the last one counts. Writing $FLOCKWORK_RESULT_FILE does the same
+    /// Say what the job comes to, so far or in the end; the last one counts, and is saved on other nodes too when this
+    /// returns. What is in $FLOCKWORK_RESULT_FILE at the end does the same, and counts more
     Result {
         /// The result, up to 64 KiB; - for standard input
         #[arg(value_name = "FILE|-")]

@@ -187,6 +187,8 @@ fn tell_end(job: &Job) -> u8 {
             _ if reason.starts_with(state) => format!("{} {reason}", job.id),
             _ => format!("{} {state}: {reason}", job.id),
         });
+    } else if let Some(remark) = job.telling().and_then(|attempt| attempt.remark.as_deref()) {
+        note(&format!("{} {}, but {remark}", job.id, job.state.as_str()));
     }
     code
 }

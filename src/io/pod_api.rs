@@ -13,8 +13,8 @@
 //!
 //! The server is one of its own, with its own connections, memory and deadlines, so that pods cannot starve the
 //! node's clients. Of what is said, only what matters goes on to the driver: a heartbeat never does, progress once a
-//! second, a result with the pod's end. A checkpoint does at once, and is answered when it is stored on enough nodes:
-//! the answer says on how many.
+//! second. A checkpoint and a result do at once, and are answered when they are stored on enough nodes: the answer says
+//! on how many.
 //!
 //! What always holds: a token is good for one attempt, and for nothing from the moment at which that attempt has no
 //! say any more; only its hash is kept, so that it cannot be guessed letter by letter from how long looking takes.
@@ -67,7 +67,7 @@ const HEADER_BYTES: usize = 16 << 10;
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a body may wait until there is memory for it.
 const MEMORY_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a checkpoint may take to be stored. The Peer has a deadline of its own, which is shorter.
+/// How long a checkpoint or a result may take to be stored. The Peer has a deadline of its own, which is shorter.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How much memory bodies take at one time, of all pods together, in KiB. Kept until what was handed in is stored.
@@ -357,14 +357,16 @@ impl Voice {
         let _ = self.shared.events.send(event);
     }
 
-    /// What it comes to; the last one counts, and is kept when the attempt ends.
-    pub(crate) fn result(&self, bytes: Bytes) -> Result<(), ReportError> {
+    /// What it comes to; the last one counts. Answers as [`checkpoint`](Self::checkpoint) does.
+    pub(crate) async fn result(&self, bytes: Bytes) -> Result<Receipt, ReportError> {
         if bytes.len() as u64 > MAX_RESULT_BYTES {
             return Err(ReportError::TooLarge { what: "result", limit_bytes: MAX_RESULT_BYTES });
         }
-        // A copy, since a small part of a large buffer would hold on to all of it.
-        self.hear()?.result = Some(Bytes::copy_from_slice(&bytes));
-        Ok(())
+        // A copy, since a small part of a large buffer would hold on to all of it. Kept, so that it goes with the attempt's end
+        // as well: what could not be stored now can be then.
+        let bytes = Bytes::copy_from_slice(&bytes);
+        let blob = Blob::new(bytes.clone());
+        self.hand_in(Some(bytes), |answer, serial| PodReport::Result { answer, serial, blob }).await
     }
 
     /// Saves work to go on from. Answers once it is stored on as many nodes as can be had, or as were in time.
@@ -374,10 +376,23 @@ impl Voice {
         }
         let hashing = tokio::task::spawn_blocking(move || Blob::new(bytes));
         let blob = hashing.await.map_err(|_| ReportError::Unavailable)?;
+        self.hand_in(None, |answer, serial| PodReport::Checkpoint { answer, serial, at: now(), blob }).await
+    }
+
+    /// Reports what `make` makes of the number of the answer and that of the report, and waits for the answer. `result` is
+    /// kept until the attempt ends.
+    async fn hand_in(
+        &self,
+        result: Option<Bytes>,
+        make: impl FnOnce(u64, u64) -> PodReport,
+    ) -> Result<Receipt, ReportError> {
         let serial = {
             let mut said = self.hear()?;
             said.serial += 1;
             said.waiting += 1;
+            if result.is_some() {
+                said.result = result;
+            }
             said.serial
         };
         let (answer_to, answered) = oneshot::channel();
@@ -388,7 +403,7 @@ impl Voice {
             awaited.answers.insert(number, answer_to);
             number
         };
-        self.report(&mut lock(&self.said), PodReport::Checkpoint { answer, serial, at: now(), blob });
+        self.report(&mut lock(&self.said), make(answer, serial));
         let told = tokio::select! {
             told = timeout(ANSWER_TIMEOUT, answered) => Some(told),
             () = self.shared.closing.cancelled() => None,
@@ -588,14 +603,16 @@ async fn finish(voice: &Arc<Voice>, kind: Kind, body: HandedIn) -> Result<Respon
             })?;
             voice.progress(fraction, message)?;
         }
-        Kind::Result => voice.result(body.bytes)?,
-        Kind::Checkpoint => {
-            let Receipt { stored, wanted, .. } = voice.checkpoint(body.bytes).await?;
-            let status = if stored < wanted { StatusCode::ACCEPTED } else { StatusCode::OK };
-            return Ok((status, axum::Json(json!({"stored": stored, "wanted": wanted}))).into_response());
-        }
+        Kind::Result => return Ok(stored(voice.result(body.bytes).await?)),
+        Kind::Checkpoint => return Ok(stored(voice.checkpoint(body.bytes).await?)),
     }
     Ok(axum::Json(json!({})).into_response())
+}
+
+fn stored(receipt: Receipt) -> Response {
+    let Receipt { stored, wanted, .. } = receipt;
+    let status = if stored < wanted { StatusCode::ACCEPTED } else { StatusCode::OK };
+    (status, axum::Json(json!({"stored": stored, "wanted": wanted}))).into_response()
 }
 
 fn voice_of(shared: &Shared, request: &Request) -> Result<Arc<Voice>, Refused> {

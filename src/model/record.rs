@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use super::blob::{BlobRef, MAX_RESULT_BYTES, MAX_TAIL_BYTES};
 use super::id::{Actor, Clock, Dot, Fence, JobId, NodeId};
-use super::report::{Checkpoint, Progress, Tails};
+use super::report::{Checkpoint, Outcome, Progress, Tails};
 use super::spec::{InvalidField, Spec};
 use super::time::Timestamp;
 
@@ -184,10 +184,10 @@ pub struct Attempt {
     /// How far it says it has come.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
-    /// What it came to. Written with its end.
+    /// What it came to, as far as it has said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub result: Option<BlobRef>,
-    /// The ends of its two outputs. Written with its end.
+    pub result: Option<Outcome>,
+    /// The ends of its two outputs: now and then while it runs and writes, and with its end.
     #[serde(default, skip_serializing_if = "Tails::is_empty")]
     pub tails: Tails,
     /// What it used of its machine, as far as that was counted. Written with its end.
@@ -228,6 +228,12 @@ impl Attempt {
         self.fate.phase.is_live()
     }
 
+    /// What its executor found worth saying of its end, beside how it ended.
+    pub fn remark(&self) -> Option<&str> {
+        let is_told = !self.is_live() && self.fate.by_executor && !self.fate.reason.is_empty();
+        is_told.then_some(self.fate.reason.as_str())
+    }
+
     /// Which of two live attempts goes on: the one with the higher fence.
     pub fn fence(&self) -> Fence {
         Fence::new(self.claim.number, self.claim.executor.node)
@@ -251,7 +257,7 @@ impl Attempt {
 
     /// The blobs that it names.
     fn blobs(&self) -> impl Iterator<Item = BlobRef> {
-        self.result.into_iter().chain(self.tails.iter().map(|tail| tail.blob))
+        self.result.map(|result| result.blob()).into_iter().chain(self.tails.iter().map(|tail| tail.blob))
     }
 
     /// Whether its executor itself said how it ended, in a write that `seen` includes.
@@ -499,6 +505,19 @@ impl Record {
             .or_else(last)
     }
 
+    /// What the job came to, and the attempt that said so. That is the one that succeeded; where it said nothing, the last
+    /// before it that did. Of a job that has not succeeded, the last that said anything: what is known so far, or what
+    /// was left of it.
+    pub fn result(&self) -> Option<(&Attempt, Outcome)> {
+        let telling = self.telling()?;
+        let is_meant = |attempt: &Attempt| telling.fate.phase != Phase::Succeeded || attempt.fence() <= telling.fence();
+        let said = self.attempts.iter().filter(|(_, attempt)| is_meant(attempt));
+        let said = said.filter_map(|(dot, attempt)| Some((*dot, &**attempt, attempt.result?)));
+        // Of those that are meant, the one that succeeded comes last.
+        let last = said.max_by_key(|(dot, attempt, _)| (attempt.fence(), *dot));
+        last.map(|(_, attempt, result)| (attempt, result))
+    }
+
     /// Whether another attempt was claimed that overrules `claim`: one with a higher fence.
     pub fn is_superseded(&self, claim: Dot) -> bool {
         self.attempts
@@ -659,8 +678,9 @@ impl Record {
         }
     }
 
-    /// The executor keeps what the attempt has left behind. Goes with the write that says how it ended.
-    pub fn leave(&mut self, dot: Dot, claim: Dot, result: Option<BlobRef>, tails: Tails) {
+    /// The executor keeps what the attempt has left behind, or has so far. What is older than what is known is not
+    /// written.
+    pub fn leave(&mut self, dot: Dot, claim: Dot, result: Option<Outcome>, tails: Tails) {
         if self.is_final() {
             return;
         }

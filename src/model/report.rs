@@ -3,11 +3,12 @@
 //! All of it is written by the attempt's own executor, in order; the serial numbers say which came later. So each
 //! of these values joins by the maximum of a total order, and none ever goes back.
 
+use std::cmp::Ordering;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::blob::{BlobRef, MAX_CHECKPOINT_BYTES};
+use super::blob::{BlobId, BlobRef, MAX_CHECKPOINT_BYTES};
 use super::id::{Dot, NodeId};
 use super::spec::InvalidField;
 use super::time::Timestamp;
@@ -79,13 +80,85 @@ impl Checkpoint {
     }
 }
 
-/// The last part of one output of an attempt that has ended.
+/// What an attempt came to, as far as it has said: the last one counts.
+///
+/// Joins by maximum, in the order of the fields. What is left with the attempt's end comes after all that was posted
+/// before, and is written as it was when nothing else was: without a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Counts the attempt's reports; [`AT_THE_END`](Self::AT_THE_END) for what is left with its end.
+    #[serde(default = "at_the_end", skip_serializing_if = "is_at_the_end")]
+    pub serial: u64,
+    /// The name of the content.
+    pub id: BlobId,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+impl Outcome {
+    /// Comes after every report.
+    pub const AT_THE_END: u64 = u64::MAX;
+
+    /// What was posted as the attempt's report `serial`.
+    pub fn posted(serial: u64, blob: BlobRef) -> Self {
+        Self { serial, id: blob.id, size: blob.size }
+    }
+
+    /// What is left with the attempt's end.
+    pub fn left(blob: BlobRef) -> Self {
+        Self::posted(Self::AT_THE_END, blob)
+    }
+
+    /// The content.
+    pub fn blob(&self) -> BlobRef {
+        BlobRef { id: self.id, size: self.size }
+    }
+}
+
+fn at_the_end() -> u64 {
+    Outcome::AT_THE_END
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_at_the_end(serial: &u64) -> bool {
+    *serial == Outcome::AT_THE_END
+}
+
+/// The last part of one output of an attempt.
+///
+/// Ordered by where it ends in all that was ever written, since that only grows; the rest makes the order total.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tail {
     /// Where it begins in all that was ever written.
     pub offset: u64,
     /// What was written from there on.
     pub blob: BlobRef,
+    /// When it was taken, by the node's clock, if that was while the attempt ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub as_of: Option<Timestamp>,
+}
+
+impl Tail {
+    /// Where it ends in all that was ever written.
+    pub fn end(&self) -> u64 {
+        self.offset.saturating_add(self.blob.size)
+    }
+
+    fn order(&self) -> impl Ord {
+        (self.end(), self.offset, self.blob, self.as_of)
+    }
+}
+
+impl Ord for Tail {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.order().cmp(&other.order())
+    }
+}
+
+impl PartialOrd for Tail {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 /// The last parts of both outputs. None of an output that was never written to.
@@ -110,10 +183,38 @@ impl Tails {
         self.stdout.into_iter().chain(self.stderr)
     }
 
-    /// Joins by maximum. They are written once, with the attempt's end, so only where somebody broke the rules is
-    /// there anything to choose.
+    /// Joins by maximum, each for itself: of one output, the tail that reaches further is the later one.
     pub(super) fn merge(&mut self, other: &Self) {
         self.stdout = self.stdout.max(other.stdout);
         self.stderr = self.stderr.max(other.stderr);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::blob::Blob;
+    use super::*;
+
+    #[test]
+    fn an_outcome_without_a_number_is_what_older_versions_wrote_with_the_end() {
+        let blob = Blob::new("42").reference();
+        let (old, new) =
+            (rmp_serde::to_vec_named(&blob).unwrap(), rmp_serde::to_vec_named(&Outcome::left(blob)).unwrap());
+        assert_eq!(old, new);
+        assert_eq!(rmp_serde::from_slice::<Outcome>(&old).unwrap(), Outcome::left(blob));
+        let posted = Outcome::posted(3, blob);
+        assert_eq!(rmp_serde::from_slice::<Outcome>(&rmp_serde::to_vec_named(&posted).unwrap()).unwrap(), posted);
+        assert!(posted < Outcome::posted(4, Blob::new("1").reference()) && posted < Outcome::left(blob));
+    }
+
+    #[test]
+    fn of_two_tails_the_one_that_reaches_further_is_the_later() {
+        let tail = |offset, bytes: &'static str, at: Option<u64>| Tail {
+            offset,
+            blob: Blob::new(bytes).reference(),
+            as_of: at.map(Timestamp),
+        };
+        let tails = [tail(0, "abc", Some(9)), tail(0, "abcd", Some(1)), tail(3, "de", None)];
+        assert!(tails.is_sorted());
     }
 }

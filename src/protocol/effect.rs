@@ -169,6 +169,24 @@ pub enum PodReport {
         /// The work.
         blob: Blob,
     },
+    /// What it comes to, as far as it knows. Answered by an [`Effect::AnswerPod`], always.
+    Result {
+        /// Names the answer.
+        answer: u64,
+        /// Counts the attempt's reports.
+        serial: u64,
+        /// The result.
+        blob: Blob,
+    },
+    /// What it has written last, of each output that has grown: where that begins in the whole, and the bytes.
+    Output {
+        /// When it was read.
+        at: Timestamp,
+        /// The end of its standard output.
+        stdout: Option<(u64, Blob)>,
+        /// The end of its standard error.
+        stderr: Option<(u64, Blob)>,
+    },
 }
 
 /// Why a pod's report was not stored.

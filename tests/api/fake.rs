@@ -13,7 +13,7 @@ use flockwork::model::member::{
     ClusterSettings, Facts, Fingerprint, Load, Member, MemberState, PartitionSet, Status, View, WIRE_VERSION,
 };
 use flockwork::model::record::{Exit, Fate, Phase, Record, Stop, StopKind, Submission};
-use flockwork::model::report::{Checkpoint, Progress, Tail, Tails};
+use flockwork::model::report::{Checkpoint, Outcome, Progress, Tail, Tails};
 use flockwork::model::request::{
     Code, Cursor, Dependents, Draft, Event, Explanation, JobAnswer, Receipt, Refusal, Submitted,
 };
@@ -112,6 +112,15 @@ impl World {
         claim
     }
 
+    /// The node of a running attempt tells what it has written last.
+    pub fn tell_output(&self, job: JobId, claim: Dot, last: &'static str, offset: u64, at: Timestamp) {
+        let blob = Blob::new(last);
+        self.change(|state| state.blobs.insert(blob.id(), blob.clone()));
+        let tail = Tail { offset, blob: blob.reference(), as_of: Some(at) };
+        let tails = Tails { stdout: Some(tail), stderr: None };
+        self.write(job, claim.actor.node, |record, dot, _| record.leave(dot, claim, None, tails));
+    }
+
     /// The attempt ends, and so do its logs, of which the last part stays with the record.
     pub fn finish(&self, job: JobId, claim: Dot, phase: Phase, exit: Option<Exit>) {
         let tail = |stream| {
@@ -121,7 +130,7 @@ impl World {
                 let offset = bytes.len().saturating_sub(MAX_TAIL_BYTES as usize);
                 let blob = Blob::new(bytes[offset..].to_vec());
                 state.blobs.insert(blob.id(), blob.clone());
-                (blob.size() > 0).then(|| Tail { offset: offset as u64, blob: blob.reference() })
+                (blob.size() > 0).then(|| Tail { offset: offset as u64, blob: blob.reference(), as_of: None })
             })
         };
         let tails = Tails { stdout: tail(Stream::Stdout), stderr: tail(Stream::Stderr) };
@@ -146,7 +155,7 @@ impl World {
             let blob = saved.reference();
             record.report_progress(dot, claim, progress);
             record.save_checkpoint(dot, Checkpoint { chain: 0, number, node, serial, claim, blob, saved_at: at });
-            record.leave(dot, claim, Some(result.reference()), Tails::default());
+            record.leave(dot, claim, Some(Outcome::left(result.reference())), Tails::default());
         });
     }
 

@@ -73,6 +73,7 @@ async fn a_finished_log_comes_as_it_was_written() {
     let tail = &long[200_000 - (16 << 10)..];
     let response = world.client.get(world.url(&format!("{path}?stream=stdout"))).send().await.unwrap();
     assert!(response.headers().contains_key("x-flockwork-tail"), "{response:?}");
+    assert_eq!(response.headers()["x-flockwork-log-from"], (200_000 - (16 << 10)).to_string().as_str());
     assert_eq!(response.bytes().await.unwrap(), tail);
     let mut lines = Pieces::of(&world, &path, "application/x-ndjson", "\n").await;
     let line = lines.line().await;
@@ -93,6 +94,27 @@ async fn a_log_without_even_an_end_is_said_to_be_missing() {
     world.finish(id, claim, Phase::Lost, None);
     world.cut_off(B);
     assert_eq!(world.get(&format!("/v1/jobs/{id}/logs")).await.0, 503);
+}
+
+#[tokio::test]
+async fn of_an_attempt_that_died_running_there_is_what_was_told_and_of_when() {
+    let world = world().await;
+    let id = world.submitted(json!({"command": ["true"]})).await;
+    let claim = world.start(id, B);
+    world.tell_output(id, claim, "so far\n", 0, Timestamp(1_700_000_000_000));
+    world.finish(id, claim, Phase::Lost, None);
+    world.cut_off(B);
+    let path = format!("/v1/jobs/{id}/logs");
+    let mut lines = Pieces::of(&world, &path, "application/x-ndjson", "\n").await;
+    let line = lines.line().await;
+    assert_eq!((&line["tail"], &line["as_of"]), (&json!(true), &json!("2023-11-14T22:13:20.000Z")), "{line}");
+    assert_eq!(lines.line().await["text"], "so far\n");
+    let response = world.client.get(world.url(&path)).send().await.unwrap();
+    let told = response.headers()["x-flockwork-tail"].to_str().unwrap();
+    assert!(told.contains("as it was at 2023-11-14T22:13:20"), "{told}");
+    assert!(!response.headers().contains_key("x-flockwork-log-from"), "nothing is missing before it");
+    assert_eq!(response.text().await.unwrap(), "so far\n");
+    assert_eq!(world.get(&format!("/v1/jobs/{id}")).await.1["attempts"][0]["stdout_bytes"], 7);
 }
 
 #[tokio::test]

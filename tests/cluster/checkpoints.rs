@@ -109,6 +109,68 @@ async fn what_a_job_left_is_there_when_its_node_is_not() {
 }
 
 #[tokio::test]
+async fn what_a_running_job_posted_and_wrote_outlives_its_node() {
+    let mut cluster = Cluster::with(3, |place| format!("--slots 8 --label place={place}")).await;
+    let script = "echo begun; echo first > r; flockwork pod result r || exit $?; echo second > r
+                  flockwork pod result r || exit $?; flockwork pod progress 0.5 posted; sleep 600";
+    let bound = json!({"command": ["sh", "-c", script], "require": {"place": "2"}, "lost_limit": 20});
+    let id = cluster.submit(0, bound).await;
+    // It is there while the job runs, and on every node.
+    let job = cluster.job_where(0, &id, |job| job["progress"]["message"] == "posted").await;
+    assert_eq!(
+        (&job["state"], &job["result"], &job["result_attempt"]),
+        (&json!("running"), &json!("second\n"), &json!(1))
+    );
+    cluster.job_where(0, &id, |job| job["attempts"][0]["stdout_bytes"] == 6).await;
+    cluster.kill(2).await;
+    cluster.sees(0, 2, "down").await;
+    for via in [0, 1] {
+        let job = cluster.job_where(via, &id, |job| job["attempts"][0]["phase"] == "lost").await;
+        assert_eq!(job["result"], "second\n", "{job}");
+        let logs = cluster.flockwork(&[via], &["logs", "--stream", "stdout", &id]).await;
+        assert_eq!((logs.code, logs.out.as_str()), (Some(0), "begun\n"), "{logs:?}");
+        assert!(logs.err.contains("only the end is left, as it was at 20"), "{logs:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_is_cancelled_keeps_what_it_came_to_until_then() {
+    let cluster = Cluster::of(3).await;
+    let script = "echo posted | flockwork pod result -; flockwork pod progress 0.5 ready; sleep 600 & wait";
+    let with_file = format!("trap 'printf left > $FLOCKWORK_RESULT_FILE; exit 1' TERM; {script}");
+    for (script, result) in [(script, "posted\n"), (&with_file, "left")] {
+        let id = cluster.submit(0, json!({"command": ["sh", "-c", script]})).await;
+        cluster.job_where(0, &id, |job| job["progress"]["message"] == "ready").await;
+        cluster.cancel(1, &id, "enough").await;
+        let job = cluster.ended(2, &id).await;
+        assert_eq!((&job["state"], &job["result"]), (&json!("cancelled"), &json!(result)), "{job}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_node_does_not_keep_is_said_and_not_only_left_out() {
+    let cluster = Cluster::with(1, |_| "--slots 2 --log-limit 64KiB".to_owned()).await;
+    let id = cluster
+        .shell(0, "head -c 999999 /dev/zero | tr '\\0' x; echo; head -c 70000 /dev/zero > $FLOCKWORK_RESULT_FILE")
+        .await;
+    let job = cluster.ended(0, &id).await;
+    assert_eq!(job["attempts"][0]["stdout_bytes"], 1_000_000, "{job}");
+    assert!(job["reason"].as_str().is_some_and(|why| why.contains("its result is lost")), "{job}");
+    let logs = cluster.flockwork(&[0], &["logs", &id]).await;
+    let gone = 1_000_000 - logs.out.len();
+    assert!(
+        gone > 900_000 && logs.err.contains(&format!("{gone} bytes of stdout of attempt 1")),
+        "{gone} {}",
+        logs.err
+    );
+    let plain = cluster.request(0, reqwest::Method::GET, &format!("/v1/jobs/{id}/logs")).send().await.unwrap();
+    assert_eq!(plain.headers()["x-flockwork-log-from"], gone.to_string().as_str());
+    let large = "head -c 70000 /dev/zero > $FLOCKWORK_RESULT_FILE";
+    let ran = cluster.flockwork(&[0], &["run", "--", "sh", "-c", large]).await;
+    assert!(ran.code == Some(0) && ran.err.contains("succeeded, but its result is lost"), "{ran:?}");
+}
+
+#[tokio::test]
 async fn a_job_that_falls_silent_is_tried_again() {
     let cluster = Cluster::of(3).await;
     let script = "if [ $FLOCKWORK_ATTEMPT = 1 ]; then sleep 600; else echo spoke; fi";

@@ -146,6 +146,7 @@ impl World {
             let record = self.merged(*job).expect("somebody holds it");
             self.judge_record(&record);
             self.judge_saved_work(&record);
+            self.judge_results(&record);
             self.judge_reports(&record);
         }
         for (job, tracked) in self.clients.jobs.clone() {
@@ -430,16 +431,18 @@ impl World {
 
     /// A node that said in time that it has handed over exits: others have everything it had.
     pub fn check_handed_over(&mut self, node: usize) {
-        if !self.process(node).is_some_and(|process| process.handed_over) {
+        let Some(process) = self.process(node).filter(|process| process.handed_over) else {
             return;
-        }
+        };
+        // Where all others drained when it said goodbye, they had copies all the same, and it kept its own.
+        let others_served = process.others_served && self.somebody_serves(node);
         let has = |other: usize, job: &JobId| other != node && self.nodes[other].disk.records.contains_key(job);
         let is_safe = |job: &JobId| (0..self.nodes.len()).any(|other| has(other, job)) || self.may_have_expired(*job);
         let left_behind = self.nodes[node].disk.records.keys().filter(|job| !is_safe(job)).count();
         let kept = self.nodes[node].disk.records.len();
         if left_behind > 0 {
             self.find("leaving nodes hand over", format!("n{node} leaves and takes {left_behind} records along"));
-        } else if kept > 0 && !self.disturbances.any && self.somebody_serves(node) {
+        } else if kept > 0 && !self.disturbances.any && others_served {
             self.find("leaving nodes hand over", format!("n{node} leaves with {kept} records on its disk"));
         }
     }

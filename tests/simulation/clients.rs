@@ -260,6 +260,7 @@ impl World {
         let is_open = |node: &crate::world::Node| node.disk.records.get(id).is_some_and(|record| !record.is_final());
         if self.nodes.iter().any(is_open) && self.may_have_expired(*id) {
             self.saved_work.forget(*id);
+            self.ledger.safe_results.remove(id);
             self.seals.remove(id);
         }
         let tracked = Tracked { told: None, final_state: None, cancelled: false };

@@ -2,7 +2,8 @@
 //!
 //! A job's command is its plan: `work <milliseconds> <failures>` runs that long, and its first so many attempts
 //! end with exit code 1. On the way it saves its work: what a checkpoint holds is how many attempts it goes back on,
-//! so that a pod which starts says whether any of that was lost. A pod dies with its node's process; a paused process
+//! so that a pod which starts says whether any of that was lost. It posts what it has come to, and its node tells what it
+//! has written, at the same moments. A pod dies with its node's process; a paused process
 //! does not stop its pods.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +13,7 @@ use std::time::Duration;
 use flockwork::model::blob::{Blob, BlobId};
 use flockwork::model::id::{AttemptKey, Dot, JobId};
 use flockwork::model::record::{Exit, Submission};
-use flockwork::model::report::Progress;
+use flockwork::model::report::{Outcome, Progress};
 use flockwork::model::request::Receipt;
 use flockwork::model::spec::Spec;
 use flockwork::model::time::Timestamp;
@@ -60,7 +61,9 @@ pub struct Ledger {
     /// first lie before those of the second, and tell nothing of what the second's owner knew.
     pub submitted_anew: BTreeSet<JobId>,
     /// Reports: of which job, and of what content, until they are answered.
-    reports: BTreeMap<u64, Option<(JobId, BlobId)>>,
+    reports: BTreeMap<u64, Option<(JobId, Posted)>>,
+    /// The newest result of each attempt that its pod was told is safe.
+    pub safe_results: BTreeMap<JobId, BTreeMap<Dot, Outcome>>,
 }
 
 impl Ledger {
@@ -82,6 +85,13 @@ impl Ledger {
     fn slots_taken(&self, node: usize) -> u32 {
         self.live.values().map(|run| &self.runs[*run]).filter(|run| run.node == node).map(|run| run.slots).sum()
     }
+}
+
+/// What a pod has handed in.
+#[derive(Debug, Clone, Copy)]
+enum Posted {
+    Work(BlobId),
+    Result(Dot, Outcome),
 }
 
 /// A job that runs for `ms`, and whose first `failures` attempts fail.
@@ -205,7 +215,7 @@ impl World {
         let key = AttemptKey { job, claim };
         self.ledger.live.remove(&key);
         let end = if told { PodEnd::Stopped(exit) } else { PodEnd::Exited(exit) };
-        let output = Blob::new(format!("{claim} says goodbye"));
+        let output = Blob::new(format!("{claim} says goodbye{}", ".".repeat(200)));
         let result = (end == PodEnd::Exited(Exit::Code(0))).then(|| Blob::new(format!("{claim} is done")));
         let left = Leavings { result, stdout: Some((0, output)), ..Leavings::default() };
         let event = PodEvent::Ended { key, at: self.local_wall(node), end, left: Box::new(left) };
@@ -218,11 +228,11 @@ impl World {
         if !live {
             return;
         }
-        self.ledger.runs[run].serial += 2;
+        self.ledger.runs[run].serial += 3;
         self.ledger.runs[run].depth += 1;
         let Run { job, claim, serial, depth, .. } = self.ledger.runs[run];
         let key = AttemptKey { job, claim };
-        let progress = Progress { serial: serial - 1, permille: 500, message: String::new() };
+        let progress = Progress { serial: serial - 2, permille: 500, message: String::new() };
         self.tell_of_pod(node, process, PodEvent::Reported { key, report: PodReport::Progress(progress) });
         // Some ride along with their records, and some are too large for that.
         let size = if depth % 2 == 0 { 100 } else { 80 << 10 };
@@ -231,21 +241,36 @@ impl World {
         let blob = Blob::new(content);
         self.ledger.saved.insert(blob.id(), depth);
         let answer = self.ledger.reports.last_key_value().map_or(1, |(last, _)| last + 1);
-        self.ledger.reports.insert(answer, Some((job, blob.id())));
+        self.ledger.reports.insert(answer, Some((job, Posted::Work(blob.id()))));
         let at = self.local_wall(node);
-        let report = PodReport::Checkpoint { answer, serial, at, blob };
+        let report = PodReport::Checkpoint { answer, serial: serial - 1, at, blob };
+        self.tell_of_pod(node, process, PodEvent::Reported { key, report });
+        let (answer, blob) = (answer + 1, Blob::new(format!("{claim} so far: {serial}")));
+        self.ledger
+            .reports
+            .insert(answer, Some((job, Posted::Result(claim, Outcome::posted(serial, blob.reference())))));
+        let report = PodReport::Result { answer, serial, blob };
+        self.tell_of_pod(node, process, PodEvent::Reported { key, report });
+        let stdout = Some((0, Blob::new(format!("{claim} has written {}", "x".repeat(serial as usize)))));
+        let report = PodReport::Output { at, stdout, stderr: None };
         self.tell_of_pod(node, process, PodEvent::Reported { key, report });
     }
 
     /// A pod hears what became of its work.
     pub fn pod_is_answered(&mut self, node: usize, answer: u64, result: Result<Receipt, Rejected>) {
-        let Some((job, content)) = self.ledger.reports.insert(answer, None).flatten() else {
+        let Some((job, posted)) = self.ledger.reports.insert(answer, None).flatten() else {
             return self.find("every report is answered once", format!("n{node} answers {answer} again"));
         };
         if let Ok(receipt) = result
             && receipt.stored >= receipt.wanted
         {
-            self.saved_work.is_safe(job, content);
+            match posted {
+                Posted::Work(content) => self.saved_work.is_safe(job, content),
+                Posted::Result(claim, result) => {
+                    let safe = self.ledger.safe_results.entry(job).or_default().entry(claim).or_insert(result);
+                    *safe = result.max(*safe);
+                }
+            }
         }
     }
 

@@ -153,6 +153,28 @@ impl World {
         }
     }
 
+    /// The same of what attempts posted as their results.
+    pub fn judge_results(&mut self, record: &Record) {
+        let Some(safe) = self.ledger.safe_results.get(&record.id) else {
+            return;
+        };
+        let lost = safe
+            .iter()
+            .find(|(claim, safe)| record.attempts.get(claim).is_none_or(|attempt| attempt.result < Some(**safe)));
+        let Some((claim, _)) = lost else {
+            return;
+        };
+        let text = format!("of {claim} of {} in the end", short(record.id.0));
+        // A seal may end what only nodes knew that left, or were forgotten, while they were cut off; then the end of the
+        // attempt is not known from its executor either.
+        let told_its_end = record.attempts.get(claim).is_some_and(|it| !it.is_live() && it.fate.by_executor);
+        if record.is_final() && !told_its_end {
+            self.except(format!("a result that a seal passed over: {text}"));
+        } else {
+            self.find("results are not lost", text);
+        }
+    }
+
     fn is_or_was_disturbed(&self) -> bool {
         self.is_disturbed() || self.fault_log.last().is_some_and(|(at, _)| self.now - *at <= WAKE)
     }

@@ -238,6 +238,27 @@ fn the_executor_dies_in_the_middle() {
 }
 
 #[test]
+fn what_a_dead_executor_has_told_of_its_pod_is_there_and_counts_until_another_succeeds() {
+    let mut world = cluster(3);
+    let job = world.submit(0, work(20_000, 0));
+    let executor = world.wait_for_pod(job);
+    world.wait_until("it is told that its result is safe", |world| world.ledger.safe_results.contains_key(&job));
+    world.kill(executor);
+    world.wait_until("it is lost", |world| world.merged(job).is_some_and(|record| record.losses() == 1));
+    let record = world.merged(job).unwrap();
+    let (first, result) = record.result().expect("the result so far");
+    assert_eq!((first.claim.number, first.fate.phase), (1, Phase::Lost));
+    let tail = first.tails.stdout.expect("the end of its output");
+    assert!(tail.as_of.is_some());
+    for blob in [result.blob(), tail.blob] {
+        assert!(world.up().iter().any(|node| world.nodes[*node].disk.blobs.contains_key(&blob.id)));
+    }
+    let record = world.wait_for(job, JobState::Succeeded);
+    assert_eq!(record.result().map(|(attempt, _)| attempt.claim.number), Some(2));
+    world.end_well();
+}
+
+#[test]
 fn too_many_losses_are_a_failure() {
     let mut world = cluster(3);
     let job = world.submit(0, Spec { lost_limit: 1, ..work(20_000, 0) });

@@ -159,6 +159,8 @@ pub struct Process {
     leave_until: Option<Duration>,
     said_goodbye: bool,
     pub handed_over: bool,
+    /// Whether there was anybody to hand over to when it did.
+    pub others_served: bool,
     started: Duration,
 }
 
@@ -666,6 +668,8 @@ impl World {
             process.handed_over = in_time;
             process.peer.say_goodbye(now);
             let process = process.number;
+            let others_served = self.somebody_serves(node);
+            self.nodes[node].process.as_mut().expect("it was just there").others_served = others_served;
             self.note(node, || format!("says goodbye{}", if in_time { "" } else { " without having handed over" }));
             if !in_time && !self.disturbances.any {
                 self.find("leaving nodes hand over", format!("n{node} had not within {LEAVE_WITHIN:?}"));
@@ -754,6 +758,7 @@ impl World {
             leave_until: None,
             said_goodbye: false,
             handed_over: false,
+            others_served: false,
             started: self.now,
         });
         let text = || format!("n{node} starts as generation {} with {held} records", generation.0);

@@ -130,12 +130,12 @@ impl Reporter {
         self.0.checkpoint(bytes.into()).await
     }
 
-    /// What the job comes to. The last one counts; it is kept when the attempt ends.
+    /// What the job comes to. The last one counts. Returns once it is stored, as [`checkpoint`](Self::checkpoint) does.
     ///
     /// # Errors
-    /// The attempt has no say any more, or there is too much of it.
-    pub fn result(&self, bytes: impl Into<Bytes>) -> Result<(), ReportError> {
-        self.0.result(bytes.into())
+    /// It is not stored. Unless there is too much of it, it is tried once more with the attempt's end.
+    pub async fn result(&self, bytes: impl Into<Bytes>) -> Result<Receipt, ReportError> {
+        self.0.result(bytes.into()).await
     }
 }
 

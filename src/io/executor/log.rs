@@ -184,10 +184,10 @@ impl StreamLog {
     }
 
     /// The newest bytes, at most `limit` of them and without a gap, and where they begin; nothing if nothing is there.
-    /// Blocks. For a log that is closed.
+    /// Blocks.
     ///
     /// # Errors
-    /// The files cannot be read.
+    /// The files cannot be read; of a log that is written to meanwhile, perhaps because one of them was dropped.
     pub(super) fn tail(&self, limit: u64) -> io::Result<Option<(u64, Vec<u8>)>> {
         let newest: Vec<Segment> = {
             let index = self.index();
@@ -209,7 +209,24 @@ impl StreamLog {
 
     /// Whether nothing was ever written to it, so that there is no file.
     pub(super) fn is_empty(&self) -> bool {
-        self.index().end == 0
+        self.end() == 0
+    }
+
+    /// How many bytes were ever written to it.
+    pub(super) fn end(&self) -> u64 {
+        self.index().end
+    }
+
+    /// Returns when more than `offset` bytes were written to it.
+    pub(super) async fn grows_beyond(&self, offset: u64) {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if self.end() > offset {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// What there is from `offset` on, `limit` bytes at the most; where there is nothing yet, waits for it until

@@ -40,6 +40,7 @@ mod memory;
 mod overseer;
 mod process;
 mod register;
+mod telling;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -230,9 +231,9 @@ impl Layout {
 
 impl Executor {
     /// Starts an executor, its guard, and the address that pods report to. Reports go to `events`; there are at most
-    /// two for each pod, one a second of its progress, and as many checkpoints as memory is set aside for, so the
-    /// queue needs no bound of its own. Must be called within a Tokio runtime; its tasks are spawned there, and
-    /// counted by `tracker`.
+    /// two for each pod, one a second of its progress, one every few seconds of what it writes, and as many checkpoints
+    /// and results as memory is set aside for, so the queue needs no bound of its own. Must be called within a Tokio
+    /// runtime; its tasks are spawned there, and counted by `tracker`.
     ///
     /// # Errors
     /// The directory cannot be made or read, the guard program cannot be started, or there is no runtime.
@@ -616,10 +617,17 @@ async fn run_pod(core: Arc<Core>, pod: Arc<Pod>, start: PodStart) {
     let end = if pod.stop.is_cancelled() {
         Cause::Stopped.before_start()
     } else {
-        match driver {
-            Driver::Process => process::run(&core, &pod, &start).await,
-            Driver::Container => container::run(&core, &pod, &start).await,
-            Driver::Handler => handler::run(&core, &pod, &start).await,
+        let running = async {
+            match driver {
+                Driver::Process => process::run(&core, &pod, &start).await,
+                Driver::Container => container::run(&core, &pod, &start).await,
+                Driver::Handler => handler::run(&core, &pod, &start).await,
+            }
+        };
+        tokio::select! {
+            biased;
+            end = running => end,
+            never = telling::keep_telling(&core, &pod, key) => match never {},
         }
     };
     crash_points::pass(Step::Exit);
@@ -697,7 +705,7 @@ fn read_result(path: &Path) -> io::Result<Option<Vec<u8>>> {
     let mut result = Vec::new();
     file.take(MAX_RESULT_BYTES + 1).read_to_end(&mut result)?;
     if result.len() as u64 > MAX_RESULT_BYTES {
-        return Err(io::Error::other(format!("it has more than {MAX_RESULT_BYTES} bytes")));
+        return Err(io::Error::other(format!("it has more than the {MAX_RESULT_BYTES} bytes that are kept")));
     }
     Ok(Some(result))
 }

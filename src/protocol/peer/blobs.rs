@@ -11,7 +11,7 @@ use crate::model::blob::{Blob, BlobId, BlobRef};
 use crate::model::id::{AttemptKey, Dot, JobId, NodeId};
 use crate::model::member::Status;
 use crate::model::record::{Attempt, Record};
-use crate::model::report::{Checkpoint, Tail, Tails};
+use crate::model::report::{Checkpoint, Outcome, Tail, Tails};
 use crate::model::request::Receipt;
 use crate::model::time::{Now, Timestamp};
 use crate::model::wire::Message;
@@ -311,7 +311,62 @@ impl Peer {
                     self.save_checkpoint(now, key, answer, serial, at, blob);
                 }
             }
+            PodReport::Result { answer, serial, blob } => {
+                if self.is_over(key) {
+                    self.outbox.send(Effect::AnswerPod { answer, result: Err(Rejected::Stale) });
+                } else {
+                    self.save_result(now, key, answer, serial, blob);
+                }
+            }
+            PodReport::Output { at, stdout, stderr } => {
+                if !self.is_over(key) {
+                    let tails = Tails { stdout: tail_of(&stdout, Some(at)), stderr: tail_of(&stderr, Some(at)) };
+                    let dot = self.next_dot();
+                    self.offer_own(now, [stdout, stderr].into_iter().flatten().map(|(_, blob)| blob));
+                    self.change(now, key.job, |record| record.leave(dot, key.claim, None, tails));
+                    self.blobs.withdraw_offers();
+                }
+            }
         }
+    }
+
+    /// Whether nothing that the attempt leaves is of any use. Unlike work to go on from, what it came to and what it wrote are
+    /// taken of one that is being ended as well: it may have posted before it could know.
+    fn is_over(&self, key: AttemptKey) -> bool {
+        let is_ours = self.pods.get(&key.claim).is_some_and(|pod| match pod.state {
+            PodState::Running | PodState::Ending => true,
+            PodState::None => false,
+        });
+        let record = self.records.get(key.job).map(|held| held.record());
+        !is_ours || record.is_none_or(|record| record.is_final() || record.is_superseded(key.claim))
+    }
+
+    /// Contents that a pod of this node has made, and that its record is about to name.
+    fn offer_own(&mut self, now: Now, blobs: impl IntoIterator<Item = Blob>) {
+        for blob in blobs {
+            let came = self.blobs.offer_own(blob);
+            self.take_in(now, &came);
+        }
+    }
+
+    fn save_result(&mut self, now: Now, key: AttemptKey, answer: u64, serial: u64, blob: Blob) {
+        let result = Outcome::posted(serial, blob.reference());
+        let dot = self.next_dot();
+        self.offer_own(now, [blob]);
+        self.change(now, key.job, |record| record.leave(dot, key.claim, Some(result), Tails::default()));
+        self.blobs.withdraw_offers();
+        self.answer_when_copied(now, key.job, answer);
+    }
+
+    /// Answers a pod when what it handed in is on as many nodes as make it safe.
+    fn answer_when_copied(&mut self, now: Now, job: JobId, answer: u64) {
+        let Some(revision) = self.records.get(job).map(|held| held.revision) else {
+            return;
+        };
+        let wanted = self.copies_for_safety(job);
+        let deadline = now.moment + self.config.timing.acknowledge_within * COPIES_PATIENCE;
+        self.replication.wait(job, revision, wanted, deadline, Waiting::Pod(answer));
+        self.check_copies(now, job);
     }
 
     /// Whether the attempt has no say any more.
@@ -347,21 +402,14 @@ impl Peer {
             saved_at: at,
         };
         let dot = self.next_dot();
-        let came = self.blobs.offer_own(blob);
-        self.take_in(now, &came);
+        self.offer_own(now, [blob]);
         let mut is_newest = false;
         self.change(now, key.job, |record| is_newest = record.save_checkpoint(dot, checkpoint));
         self.blobs.withdraw_offers();
         if !is_newest {
             return self.outbox.send(Effect::AnswerPod { answer, result: Err(Rejected::Overtaken) });
         }
-        let Some(revision) = self.records.get(key.job).map(|held| held.revision) else {
-            return;
-        };
-        let wanted = self.copies_for_safety(key.job);
-        let deadline = now.moment + self.config.timing.acknowledge_within * COPIES_PATIENCE;
-        self.replication.wait(key.job, revision, wanted, deadline, Waiting::Pod(answer));
-        self.check_copies(now, key.job);
+        self.answer_when_copied(now, key.job, answer);
     }
 
     /// A pod's report is stored on these nodes, or the time for more is over.
@@ -374,15 +422,10 @@ impl Peer {
     /// A pod of this node has ended: writes how, and keeps what it leaves behind.
     pub(super) fn handle_end(&mut self, now: Now, key: AttemptKey, ending: Ending, left: Leavings) {
         let Leavings { progress, result, stdout, stderr, usage, remark } = left;
-        let tail = |part: &Option<(u64, Blob)>| {
-            part.as_ref().map(|(offset, blob)| Tail { offset: *offset, blob: blob.reference() })
-        };
-        let tails = Tails { stdout: tail(&stdout), stderr: tail(&stderr) };
-        let named = result.as_ref().map(Blob::reference);
-        for blob in [result, stdout.map(|(_, blob)| blob), stderr.map(|(_, blob)| blob)].into_iter().flatten() {
-            let came = self.blobs.offer_own(blob);
-            self.take_in(now, &came);
-        }
+        let tails = Tails { stdout: tail_of(&stdout, None), stderr: tail_of(&stderr, None) };
+        let named = result.as_ref().map(|blob| Outcome::left(blob.reference()));
+        let outputs = [stdout, stderr].into_iter().flatten().map(|(_, blob)| blob);
+        self.offer_own(now, result.into_iter().chain(outputs));
         let dot = self.next_dot();
         self.change(now, key.job, |record| {
             if let Some(progress) = progress {
@@ -397,4 +440,8 @@ impl Peer {
         });
         self.blobs.withdraw_offers();
     }
+}
+
+fn tail_of(part: &Option<(u64, Blob)>, as_of: Option<Timestamp>) -> Option<Tail> {
+    part.as_ref().map(|(offset, blob)| Tail { offset: *offset, blob: blob.reference(), as_of })
 }
