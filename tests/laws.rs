@@ -351,6 +351,35 @@ fn two_starts_of_one_node_never_overlap() {
 }
 
 #[test]
+fn an_end_that_is_told_late_settles_by_its_time_whether_two_overlapped() {
+    for phase in [Phase::Lost, Phase::Returned] {
+        let (mut record, [first, second]) = two_attempts([true, false]);
+        record.start(Dot { actor: actor(2, 1), counter: 1 }, second, Timestamp(2_000));
+        let late = record.attempts.get_mut(&second).unwrap();
+        late.claim.at = Timestamp(1_990);
+        let overlaps = |record: &Record, ended_at, exit| {
+            let mut record = record.clone();
+            let dot = Dot { actor: actor(1, 2), counter: 1 };
+            let word = Fate { phase, by_executor: true, at: Timestamp(ended_at), exit, ..observed_loss(dot) };
+            record.advance(first, word);
+            record.overlaps()
+        };
+        let killed = Some(Exit::KILLED);
+        assert_eq!(overlaps(&record, 1_000, killed), [], "it was over before the other began");
+        assert_eq!(overlaps(&record, 5_000, killed), [Overlap { first, second, certain: true }]);
+        assert_eq!(
+            overlaps(&record, 1_900, killed),
+            [Overlap { first, second, certain: false }],
+            "clocks are not so exact"
+        );
+        assert_eq!(overlaps(&record, 1_000, None).len(), 1, "nobody has said when it ended");
+        // Its executor's clock is slow: it says that it began before it was claimed.
+        record.attempts.get_mut(&first).unwrap().claim.at = Timestamp(900);
+        assert_eq!(overlaps(&record, 1_000, Some(Exit::KILLED)).len(), 1);
+    }
+}
+
+#[test]
 fn a_restart_that_owns_up_makes_no_overlap_certain() {
     let (mut record, [first, second]) = two_attempts([true, true]);
     let dot = Dot { actor: actor(1, 2), counter: 1 };

@@ -14,6 +14,7 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use crate::model::resources::{Cpus, Memory, Resources};
+use crate::model::time::Timestamp;
 
 /// How busy the machine is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -298,6 +299,13 @@ fn count_in_ranges(list: &str) -> u64 {
 
 fn available_bytes(path: &Path) -> u64 {
     rustix::fs::statvfs(path).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+/// When the machine was started, by its wall clock. Nothing where the kernel does not say.
+pub fn booted_at() -> Option<Timestamp> {
+    let text = fs::read_to_string("/proc/stat").ok()?;
+    let seconds: u64 = text.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse().ok())?;
+    Some(Timestamp(seconds.checked_mul(1_000)?))
 }
 
 /// The machine's own name, without its domain, where it has one.

@@ -17,6 +17,7 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crdts::{CmRDT, CvRDT};
 use serde::{Deserialize, Serialize};
@@ -120,6 +121,11 @@ pub enum Exit {
     Signal(i32),
     /// It ran longer than the spec's `timeout` and was ended.
     TimedOut,
+}
+
+impl Exit {
+    /// By SIGKILL.
+    pub const KILLED: Self = Self::Signal(9);
 }
 
 /// The latest that is known of an attempt, and who said so. Joins by maximum, in the order of the fields.
@@ -265,9 +271,30 @@ impl Attempt {
         self.started_at.is_some() || self.fate.phase == Phase::Lost
     }
 
-    /// Whether it is certain that it ran.
-    fn ran(&self) -> bool {
-        self.started_at.is_some()
+    /// When it was killed, by its own node's account, other than for the job's sake: by its node's guard, which had noted
+    /// the time, or as its node went down. Such an end is told late, so that whoever came next had not seen it.
+    fn killed_at(&self) -> Option<Timestamp> {
+        let was_killed =
+            matches!(self.fate.phase, Phase::Lost | Phase::Returned) && self.fate.exit == Some(Exit::KILLED);
+        (was_killed && self.fate.by_executor).then_some(self.fate.at)
+    }
+
+    /// Whether its own node's account of its end says that it was over before `other` began. Of the clocks that take part,
+    /// those that show themselves to be wrong are not believed: a pod does not start before it was claimed.
+    fn was_over_before(&self, other: &Self) -> bool {
+        let slow_by = self.started_at.map_or(Duration::ZERO, |at| self.claim.at.since(at));
+        let other_began = other.started_at.unwrap_or(other.claim.at).min(other.claim.at);
+        self.killed_at().is_some_and(|at| at + slow_by + CLOCKS_AGREE_WITHIN <= other_began)
+    }
+
+    /// Whether it is certain that it ran when `other` had begun, if the two did not take turns.
+    fn ran_on_beside(&self, other: &Self) -> bool {
+        let known_end = || match (self.killed_at(), other.started_at) {
+            (Some(end), Some(began)) => end >= began + CLOCKS_AGREE_WITHIN,
+            // A lost attempt may have died before the other began, whoever says that it was lost.
+            (None, _) | (_, None) => self.fate.phase != Phase::Lost,
+        };
+        self.started_at.is_some() && known_end()
     }
 }
 
@@ -363,6 +390,10 @@ pub struct Record {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seal: Option<Seal>,
 }
+
+/// By how much an end must lie before a beginning on another node to be earlier for certain. Clocks that are kept in step
+/// differ by a few milliseconds; how far a cluster's are apart is shown by `flockwork nodes -o wide`.
+const CLOCKS_AGREE_WITHIN: Duration = Duration::from_millis(300);
 
 /// More attempts than this are not a job but a fault.
 const MAX_ATTEMPTS: usize = 100_000;
@@ -544,6 +575,9 @@ impl Record {
     /// Every pair of attempts that ran, or may have run, at the same time: neither claim had seen the other
     /// attempt's end from the other's own executor. Two starts of one node take turns by themselves: pods do
     /// not outlive their start.
+    ///
+    /// Only of an attempt that was killed while its node could not say so ([`Attempt::killed_at`]), what it says later is
+    /// weighed by the clocks.
     pub fn overlaps(&self) -> Vec<Overlap> {
         let ran: Vec<_> = self.attempts.iter().filter(|(_, attempt)| attempt.may_have_run()).collect();
         let mut overlaps = Vec::new();
@@ -552,11 +586,11 @@ impl Record {
                 let (one, other) = (first.claim.executor, second.claim.executor);
                 let in_turn = (one.node == other.node && one.generation != other.generation)
                     || first.end_was_seen(&second.claim.seen)
-                    || second.end_was_seen(&first.claim.seen);
+                    || second.end_was_seen(&first.claim.seen)
+                    || first.was_over_before(second)
+                    || second.was_over_before(first);
                 if !in_turn {
-                    // A lost attempt may have died before the other began, whoever says that it was lost.
-                    let ran_on = |attempt: &Attempt| attempt.ran() && attempt.fate.phase != Phase::Lost;
-                    let certain = ran_on(first) && ran_on(second);
+                    let certain = first.ran_on_beside(second) && second.ran_on_beside(first);
                     overlaps.push(Overlap { first: **first_dot, second: **second_dot, certain });
                 }
             }

@@ -4,12 +4,38 @@ use std::path::Path;
 
 use serde_json::json;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, text};
 use crate::{eventually, seconds};
 
 /// Who wrote into the ledger, in the order of the writing.
 fn read_ledger(path: &Path) -> Vec<String> {
     std::fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn a_node_that_was_frozen_says_when_its_guard_ended_what_it_had_leased() {
+    let mut cluster = Cluster::of(3).await;
+    let command = ["sh", "-c", "echo this is attempt $FLOCKWORK_ATTEMPT; exec sleep 1000"];
+    let id = cluster.submit(0, json!({"command": command, "on_partition": "pause"})).await;
+    let place = cluster.runs_on(0, &id).await;
+    let via = (place + 1) % 3;
+    cluster.freeze(place);
+    cluster.job_where(via, &id, |job| job["attempts"][1]["phase"] == "running").await;
+    cluster.thaw(place);
+    let job = cluster.job_where(via, &id, |job| job["attempts"][0]["phase"] == "returned").await;
+    let (first, second) = (&job["attempts"][0], &job["attempts"][1]);
+    assert!(text(&first["reason"]).contains("its guard ended it"), "{job}");
+    assert!(text(&first["ended_at"]) < text(&second["started_at"]), "it had ended before the other began: {job}");
+    assert_eq!((&first["overlaps"], &second["overlaps"]), (&json!([]), &json!([])), "{job}");
+    let merges = cluster.flockwork(&[via], &["merges"]).await.good();
+    assert!(merges.contains("no job ran twice at once"), "{merges}");
+
+    // It ran, so it has a log, although it counts as given back.
+    let logs = async |which| cluster.flockwork(&[via], &["logs", "--attempt", which, &id]).await.good();
+    assert_eq!(logs("1").await, "this is attempt 1\n");
+    assert_eq!(logs("all").await, "this is attempt 1\nthis is attempt 2\n");
+    cluster.cancel(via, &id, "seen enough").await;
+    cluster.ended(via, &id).await;
 }
 
 #[tokio::test]

@@ -241,7 +241,7 @@ impl Container<'_> {
                 return unable("Docker stopped answering on its node while it ran");
             }
             if spec.on_partition == OnPartition::Pause && self.core.leases_lapsed_since(guarded_since) {
-                return unable("its node stood still for so long that its guard ended it");
+                return self.core.lapsed(pod, start.key).await;
             }
         }
         Cause::end(overseer.cause(), exit)

@@ -37,6 +37,7 @@ mod identity;
 mod log;
 mod marker;
 mod memory;
+mod notes;
 mod overseer;
 mod process;
 mod register;
@@ -65,17 +66,18 @@ pub use guard::{GUARD_ARGUMENT, GuardProgram, guard_main};
 pub use handler::{HandlerContext, HandlerError, Handlers, LogWriter, Reporter};
 
 use crate::io::crash_points::{self, Step};
-use crate::io::machine::OwnGroups;
+use crate::io::machine::{self, OwnGroups};
 use crate::io::pod_api::{PodApi, Voice};
 use crate::io::store::BlobReader;
 use crate::model::blob::{Blob, MAX_RESULT_BYTES, MAX_TAIL_BYTES};
-use crate::model::id::{AttemptKey, JobId};
+use crate::model::id::{AttemptKey, Generation, JobId};
 use crate::model::record::Usage;
 use crate::model::request::Receipt;
 use crate::model::spec::Driver;
 use crate::model::time::Timestamp;
 use crate::model::wire::{LogChunk, LogRequest, Stream};
 use crate::protocol::effect::{Leavings, PodEnd, PodEvent, PodStart, Rejected};
+use crate::protocol::former::FormerEnds;
 use cells::{Cell, Cells};
 use docker::Docker;
 use groups::Groups;
@@ -83,6 +85,7 @@ use guard::{Guard, Watched};
 use log::StreamLog;
 use marker::{Mark, Origin};
 use memory::MemoryWatch;
+use notes::Notes;
 use overseer::Cause;
 
 /// How many processes are being spawned at one time. More than the machine has processors helps only where
@@ -114,6 +117,8 @@ pub struct ExecutorConfig {
     pub dir: PathBuf,
     /// What jobs see as `FLOCKWORK_NODE`.
     pub node_name: String,
+    /// Which start of the node this is. Later ones are told by it how this one's pods ended.
+    pub generation: Generation,
     /// How many of the newest bytes of each attempt's standard output, and of its standard error, are kept: at
     /// least half of this, at most all of it. Raising it costs disk for every attempt until its job is swept.
     pub log_limit_bytes: u64,
@@ -137,6 +142,7 @@ impl ExecutorConfig {
         Self {
             dir: dir.into(),
             node_name: node_name.into(),
+            generation: Generation(0),
             log_limit_bytes: 64 << 20,
             stop_grace: Duration::from_secs(5),
             handlers: Handlers::new(),
@@ -159,6 +165,7 @@ struct Core {
     config: ExecutorConfig,
     layout: Layout,
     cells: Cells,
+    notes: Notes,
     origin: Origin,
     /// `/dev/null`, the input of most pods: to share it is less work than to open it for each.
     nothing: fs::File,
@@ -203,6 +210,8 @@ struct Pod {
     remark: OnceLock<String>,
     /// What it used, where that is counted.
     usage: OnceLock<Usage>,
+    /// When it ended, if that was before it was noticed.
+    ended_at: OnceLock<Timestamp>,
     stdout: Arc<StreamLog>,
     stderr: Arc<StreamLog>,
     /// Its job was swept while it ran: sweep again when it has ended.
@@ -249,8 +258,12 @@ impl Executor {
         let origin = Origin { directory: directory_id(&layout)?, start: rand::random() };
         // Before the guard is started: a node must be alone in its group to move out of the way.
         let groups = find_groups(&origin);
+        let notes = Notes::new(layout.dir.join("ended"), config.generation);
+        let is_noted = config.guard != GuardProgram::Awk
+            && notes.begin().inspect_err(|error| tracing::warn!(%error, "the pod guard can note nothing")).is_ok();
         let watched = Watched {
             origin: origin.clone(),
+            notes: is_noted.then(|| notes.file()),
             docker: config.docker.clone(),
             groups: groups.as_ref().map(Groups::bases).unwrap_or_default(),
         };
@@ -269,6 +282,7 @@ impl Executor {
             nothing: fs::File::open("/dev/null")?,
             passed_on: process::passed_on(),
             cells: Cells::new(layout.dir.join("tmp")),
+            notes,
             layout,
             origin,
             registry: Mutex::default(),
@@ -326,6 +340,22 @@ impl Executor {
         keys.sort();
         keys.dedup();
         keys
+    }
+
+    /// What is known of the ends of pods of earlier starts. `found` is what was found of them, and ended, just now.
+    pub async fn former_ends(&self, found: &[AttemptKey]) -> FormerEnds {
+        let (core, at) = (Arc::clone(&self.core), now());
+        let reading = tokio::task::spawn_blocking(move || core.notes.of_earlier_starts());
+        let noted = reading.await.unwrap_or_default();
+        let mut ends = FormerEnds { booted_at: machine::booted_at(), ..FormerEnds::default() };
+        for (generation, noted) in noted {
+            ends.starts.extend(noted.all.map(|at| (generation, at)));
+            ends.pods.extend(noted.single);
+        }
+        for key in found {
+            ends.pods.entry(*key).or_insert(at);
+        }
+        ends
     }
 
     /// Whether the processors and the memory that jobs set aside are enforced for processes.
@@ -459,6 +489,7 @@ impl Executor {
         // Nothing is lost where this fails: the next start removes what it finds.
         let _ = tokio::task::spawn_blocking(move || {
             clearing.cells.remove_spare();
+            clearing.notes.end();
             if let Some(groups) = &clearing.groups {
                 groups.remove();
             }
@@ -483,6 +514,7 @@ impl Pod {
             memory_kills: OnceLock::new(),
             remark: OnceLock::new(),
             usage: OnceLock::new(),
+            ended_at: OnceLock::new(),
             stop: CancellationToken::new(),
             stdout: log(Stream::Stdout),
             stderr: log(Stream::Stderr),
@@ -522,6 +554,17 @@ impl Core {
         }
     }
 
+    /// A leased pod was killed, and by the guard: notes when, and says how it ended.
+    async fn lapsed(self: &Arc<Self>, pod: &Pod, key: AttemptKey) -> PodEnd {
+        let core = Arc::clone(self);
+        let looking = tokio::task::spawn_blocking(move || core.notes.end_of(key));
+        if let Ok(Some(at)) = looking.await {
+            // It is set nowhere else.
+            let _ = pod.ended_at.set(at);
+        }
+        PodEnd::Lapsed
+    }
+
     /// Whether the guard may have ended leased pods since then.
     fn leases_lapsed_since(&self, then: Instant) -> bool {
         self.guard.as_ref().is_some_and(|guard| guard.has_lapsed_since(then))
@@ -555,7 +598,8 @@ impl Core {
         let mut registry = self.registry();
         registry.pods.remove(&key);
         pod.voice.tell_begin();
-        self.report(PodEvent::Ended { key, at: now(), end, left: Box::new(left) });
+        let at = pod.ended_at.get().copied().unwrap_or_else(now);
+        self.report(PodEvent::Ended { key, at, end, left: Box::new(left) });
         if registry.pods.is_empty() {
             self.idle.notify_waiters();
         }
@@ -628,7 +672,11 @@ async fn run_pod(core: Arc<Core>, pod: Arc<Pod>, start: PodStart) {
     let (clearing, ended) = (Arc::clone(&core), Arc::clone(&pod));
     let by_itself = match end {
         PodEnd::Exited(exit) => Some(exit),
-        PodEnd::Silent(_) | PodEnd::Stopped(_) | PodEnd::CouldNotStart { .. } | PodEnd::Unable { .. } => None,
+        PodEnd::Silent(_)
+        | PodEnd::Stopped(_)
+        | PodEnd::Lapsed
+        | PodEnd::CouldNotStart { .. }
+        | PodEnd::Unable { .. } => None,
     };
     // A thread costs more than all else that is left to do for a job that has made no files: it is used only where there
     // are any.

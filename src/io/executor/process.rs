@@ -188,7 +188,7 @@ async fn supervise(
         && is_killed
         && core.leases_lapsed_since(guarded_since)
     {
-        return unable("its node stood still for so long that its guard ended it");
+        return core.lapsed(pod, start.key).await;
     }
     Cause::end(cause, exit)
 }
