@@ -53,6 +53,8 @@ pub struct OwnGroups {
     pub memory: Option<PathBuf>,
     /// In the processor controller's.
     pub cpu: Option<PathBuf>,
+    /// In that of the controller of the number of processes.
+    pub pids: Option<PathBuf>,
 }
 
 impl OwnGroups {
@@ -66,6 +68,8 @@ impl OwnGroups {
             unified: innermost(None),
             memory: innermost(Some("memory")).filter(|group| group.join("memory.limit_in_bytes").exists()),
             cpu: innermost(Some("cpu")).filter(|group| group.join("cpu.cfs_quota_us").exists()),
+            // Its root has no file of its own to be known by.
+            pids: innermost(Some("pids")).filter(|group| group.join("cgroup.procs").exists()),
         }
     }
 }

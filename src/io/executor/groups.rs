@@ -154,20 +154,28 @@ impl Groups {
 
     /// Kills and removes what earlier starts of this node have left. Blocks.
     pub(super) fn clear_earlier(&self, origin: &Origin) {
-        for base in self.bases() {
-            let is_earlier = |other: &PathBuf| {
-                let name = other.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-                *other != base && name.starts_with(&prefix_of(origin))
-            };
-            let siblings = base.parent().map(subdirectories).unwrap_or_default();
-            siblings.iter().filter(|other| is_earlier(other)).for_each(|other| kill_and_remove(other));
-        }
+        self.bases().iter().for_each(|base| clear_beside(base, origin));
     }
 
     /// Removes this start's directories. Blocks.
     pub(super) fn remove(&self) {
         self.bases().iter().for_each(|base| kill_and_remove(base));
     }
+}
+
+/// Kills and removes what earlier starts of this node have left beside this start's directory. Blocks.
+pub(super) fn clear_beside(base: &Path, origin: &Origin) {
+    let is_earlier = |other: &PathBuf| {
+        let name = other.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        *other != base && name.starts_with(&prefix_of(origin))
+    };
+    let siblings = base.parent().map(subdirectories).unwrap_or_default();
+    siblings.iter().filter(|other| is_earlier(other)).for_each(|other| kill_and_remove(other));
+}
+
+/// This start's directory in the group `above`.
+pub(super) fn base_in(above: &Path, origin: &Origin) -> PathBuf {
+    above.join(format!("{}{:016x}", prefix_of(origin), origin.start))
 }
 
 fn prefix_of(origin: &Origin) -> String {
@@ -321,7 +329,7 @@ fn move_into_leaf(group: &Path) -> io::Result<()> {
     fs::write(leaf.join("cgroup.procs"), me)
 }
 
-fn make(dir: &Path) -> io::Result<()> {
+pub(super) fn make(dir: &Path) -> io::Result<()> {
     match fs::create_dir(dir) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),
@@ -340,16 +348,22 @@ fn remove(dir: &Path) {
     tracing::warn!(group = %dir.display(), "a control group cannot be removed: the next start of this node tries again");
 }
 
-/// Kills all processes in a group and below it, also those that were just being made. Blocks until they are gone.
+/// Kills all processes in a group and below it but this one, also those that were just being made. Blocks until they are
+/// gone.
 pub(super) fn kill_all_in(dir: &Path) {
+    let myself = rustix::process::getpid();
     for _ in 0..LOOKS {
-        let members = members_of(dir);
+        let mut members = members_of(dir);
+        let is_in_it = members.contains(&myself);
+        members.retain(|pid| *pid != myself);
         if members.is_empty() {
             return;
         }
-        let killed =
-            File::options().write(true).open(dir.join("cgroup.kill")).and_then(|mut file| file.write_all(b"1"));
-        if killed.is_err() {
+        let kill_at_once = || {
+            let mut file = File::options().write(true).open(dir.join("cgroup.kill"))?;
+            file.write_all(b"1")
+        };
+        if is_in_it || kill_at_once().is_err() {
             members.into_iter().for_each(|pid| kill_if_in(pid, dir));
         }
         std::thread::sleep(BETWEEN_LOOKS);
@@ -365,7 +379,7 @@ fn kill_if_in(pid: Pid, dir: &Path) {
     }
 }
 
-fn members_of(dir: &Path) -> Vec<Pid> {
+pub(super) fn members_of(dir: &Path) -> Vec<Pid> {
     let listed = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
     let mut members: Vec<Pid> =
         listed.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok().filter(|pid| *pid > 1)?)).collect();
@@ -393,10 +407,10 @@ mod tests {
     fn groups_are_made_where_the_machine_delegates_them() {
         let root = tempfile::tempdir().unwrap();
         let own = root.path().to_owned();
-        let nothing = OwnGroups { unified: None, memory: None, cpu: None };
+        let nothing = OwnGroups { unified: None, memory: None, cpu: None, pids: None };
         let origin = Origin { directory: 1, start: 2 };
         assert!(Groups::find(nothing, &origin).unwrap_err().contains("no control groups"));
-        let unified = || OwnGroups { unified: Some(own.clone()), memory: None, cpu: None };
+        let unified = || OwnGroups { unified: Some(own.clone()), memory: None, cpu: None, pids: None };
         fs::write(own.join("cgroup.controllers"), "cpu io\n").unwrap();
         assert!(Groups::find(unified(), &origin).unwrap_err().contains("memory"), "a controller is missing");
         // A file is no control group, but shows what would be asked of one.

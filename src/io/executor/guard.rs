@@ -21,7 +21,8 @@
 //! ([`Guard::has_lapsed_since`]).
 //!
 //! Control groups, where the node makes any, are all below a few directories of its own (`g /sys/fs/cgroup/…`): whoever is
-//! in there at the end is killed, whatever became of groups and marks.
+//! in there at the end is killed, whatever became of groups and marks. One of them is the node's own (`household`), which
+//! every pod inherits; the guard is kept out of it.
 //!
 //! Containers are not children of anybody here, so it is Docker that must end them. The guard is told the daemon's socket
 //! (`d /run/docker.sock`) and each container by its name, before it is made (`c+name`, and `c*name` and its mark for a
@@ -55,6 +56,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::groups;
+use super::household;
 use super::marker::{self, Mark, Origin};
 use super::notes;
 use super::register::{self, Place, Register};
@@ -159,6 +161,8 @@ pub(super) struct Watched {
     pub(super) docker: Option<PathBuf>,
     /// The control groups below which nobody but its pods is.
     pub(super) groups: Vec<PathBuf>,
+    /// The control group that a guard is moved to, so that it is in none of those.
+    pub(super) home: Option<PathBuf>,
 }
 
 /// The node's end.
@@ -289,6 +293,12 @@ impl Guard {
             command.stdout(Stdio::from(register.share()?));
         }
         let mut child = command.spawn()?;
+        if let (Some(home), Some(pid)) = (&self.watched.home, child.id())
+            && let Err(error) = household::move_to(home, pid)
+        {
+            // It kills everybody there but itself.
+            tracing::debug!(%error, "the pod guard is in the control group of its node");
+        }
         let mut roll = self.roll();
         if let Err(error) = tell_all(&ours, &self.watched, &roll) {
             // Before its pipe is closed, for the reason given in `keep`.

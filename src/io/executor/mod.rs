@@ -15,7 +15,8 @@
 //!   guard does (`guard`); when both are killed, the next start does
 //!   ([`reap_leftovers`](Executor::reap_leftovers)). Processes that left their group are found by a mark in
 //!   their environment (`marker`), as well as Linux allows: before the end is reported where they hold the
-//!   pod's output open, and otherwise about a second later.
+//!   pod's output open, and otherwise about a second later. Those that have shed the mark as well are known by the control
+//!   group that all pods of a node are in, where there is one (`household`).
 //! - Pods of jobs that set processors or memory aside are held to it by control groups (`groups`) where the machine
 //!   lets this node make any. Nobody leaves those.
 //! - What is said of process groups goes for containers, by the same three, as far as Docker answers (`docker`).
@@ -33,6 +34,7 @@ mod docker;
 mod groups;
 mod guard;
 mod handler;
+mod household;
 mod identity;
 mod log;
 mod marker;
@@ -82,6 +84,7 @@ use cells::{Cell, Cells};
 use docker::Docker;
 use groups::Groups;
 use guard::{Guard, Watched};
+use household::{Household, Tick};
 use log::StreamLog;
 use marker::{Mark, Origin};
 use memory::MemoryWatch;
@@ -180,6 +183,8 @@ struct Core {
     docker: Docker,
     /// Where control groups are made, if this machine allows it.
     groups: Option<Groups>,
+    /// The group of all pods that have none of their own, likewise.
+    household: Option<Household>,
     guard: Option<Arc<Guard>>,
     spawning: Semaphore,
     sweeping: Semaphore,
@@ -200,6 +205,8 @@ struct Registry {
 /// A pod that has been started and not been reported as ended.
 #[derive(Debug)]
 struct Pod {
+    /// Nothing of it started earlier.
+    since: Tick,
     stop: CancellationToken,
     voice: Arc<Voice>,
     /// By which it proves that it is itself.
@@ -257,7 +264,9 @@ impl Executor {
         let layout = Layout { dir: fs::canonicalize(&config.dir)? };
         let origin = Origin { directory: directory_id(&layout)?, start: rand::random() };
         // Before the guard is started: a node must be alone in its group to move out of the way.
-        let groups = find_groups(&origin);
+        let own = OwnGroups::of_this_process();
+        let groups = find_groups(own.clone(), &origin);
+        let household = make_household(&config.guard, &own, &origin);
         let notes = Notes::new(layout.dir.join("ended"), config.generation);
         let is_noted = config.guard != GuardProgram::Awk
             && notes.begin().inspect_err(|error| tracing::warn!(%error, "the pod guard can note nothing")).is_ok();
@@ -265,7 +274,8 @@ impl Executor {
             origin: origin.clone(),
             notes: is_noted.then(|| notes.file()),
             docker: config.docker.clone(),
-            groups: groups.as_ref().map(Groups::bases).unwrap_or_default(),
+            groups: bases_of(groups.as_ref(), household.as_ref()),
+            home: household.as_ref().map(|household| household.home().to_owned()),
         };
         let guard = match Guard::start(config.guard.clone(), watched) {
             Ok(started) => Some(started),
@@ -276,6 +286,8 @@ impl Executor {
             Err(error) => return Err(error),
         };
         let (guard, guard_process) = guard.unzip();
+        // After the guard was started, which is to stay outside.
+        let household = household.and_then(enter);
         let closing = CancellationToken::new();
         let pod_api = PodApi::start(events.clone(), tracker.clone(), closing.clone())?;
         let core = Arc::new(Core {
@@ -293,6 +305,7 @@ impl Executor {
             memory: MemoryWatch::new(),
             docker: Docker::at(config.docker.clone()),
             groups,
+            household,
             config,
             guard,
             spawning: Semaphore::new(SPAWNS_AT_ONCE),
@@ -329,6 +342,9 @@ impl Executor {
             }
             if let Some(groups) = &core.groups {
                 groups.clear_earlier(&origin);
+            }
+            if let Some(household) = &core.household {
+                household.clear_earlier(&origin);
             }
             if let Err(error) = remove_all(&tmp) {
                 tracing::warn!(dir = %tmp.display(), %error, "leftovers of an earlier start cannot be removed");
@@ -490,6 +506,9 @@ impl Executor {
         let _ = tokio::task::spawn_blocking(move || {
             clearing.cells.remove_spare();
             clearing.notes.end();
+            if let Some(household) = &clearing.household {
+                household.dissolve();
+            }
             if let Some(groups) = &clearing.groups {
                 groups.remove();
             }
@@ -509,6 +528,7 @@ impl Pod {
         let log = |stream| Arc::new(StreamLog::new(core.layout.attempt(key), stream, core.config.log_limit_bytes));
         let (voice, token) = core.pod_api.enroll(key);
         Self {
+            since: Tick::now(),
             voice,
             token,
             memory_kills: OnceLock::new(),
@@ -629,16 +649,54 @@ impl Core {
     async fn kill_strays(self: &Arc<Self>) {
         let core = Arc::clone(self);
         let killing = tokio::task::spawn_blocking(move || {
-            marker::kill_marked(|mark| mark.origin == core.origin && !core.registry().pods.contains_key(&mark.key))
+            let found =
+                marker::kill_marked(|mark| mark.origin == core.origin && !core.registry().pods.contains_key(&mark.key));
+            // The clock is read first: a pod that begins from now on has nothing that is older.
+            let now = Tick::now();
+            let since = core.registry().pods.values().map(|pod| pod.since).min();
+            let nameless = core.household.as_ref().map(|all| all.kill_older_than(since.map_or(now, |at| at.min(now))));
+            (found, nameless.unwrap_or(0))
         });
-        for Mark { key, .. } in killing.await.unwrap_or_default() {
+        let (found, nameless) = killing.await.unwrap_or_default();
+        for Mark { key, .. } in found {
             tracing::info!(job = %key.job, "a process that had left its pod was killed");
+        }
+        if nameless > 0 {
+            tracing::info!(count = nameless, "processes were killed that had left their pods, whichever those were");
         }
     }
 }
 
-fn find_groups(origin: &Origin) -> Option<Groups> {
-    match Groups::find(OwnGroups::of_this_process(), origin) {
+/// The control groups below which nobody is but this node, and what it starts.
+fn bases_of(groups: Option<&Groups>, household: Option<&Household>) -> Vec<PathBuf> {
+    let mut bases = groups.map(Groups::bases).unwrap_or_default();
+    let shared = household.map(|household| household.base().to_owned()).filter(|base| !bases.contains(base));
+    bases.extend(shared);
+    bases
+}
+
+/// Makes the group of all pods. Only where this process is nothing but a node, and has a guard that knows of groups.
+fn make_household(guard: &GuardProgram, own: &OwnGroups, origin: &Origin) -> Option<Household> {
+    if *guard != GuardProgram::ThisProgram {
+        return None;
+    }
+    Household::make(own, origin).map_err(|why| say_without_household(&why)).ok()
+}
+
+fn enter(household: Household) -> Option<Household> {
+    let entered = household.enter();
+    entered.map(|()| household).map_err(|error| say_without_household(&error.to_string())).ok()
+}
+
+fn say_without_household(why: &str) {
+    tracing::info!(
+        why,
+        "processes of jobs that leave their session and clear their environment can outlive them: no control group"
+    );
+}
+
+fn find_groups(own: OwnGroups, origin: &Origin) -> Option<Groups> {
+    match Groups::find(own, origin) {
         Ok(groups) => {
             tracing::info!(groups = ?groups.bases(), "processors and memory that jobs set aside are enforced");
             Some(groups)
