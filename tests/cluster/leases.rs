@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use crate::cluster::{Cluster, text};
+use crate::cluster::Cluster;
 use crate::{eventually, seconds};
 
 /// Who wrote into the ledger, in the order of the writing.
@@ -24,8 +24,8 @@ async fn a_node_that_was_frozen_says_when_its_guard_ended_what_it_had_leased() {
     cluster.thaw(place);
     let job = cluster.job_where(via, &id, |job| job["attempts"][0]["phase"] == "returned").await;
     let (first, second) = (&job["attempts"][0], &job["attempts"][1]);
-    assert!(text(&first["reason"]).contains("its guard ended it"), "{job}");
-    assert!(text(&first["ended_at"]) < text(&second["started_at"]), "it had ended before the other began: {job}");
+    assert!(first["reason"].to_string().contains("its guard ended it"), "{job}");
+    assert!(first["ended_at"].as_str() < second["started_at"].as_str(), "it had ended before the other began: {job}");
     assert_eq!((&first["overlaps"], &second["overlaps"]), (&json!([]), &json!([])), "{job}");
     let merges = cluster.flockwork(&[via], &["merges"]).await.good();
     assert!(merges.contains("no job ran twice at once"), "{merges}");

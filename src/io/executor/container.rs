@@ -236,13 +236,15 @@ impl Container<'_> {
         was_away |= !self.note_why(pod, spec).await;
         self.remove().await;
         let is_killed = matches!(exit, Exit::Signal(_));
-        if overseer.cause().is_none() && is_killed {
-            if was_away {
-                return unable("Docker stopped answering on its node while it ran");
-            }
-            if spec.on_partition == OnPartition::Pause && self.core.leases_lapsed_since(guarded_since) {
-                return self.core.lapsed(pod, start.key).await;
-            }
+        if overseer.cause().is_none() && is_killed && was_away {
+            return unable("Docker stopped answering on its node while it ran");
+        }
+        if spec.on_partition == OnPartition::Pause
+            && is_killed
+            && self.core.leases_lapsed_since(guarded_since)
+            && let Some(end) = self.core.lapsed(pod, start.key, overseer.cause()).await
+        {
+            return end;
         }
         Cause::end(overseer.cause(), exit)
     }

@@ -574,15 +574,17 @@ impl Core {
         }
     }
 
-    /// A leased pod was killed, and by the guard: notes when, and says how it ended.
-    async fn lapsed(self: &Arc<Self>, pod: &Pod, key: AttemptKey) -> PodEnd {
+    /// A leased pod was killed, after its lease had lapsed: says how it ended, and notes when, if that was by the guard. A
+    /// node that moves again may have told it to end for `cause` before it heard that it had ended long ago.
+    async fn lapsed(self: &Arc<Self>, pod: &Pod, key: AttemptKey, cause: Option<Cause>) -> Option<PodEnd> {
         let core = Arc::clone(self);
         let looking = tokio::task::spawn_blocking(move || core.notes.end_of(key));
-        if let Ok(Some(at)) = looking.await {
+        let noted = looking.await.ok().flatten();
+        if let Some(at) = noted {
             // It is set nowhere else.
             let _ = pod.ended_at.set(at);
         }
-        PodEnd::Lapsed
+        (noted.is_some() || cause.is_none()).then_some(PodEnd::Lapsed)
     }
 
     /// Whether the guard may have ended leased pods since then.

@@ -184,11 +184,11 @@ async fn supervise(
     }
     let is_killed = exit == Exit::Signal(Signal::KILL.as_raw());
     if spec.on_partition == OnPartition::Pause
-        && cause.is_none()
         && is_killed
         && core.leases_lapsed_since(guarded_since)
+        && let Some(end) = core.lapsed(pod, start.key, cause).await
     {
-        return core.lapsed(pod, start.key).await;
+        return end;
     }
     Cause::end(cause, exit)
 }
