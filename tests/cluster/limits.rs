@@ -45,6 +45,27 @@ async fn memory_is_limited_for_all_processes_of_a_job_together() {
 }
 
 #[tokio::test]
+async fn root_is_held_to_a_number_of_processes_or_told_that_it_cannot_be() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: whoever is not root is held to it by the kernel");
+        return;
+    }
+    let is_strict = strict().await.is_some();
+    let cluster = Cluster::of(1).await;
+    let script = "for n in 1 2 3 4 5 6 7 8 9; do sleep 5 & done; wait";
+    let limited = json!({"command": ["sh", "-c", script], "limits": {"processes": 5}});
+    let id = cluster.submit(0, limited).await;
+    let job = cluster.ended(0, &id).await;
+    assert_eq!(job["state"], "failed", "{job}");
+    if is_strict {
+        let logs = cluster.flockwork(&[0], &["logs", "--stream", "stderr", &id]).await;
+        assert!(logs.err.to_lowercase().contains("fork"), "{logs:?}");
+    } else {
+        assert!(job["attempts"][0]["reason"].to_string().contains("does not hold root to a number of"), "{job}");
+    }
+}
+
+#[tokio::test]
 async fn processors_are_dealt_out_as_they_were_set_aside() {
     let Some(cluster) = strict().await else { return };
     let spec = json!({"command": ["sh", "-c", "while :; do :; done"], "cpus": 0.2, "timeout": "3s"});

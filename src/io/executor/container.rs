@@ -436,6 +436,8 @@ fn limits(spec: &Spec) -> HostConfig {
         memory,
         // With swap, in all: no swap.
         memory_swap: memory,
+        // Its user may be root, whom no ulimit holds to it. Docker's own first process comes on top.
+        pids_limit: spec.limits.get(&Limit::Processes).map(|most| i64::try_from(*most).unwrap_or(i64::MAX - 1) + 1),
         cpu_period: (millis > 0).then_some(CPU_PERIOD_US),
         cpu_quota: (millis > 0).then_some(quota),
         ..HostConfig::default()

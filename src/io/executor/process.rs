@@ -35,7 +35,7 @@ use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::groups::{self, Group};
+use super::groups::{self, Bounds, Group, Groups};
 use super::identity::{self, Identity};
 use super::log::StreamLog;
 use super::marker::{self, Mark};
@@ -44,7 +44,7 @@ use super::{Core, Pod};
 use crate::io::crash_points::{self, Step};
 use crate::model::blob::Blob;
 use crate::model::record::Exit;
-use crate::model::spec::{OnPartition, Spec};
+use crate::model::spec::{Limit, OnPartition, Spec};
 use crate::protocol::effect::{PodEnd, PodStart};
 
 /// The variables of the node's own environment that every pod is given beside `PATH`. Who is who, where programs are, how to
@@ -66,6 +66,10 @@ const SHORT: Duration = Duration::from_millis(20);
 /// How often, with waits that double from a millisecond, a killed group is looked at until it is empty. In the
 /// common case there was nobody in it but its leader, and the first look says so.
 const LOOKS_AT_A_KILLED_GROUP: u32 = 8;
+
+/// Why a job's limit of processes cannot be kept.
+const ROOT_IS_BEYOND_LIMITS: &str = "the kernel does not hold root to a number of processes, and this node cannot make \
+     control groups that do: add --user, or leave the limit of processes out";
 
 /// What is read at once: little at first, more where there is more.
 const FIRST_READ_BYTES: usize = 4 << 10;
@@ -256,7 +260,7 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
         // It is set nowhere else.
         let _ = pod.memory_kills.set(count);
     }
-    let control = control_group(core, start, &mut command)?;
+    let control = control_group(core, start, identity, &mut command)?;
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(error) => {
@@ -281,12 +285,22 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
 }
 
 /// Makes the pod's control group, if its job is to have one, and has `command` run in it.
-fn control_group(core: &Core, start: &PodStart, command: &mut Command) -> Result<Option<Group>, PodEnd> {
+fn control_group(
+    core: &Core,
+    start: &PodStart,
+    identity: Option<Identity>,
+    command: &mut Command,
+) -> Result<Option<Group>, PodEnd> {
     let spec = &start.submission.spec;
-    let sets_aside = spec.cpus.millis > 0 || spec.memory.bytes > 0;
-    let Some(groups) = core.groups.as_ref().filter(|_| sets_aside) else { return Ok(None) };
+    let processes = spec.limits.get(&Limit::Processes).copied().filter(|_| identity::is_beyond_limits(identity));
+    if processes.is_some() && !core.groups.as_ref().is_some_and(Groups::can_count_processes) {
+        return Err(cannot(126, ROOT_IS_BEYOND_LIMITS.to_owned()));
+    }
+    let bounds = Bounds { cpus: spec.cpus, memory: spec.memory, processes };
+    let is_bounded = spec.cpus.millis > 0 || spec.memory.bytes > 0 || processes.is_some();
+    let Some(groups) = core.groups.as_ref().filter(|_| is_bounded) else { return Ok(None) };
     let wrong = |error: io::Error| unable(&format!("a control group for it cannot be made on this node: {error}"));
-    let group = groups.make(&groups::name_of(&start.key), spec.cpus, spec.memory).map_err(wrong)?;
+    let group = groups.make(&groups::name_of(&start.key), bounds).map_err(wrong)?;
     match group.apply(command) {
         Ok(()) => Ok(Some(group)),
         Err(error) => {
