@@ -393,7 +393,7 @@ pub struct Record {
 
 /// By how much an end must lie before a beginning on another node to be earlier for certain. Clocks that are kept in step
 /// differ by a few milliseconds; how far a cluster's are apart is shown by `flockwork nodes -o wide`.
-const CLOCKS_AGREE_WITHIN: Duration = Duration::from_millis(300);
+const CLOCKS_AGREE_WITHIN: Duration = Duration::from_millis(200);
 
 /// More attempts than this are not a job but a fault.
 const MAX_ATTEMPTS: usize = 100_000;

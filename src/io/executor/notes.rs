@@ -92,7 +92,11 @@ impl Notes {
         }
         if let Some(last) = earlier.last() {
             // The process may have been started again before its guard was done.
-            wait_for(|| read(&self.file_of(*last)).all);
+            let all = wait_for(|| read(&self.file_of(*last)).all);
+            if all.is_none() && read(&self.file_of(*last)) == Noted::default() {
+                // Nobody is there to write it any more, and the next start is not to wait.
+                let _ = fs::remove_file(self.file_of(*last));
+            }
         }
         earlier.into_iter().map(|generation| (generation, read(&self.file_of(generation)))).collect()
     }
