@@ -29,6 +29,7 @@ use flockwork::model::spec::Spec;
 use flockwork::model::time::{Moment, Now, Timestamp};
 use flockwork::model::wire::{Frame, Message};
 use flockwork::protocol::effect::{Commit, Effect, Leavings, PodEnd, PodEvent};
+use flockwork::protocol::former::FormerEnds;
 use flockwork::protocol::gateway::{Ask, AskId};
 use flockwork::protocol::peer::{Peer, Start};
 use flockwork::protocol::records::Records;
@@ -290,6 +291,7 @@ mod peer {
                 records: Vec::new(),
                 blobs: Vec::new(),
                 members: Vec::new(),
+                former_ends: FormerEnds::default(),
                 seed: 1,
             };
             let peer = Peer::new(now, start);

@@ -383,6 +383,17 @@ fn two_starts_of_one_node_never_overlap() {
 }
 
 #[test]
+fn an_end_that_is_told_late_and_by_a_clock_neither_proves_an_overlap_nor_that_there_was_none() {
+    for (phase, ended_at) in [(Phase::Lost, 1_000), (Phase::Lost, 5_000), (Phase::Returned, 1_000)] {
+        let (mut record, [first, second]) = two_attempts([true, true]);
+        let dot = Dot { actor: actor(1, 2), counter: 1 };
+        let (at, exit) = (Timestamp(ended_at), Some(Exit::KILLED));
+        record.advance(first, Fate { phase, by_executor: true, at, exit, ..observed_loss(dot) });
+        assert_eq!(record.overlaps(), [Overlap { first, second, certain: false }]);
+    }
+}
+
+#[test]
 fn a_restart_that_owns_up_makes_no_overlap_certain() {
     let (mut record, [first, second]) = two_attempts([true, true]);
     let dot = Dot { actor: actor(1, 2), counter: 1 };

@@ -341,13 +341,13 @@ impl Reading {
         stream::iter([part]).boxed()
     }
 
-    /// The next attempt whose log is wanted. One that was given back never ran, and has none.
+    /// The next attempt whose log is wanted. One that was given back before it began has none.
     fn next_attempt(&self) -> Option<((Fence, Dot), Attempt)> {
         let record = &self.answer.record;
         let mut wanted: Vec<_> = record
             .attempts
             .iter()
-            .filter(|(_, attempt)| attempt.fate.phase != Phase::Returned)
+            .filter(|(_, attempt)| attempt.fate.phase != Phase::Returned || attempt.started_at.is_some())
             .map(|(dot, attempt)| ((attempt.fence(), *dot), attempt))
             .filter(|(key, attempt)| match (self.which, self.last) {
                 (Which::Number(number), _) if attempt.claim.number != number => false,

@@ -14,6 +14,7 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use crate::model::resources::{Cpus, Memory, Resources};
+use crate::model::time::Timestamp;
 
 /// How busy the machine is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -52,6 +53,8 @@ pub struct OwnGroups {
     pub memory: Option<PathBuf>,
     /// In the processor controller's.
     pub cpu: Option<PathBuf>,
+    /// In that of the controller of the number of processes.
+    pub pids: Option<PathBuf>,
 }
 
 impl OwnGroups {
@@ -65,6 +68,8 @@ impl OwnGroups {
             unified: innermost(None),
             memory: innermost(Some("memory")).filter(|group| group.join("memory.limit_in_bytes").exists()),
             cpu: innermost(Some("cpu")).filter(|group| group.join("cpu.cfs_quota_us").exists()),
+            // Its root has no file of its own to be known by.
+            pids: innermost(Some("pids")).filter(|group| group.join("cgroup.procs").exists()),
         }
     }
 }
@@ -298,6 +303,13 @@ fn count_in_ranges(list: &str) -> u64 {
 
 fn available_bytes(path: &Path) -> u64 {
     rustix::fs::statvfs(path).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+/// When the machine was started, by its wall clock. Nothing where the kernel does not say.
+pub fn booted_at() -> Option<Timestamp> {
+    let text = fs::read_to_string("/proc/stat").ok()?;
+    let seconds: u64 = text.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse().ok())?;
+    Some(Timestamp(seconds.checked_mul(1_000)?))
 }
 
 /// The machine's own name, without its domain, where it has one.

@@ -122,6 +122,11 @@ pub enum Exit {
     TimedOut,
 }
 
+impl Exit {
+    /// By SIGKILL.
+    pub const KILLED: Self = Self::Signal(9);
+}
+
 /// The latest that is known of an attempt, and who said so. Joins by maximum, in the order of the fields.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Fate {
@@ -271,9 +276,12 @@ impl Attempt {
         self.started_at.is_some() || self.fate.phase == Phase::Lost
     }
 
-    /// Whether it is certain that it ran.
-    fn ran(&self) -> bool {
-        self.started_at.is_some()
+    /// Whether it is certain that it ran on, unless its end was seen. Who was killed while nobody could say so, with its node
+    /// or by the guard of one that stood still, may have died before anybody else began. When that was is told later, and by
+    /// a clock: a clock may be wrong, so it is shown and proves nothing.
+    fn ran_on(&self) -> bool {
+        let was_killed_unseen = self.fate.phase == Phase::Returned && self.fate.exit == Some(Exit::KILLED);
+        self.started_at.is_some() && self.fate.phase != Phase::Lost && !was_killed_unseen
     }
 }
 
@@ -573,9 +581,7 @@ impl Record {
                     || first.end_was_seen(&second.claim.seen)
                     || second.end_was_seen(&first.claim.seen);
                 if !in_turn {
-                    // A lost attempt may have died before the other began, whoever says that it was lost.
-                    let ran_on = |attempt: &Attempt| attempt.ran() && attempt.fate.phase != Phase::Lost;
-                    let certain = ran_on(first) && ran_on(second);
+                    let certain = first.ran_on() && second.ran_on();
                     overlaps.push(Overlap { first: **first_dot, second: **second_dot, certain });
                 }
             }

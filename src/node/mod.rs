@@ -37,6 +37,7 @@ use crate::model::member::{Facts, Fingerprint, Load, PartitionSet, Status, WIRE_
 use crate::model::spec::{Driver as PodDriver, InvalidField};
 use crate::model::wire::Hello;
 use crate::protocol::effect::PodEvent;
+use crate::protocol::former::FormerEnds;
 use crate::protocol::peer::{Peer, Start};
 
 use driver::{Driver, Inputs, Shells};
@@ -148,12 +149,13 @@ impl Node {
             log_limit_bytes: options.log_limit_bytes,
             handlers,
             guard,
+            generation: identity.generation,
             blobs: Some(blob_reader.clone()),
             docker: options.docker.clone(),
             ..ExecutorConfig::new(options.data_dir.join("pods"), name.clone())
         };
         let mut config = options.config.clone();
-        let executor = start_executor(executor_config, &mut config, pod_events, &tracker).await?;
+        let (executor, former_ends) = start_executor(executor_config, &mut config, pod_events, &tracker).await?;
 
         let http_addr = SocketAddr::new(at_host(cluster_addr.ip(), options.http_addr.ip()), options.http_addr.port());
         let facts = first_facts(&config, identity.node, identity.generation, &name, cluster_addr, http_addr);
@@ -190,6 +192,7 @@ impl Node {
             records: loaded.records,
             blobs: loaded.blobs,
             members: loaded.members,
+            former_ends,
             seed: rand::random(),
             config,
             facts,
@@ -275,22 +278,24 @@ async fn start_executor(
     config: &mut Config,
     pod_events: mpsc::UnboundedSender<PodEvent>,
     tracker: &TaskTracker,
-) -> Result<Executor, StartError> {
+) -> Result<(Executor, FormerEnds), StartError> {
     if executor_config.handlers.names().next().is_some() {
         config.drivers.insert(PodDriver::Handler);
     }
     let executor = Executor::start(executor_config, pod_events, tracker.clone()).map_err(StartError::Executor)?;
     // Before this start is heard of: it is about to say that its earlier pods are gone.
-    for key in executor.reap_leftovers().await {
+    let leftovers = executor.reap_leftovers().await;
+    for key in &leftovers {
         tracing::warn!(job = %key.job, claim = %key.claim, "ended what an earlier start of this node had left running");
     }
+    let former_ends = executor.former_ends(&leftovers).await;
     if executor.enforces_limits() {
         config.labels.entry(LABEL_OF_LIMITS.to_owned()).or_insert_with(|| "enforced".to_owned());
     }
     if executor.has_containers() {
         config.drivers.insert(PodDriver::Container);
     }
-    Ok(executor)
+    Ok((executor, former_ends))
 }
 
 /// Opens the data directory. What becomes of commits comes out of the receiver.

@@ -144,7 +144,7 @@ pub enum PodEvent {
     Ended {
         /// Which.
         key: AttemptKey,
-        /// When.
+        /// When it did, which may be long ago.
         at: Timestamp,
         /// How.
         end: PodEnd,
@@ -240,6 +240,8 @@ pub enum PodEnd {
     Silent(Duration),
     /// It was told to stop, by [`Effect::StopPod`] or because the node shuts down.
     Stopped(Exit),
+    /// This node stood still, and its guard killed the pod meanwhile: it must not run beside its successor.
+    Lapsed,
     /// It never ran, for a reason that lies in the job: what was to run is missing (127), cannot be executed
     /// (126), or the like.
     CouldNotStart {

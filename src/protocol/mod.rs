@@ -7,6 +7,7 @@ pub mod blobs;
 pub mod comparison;
 pub mod effect;
 pub mod failure_detector;
+pub mod former;
 pub mod gateway;
 pub mod lifecycle;
 pub mod membership;

@@ -47,6 +47,31 @@ async fn a_killed_nodes_pods_die_with_it_and_their_jobs_go_on_as_new_attempts() 
 }
 
 #[tokio::test]
+async fn a_killed_node_that_is_back_says_when_what_it_ran_was_ended() {
+    let mut cluster = Cluster::of(3).await;
+    let id = cluster.shell(0, "exec sleep 1000").await;
+    let place = cluster.runs_on(0, &id).await;
+    let via = (place + 1) % 3;
+    cluster.kill(place).await;
+    let doubtful = cluster.job_where(via, &id, |job| job["attempts"][1]["phase"] == "running").await;
+    let overlap = &doubtful["attempts"][0]["overlaps"][0];
+    assert_eq!((&overlap["number"], &overlap["certain"]), (&json!(2), &json!(false)), "{doubtful}");
+
+    // Some time passes. It must not be taken for the time at which the first attempt ended.
+    tokio::time::sleep(seconds(2)).await;
+    cluster.restart(&[place]).await;
+    let told =
+        |job: &Value| text(&job["attempts"][0]["reason"]).contains("its node died, and what ran there was ended");
+    let job = cluster.job_where(via, &id, told).await;
+    let (first, second) = (&job["attempts"][0], &job["attempts"][1]);
+    assert_eq!((&first["phase"], &first["signal"]), (&json!("lost"), &json!(9)), "{job}");
+    assert!(text(&first["ended_at"]) < text(&second["started_at"]), "{job}");
+    assert_eq!((&first["overlaps"], &second["overlaps"]), (&json!([]), &json!([])), "{job}");
+    cluster.cancel(via, &id, "settled").await;
+    cluster.ended(via, &id).await;
+}
+
+#[tokio::test]
 async fn jobs_of_a_frozen_node_go_on_elsewhere_and_it_comes_back_by_itself() {
     let mut cluster = Cluster::of(3).await;
     let frozen_for = match std::env::var("FLOCKWORK_TEST_PATIENCE").as_deref() {

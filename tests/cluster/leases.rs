@@ -13,6 +13,32 @@ fn read_ledger(path: &Path) -> Vec<String> {
 }
 
 #[tokio::test]
+async fn a_node_that_was_frozen_says_when_its_guard_ended_what_it_had_leased() {
+    let mut cluster = Cluster::of(3).await;
+    let command = ["sh", "-c", "echo this is attempt $FLOCKWORK_ATTEMPT; exec sleep 1000"];
+    let id = cluster.submit(0, json!({"command": command, "on_partition": "pause"})).await;
+    let place = cluster.runs_on(0, &id).await;
+    let via = (place + 1) % 3;
+    cluster.freeze(place);
+    cluster.job_where(via, &id, |job| job["attempts"][1]["phase"] == "running").await;
+    cluster.thaw(place);
+    let job = cluster.job_where(via, &id, |job| job["attempts"][0]["phase"] == "returned").await;
+    let (first, second) = (&job["attempts"][0], &job["attempts"][1]);
+    assert!(first["reason"].to_string().contains("its guard ended it"), "{job}");
+    assert!(first["ended_at"].as_str() < second["started_at"].as_str(), "it had ended before the other began: {job}");
+    assert_eq!(first["overlaps"][0]["certain"], false, "{job}");
+    let merges = cluster.flockwork(&[via], &["merges"]).await.good();
+    assert!(merges.contains("not by their clocks"), "{merges}");
+
+    // It ran, so it has a log, although it counts as given back.
+    let logs = async |which| cluster.flockwork(&[via], &["logs", "--attempt", which, &id]).await.good();
+    assert_eq!(logs("1").await, "this is attempt 1\n");
+    assert_eq!(logs("all").await, "this is attempt 1\nthis is attempt 2\n");
+    cluster.cancel(via, &id, "seen enough").await;
+    cluster.ended(via, &id).await;
+}
+
+#[tokio::test]
 async fn a_frozen_nodes_leased_pods_end_before_others_take_their_jobs_over() {
     let mut cluster = Cluster::of(3).await;
     let dir = tempfile::tempdir().unwrap();

@@ -5,7 +5,7 @@
 use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
-use crate::processes::{gone, long_sleep, sleepers};
+use crate::processes::{gone, just_one, long_sleep, sleepers};
 use crate::{eventually, seconds};
 
 /// A cluster of one node that enforces limits, unless this machine does not let it; that is said.
@@ -45,6 +45,27 @@ async fn memory_is_limited_for_all_processes_of_a_job_together() {
 }
 
 #[tokio::test]
+async fn root_is_held_to_a_number_of_processes_or_told_that_it_cannot_be() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: whoever is not root is held to it by the kernel");
+        return;
+    }
+    let is_strict = strict().await.is_some();
+    let cluster = Cluster::of(1).await;
+    let script = "for n in 1 2 3 4 5 6 7 8 9; do sleep 5 & done; wait";
+    let limited = json!({"command": ["sh", "-c", script], "limits": {"processes": 5}});
+    let id = cluster.submit(0, limited).await;
+    let job = cluster.ended(0, &id).await;
+    assert_eq!(job["state"], "failed", "{job}");
+    if is_strict {
+        let logs = cluster.flockwork(&[0], &["logs", "--stream", "stderr", &id]).await;
+        assert!(logs.err.to_lowercase().contains("fork"), "{logs:?}");
+    } else {
+        assert!(job["attempts"][0]["reason"].to_string().contains("does not hold root to a number of"), "{job}");
+    }
+}
+
+#[tokio::test]
 async fn processors_are_dealt_out_as_they_were_set_aside() {
     let Some(cluster) = strict().await else { return };
     let spec = json!({"command": ["sh", "-c", "while :; do :; done"], "cpus": 0.2, "timeout": "3s"});
@@ -73,12 +94,38 @@ async fn whoever_leaves_its_session_and_its_environment_ends_with_its_job() {
 }
 
 #[tokio::test]
+async fn whoever_has_shed_every_mark_ends_soon_after_its_job_and_spares_its_neighbours() {
+    let Some(cluster) = strict().await else { return };
+    let [stays, leaves, neighbours] = [long_sleep(), long_sleep(), long_sleep()];
+    let script = |sleep: &str| format!("env -i setsid sleep {sleep} > /dev/null 2>&1 & echo left it; sleep 1");
+    let ended = cluster.shell(0, &script(&leaves)).await;
+    assert_eq!(cluster.ended(0, &ended).await["state"], "succeeded");
+    gone(&leaves, seconds(10)).await;
+
+    // What is younger than a pod that runs may be that one's.
+    let neighbour = cluster.shell(0, &format!("env -i setsid sleep {neighbours} & exec sleep 1000")).await;
+    just_one(&neighbours, seconds(10)).await;
+    let cancelled = cluster.shell(0, &format!("{}; exec sleep 1000", script(&stays))).await;
+    just_one(&stays, seconds(10)).await;
+    cluster.cancel(0, &cancelled, "enough of it").await;
+    cluster.ended(0, &cancelled).await;
+    tokio::time::sleep(seconds(3)).await;
+    assert_eq!((sleepers(&stays).len(), sleepers(&neighbours).len()), (1, 1), "the neighbour runs on with all it has");
+    cluster.cancel(0, &neighbour, "enough of this one too").await;
+    cluster.ended(0, &neighbour).await;
+    for sleep in [&stays, &neighbours] {
+        gone(sleep, seconds(10)).await;
+    }
+}
+
+#[tokio::test]
 async fn whoever_has_shed_every_mark_does_not_outlive_its_node() {
     let Some(mut cluster) = strict().await else { return };
-    for with_its_guard in [false, true] {
+    // With limits of their own, its pods have control groups of their own.
+    for (with_its_guard, cpus) in [(false, 0.0), (true, 0.0), (false, 0.5), (true, 0.5)] {
         let sleep = long_sleep();
         let script = format!("[ $FLOCKWORK_ATTEMPT = 1 ] || exit 0; env -i setsid sleep {sleep} & exec sleep {sleep}");
-        let id = cluster.submit(0, json!({"command": ["sh", "-c", script], "cpus": 0.5})).await;
+        let id = cluster.submit(0, json!({"command": ["sh", "-c", script], "cpus": cpus})).await;
         eventually("both sleep", seconds(20), async || {
             let count = sleepers(&sleep).len();
             if count == 2 { Ok(()) } else { Err(format!("{count} sleep")) }

@@ -24,6 +24,7 @@ use flockwork::model::record::Record;
 use flockwork::model::resources::Resources;
 use flockwork::model::time::{Moment, Now, Timestamp};
 use flockwork::protocol::effect::{Effect, Fetched, PodEvent};
+use flockwork::protocol::former::FormerEnds;
 use flockwork::protocol::gateway::{Ask, AskId};
 use flockwork::protocol::peer::{Peer, Start};
 use flockwork::protocol::sabotage::Bug;
@@ -743,7 +744,8 @@ impl World {
         contacts.sort_unstable();
         contacts.dedup();
         let held = records.len();
-        let start = Start { config, facts, has_seeds, records, blobs, members, seed };
+        let former_ends = FormerEnds::default();
+        let start = Start { config, facts, has_seeds, records, blobs, members, former_ends, seed };
         let peer = planted(self.options.planted, Peer::new(self.local_now(node), start));
         self.nodes[node].process = Some(Process {
             number,

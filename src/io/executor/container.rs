@@ -236,13 +236,15 @@ impl Container<'_> {
         was_away |= !self.note_why(pod, spec).await;
         self.remove().await;
         let is_killed = matches!(exit, Exit::Signal(_));
-        if overseer.cause().is_none() && is_killed {
-            if was_away {
-                return unable("Docker stopped answering on its node while it ran");
-            }
-            if spec.on_partition == OnPartition::Pause && self.core.leases_lapsed_since(guarded_since) {
-                return unable("its node stood still for so long that its guard ended it");
-            }
+        if overseer.cause().is_none() && is_killed && was_away {
+            return unable("Docker stopped answering on its node while it ran");
+        }
+        if spec.on_partition == OnPartition::Pause
+            && is_killed
+            && self.core.leases_lapsed_since(guarded_since)
+            && let Some(end) = self.core.lapsed(pod, start.key, overseer.cause()).await
+        {
+            return end;
         }
         Cause::end(overseer.cause(), exit)
     }
@@ -434,6 +436,8 @@ fn limits(spec: &Spec) -> HostConfig {
         memory,
         // With swap, in all: no swap.
         memory_swap: memory,
+        // Its user may be root, whom no ulimit holds to it. Docker's own first process comes on top.
+        pids_limit: spec.limits.get(&Limit::Processes).map(|most| i64::try_from(*most).unwrap_or(i64::MAX - 1) + 1),
         cpu_period: (millis > 0).then_some(CPU_PERIOD_US),
         cpu_quota: (millis > 0).then_some(quota),
         ..HostConfig::default()

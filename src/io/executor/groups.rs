@@ -2,7 +2,7 @@
 //!
 //! A process group is left by whoever calls `setsid`, and limits by `setrlimit` hold for each process alone. A control
 //! group is left by nobody, and counts everybody. Making one costs time, so only pods get one whose job sets processors or
-//! memory aside; and not every machine lets a node make any. Where it does not, everything is as for other pods: what is
+//! memory aside, or whose number of processes the kernel would not limit otherwise (root's); and not every machine lets a node make any. Where it does not, everything is as for other pods: what is
 //! set aside is reserved and not enforced, and the node says so when it starts.
 //!
 //! Groups are made below the one that the node itself is in, so that whatever the node is held to holds for its pods. Both
@@ -46,8 +46,19 @@ pub(super) struct Groups {
     /// The directories of all of its pods', one in each hierarchy.
     memory: Hierarchy,
     cpu: Hierarchy,
+    /// Where the number of processes is limited, if it can be.
+    pids: Option<Hierarchy>,
     /// The one hierarchy of version 2, where it is there beside controllers of version 1.
     unified: Option<PathBuf>,
+}
+
+/// What a group holds its processes to, all together. What is zero, or nothing, is not limited.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Bounds {
+    pub(super) cpus: Cpus,
+    pub(super) memory: Memory,
+    /// How many there may be, threads included.
+    pub(super) processes: Option<u64>,
 }
 
 /// Where a controller is.
@@ -77,6 +88,7 @@ impl Hierarchy {
 pub(super) struct Group {
     memory: Hierarchy,
     cpu: Hierarchy,
+    pids: Option<Hierarchy>,
     unified: Option<PathBuf>,
 }
 
@@ -103,11 +115,13 @@ impl Groups {
         let memory = find_controller("memory", own.memory, own.unified.as_deref(), &name)?;
         let cpu = find_controller("cpu", own.cpu, own.unified.as_deref(), &name);
         let cpu = cpu.inspect_err(|_| remove(memory.path()))?;
+        // Few jobs ask for it.
+        let pids = find_controller("pids", own.pids, own.unified.as_deref(), &name).ok();
         let is_pure = matches!((&memory, &cpu), (Hierarchy::V2(_), Hierarchy::V2(_)));
         // A help, not a need.
         let unified = own.unified.filter(|_| !is_pure).map(|group| group.join(&name));
         let unified = unified.filter(|base| make(base).is_ok() && base.join("cgroup.kill").exists());
-        let groups = Self { memory, cpu, unified };
+        let groups = Self { memory, cpu, pids, unified };
         // That they can be made is known now. Most nodes never need any.
         for base in groups.bases() {
             let _ = fs::remove_dir(base);
@@ -117,7 +131,8 @@ impl Groups {
 
     /// Makes the directories of all pods' groups, where they are not there yet.
     fn open(&self) -> io::Result<()> {
-        for (hierarchy, controller) in [(&self.memory, "memory"), (&self.cpu, "cpu")] {
+        let pids = self.pids.as_ref().map(|hierarchy| (hierarchy, "pids"));
+        for (hierarchy, controller) in [(&self.memory, "memory"), (&self.cpu, "cpu")].into_iter().chain(pids) {
             make(hierarchy.path())?;
             if let Hierarchy::V2(base) = hierarchy {
                 hand_down(base, controller)?;
@@ -128,24 +143,27 @@ impl Groups {
 
     /// The directories of all pods' groups: whatever lives below any of them is this node's.
     pub(super) fn bases(&self) -> Vec<PathBuf> {
-        let mut bases = vec![self.memory.path().to_owned(), self.cpu.path().to_owned()];
-        bases.extend(self.unified.clone());
-        bases.dedup();
-        bases
+        each_once(&self.memory, &self.cpu, self.pids.as_ref(), self.unified.as_deref())
     }
 
-    /// Makes a group that holds its processes to what their job sets aside; what it does not is not limited. Blocks.
+    /// Whether a number of processes can be enforced.
+    pub(super) fn can_count_processes(&self) -> bool {
+        self.pids.is_some()
+    }
+
+    /// Makes a group that holds its processes to these bounds. Blocks.
     ///
     /// # Errors
     /// It cannot be made. Nothing of it is left.
-    pub(super) fn make(&self, pod: &str, cpus: Cpus, memory: Memory) -> io::Result<Group> {
+    pub(super) fn make(&self, pod: &str, bounds: Bounds) -> io::Result<Group> {
         let group = Group {
             memory: self.memory.of(pod),
             cpu: self.cpu.of(pod),
+            pids: self.pids.as_ref().filter(|_| bounds.processes.is_some()).map(|hierarchy| hierarchy.of(pod)),
             unified: self.unified.as_ref().map(|base| base.join(pod)),
         };
         self.open()?;
-        let made = group.dirs().iter().try_for_each(|dir| make(dir)).and_then(|()| group.limit(cpus, memory));
+        let made = group.dirs().iter().try_for_each(|dir| make(dir)).and_then(|()| group.limit(bounds));
         if made.is_err() {
             group.dirs().iter().for_each(|dir| remove(dir));
         }
@@ -154,20 +172,28 @@ impl Groups {
 
     /// Kills and removes what earlier starts of this node have left. Blocks.
     pub(super) fn clear_earlier(&self, origin: &Origin) {
-        for base in self.bases() {
-            let is_earlier = |other: &PathBuf| {
-                let name = other.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-                *other != base && name.starts_with(&prefix_of(origin))
-            };
-            let siblings = base.parent().map(subdirectories).unwrap_or_default();
-            siblings.iter().filter(|other| is_earlier(other)).for_each(|other| kill_and_remove(other));
-        }
+        self.bases().iter().for_each(|base| clear_beside(base, origin));
     }
 
     /// Removes this start's directories. Blocks.
     pub(super) fn remove(&self) {
         self.bases().iter().for_each(|base| kill_and_remove(base));
     }
+}
+
+/// Kills and removes what earlier starts of this node have left beside this start's directory. Blocks.
+pub(super) fn clear_beside(base: &Path, origin: &Origin) {
+    let is_earlier = |other: &PathBuf| {
+        let name = other.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        *other != base && name.starts_with(&prefix_of(origin))
+    };
+    let siblings = base.parent().map(subdirectories).unwrap_or_default();
+    siblings.iter().filter(|other| is_earlier(other)).for_each(|other| kill_and_remove(other));
+}
+
+/// This start's directory in the group `above`.
+pub(super) fn base_in(above: &Path, origin: &Origin) -> PathBuf {
+    above.join(format!("{}{:016x}", prefix_of(origin), origin.start))
 }
 
 fn prefix_of(origin: &Origin) -> String {
@@ -182,13 +208,14 @@ pub(super) fn kill_and_remove(dir: &Path) {
 
 impl Group {
     fn dirs(&self) -> Vec<PathBuf> {
-        let mut dirs = vec![self.memory.path().to_owned(), self.cpu.path().to_owned()];
-        dirs.extend(self.unified.clone());
-        dirs.dedup();
-        dirs
+        each_once(&self.memory, &self.cpu, self.pids.as_ref(), self.unified.as_deref())
     }
 
-    fn limit(&self, cpus: Cpus, memory: Memory) -> io::Result<()> {
+    fn limit(&self, Bounds { cpus, memory, processes }: Bounds) -> io::Result<()> {
+        if let (Some(processes), Some(pids)) = (processes, &self.pids) {
+            // The same file in both versions.
+            fs::write(pids.path().join("pids.max"), processes.to_string())?;
+        }
         if memory.bytes > 0 {
             let bytes = memory.bytes.to_string();
             match &self.memory {
@@ -272,6 +299,18 @@ impl Group {
     }
 }
 
+/// The directories of several hierarchies, some of which may be one.
+fn each_once(memory: &Hierarchy, cpu: &Hierarchy, pids: Option<&Hierarchy>, unified: Option<&Path>) -> Vec<PathBuf> {
+    let all = [memory.path(), cpu.path()].into_iter().chain(pids.map(Hierarchy::path)).chain(unified);
+    let mut dirs: Vec<PathBuf> = Vec::new();
+    for dir in all {
+        if !dirs.iter().any(|known| known == dir) {
+            dirs.push(dir.to_owned());
+        }
+    }
+    dirs
+}
+
 /// Where groups with this controller can be made: below `v1`, its own hierarchy, or below the one of version 2.
 fn find_controller(
     controller: &str,
@@ -321,7 +360,7 @@ fn move_into_leaf(group: &Path) -> io::Result<()> {
     fs::write(leaf.join("cgroup.procs"), me)
 }
 
-fn make(dir: &Path) -> io::Result<()> {
+pub(super) fn make(dir: &Path) -> io::Result<()> {
     match fs::create_dir(dir) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),
@@ -340,16 +379,22 @@ fn remove(dir: &Path) {
     tracing::warn!(group = %dir.display(), "a control group cannot be removed: the next start of this node tries again");
 }
 
-/// Kills all processes in a group and below it, also those that were just being made. Blocks until they are gone.
+/// Kills all processes in a group and below it but this one, also those that were just being made. Blocks until they are
+/// gone.
 pub(super) fn kill_all_in(dir: &Path) {
+    let myself = rustix::process::getpid();
     for _ in 0..LOOKS {
-        let members = members_of(dir);
+        let mut members = members_of(dir);
+        let is_in_it = members.contains(&myself);
+        members.retain(|pid| *pid != myself);
         if members.is_empty() {
             return;
         }
-        let killed =
-            File::options().write(true).open(dir.join("cgroup.kill")).and_then(|mut file| file.write_all(b"1"));
-        if killed.is_err() {
+        let kill_at_once = || {
+            let mut file = File::options().write(true).open(dir.join("cgroup.kill"))?;
+            file.write_all(b"1")
+        };
+        if is_in_it || kill_at_once().is_err() {
             members.into_iter().for_each(|pid| kill_if_in(pid, dir));
         }
         std::thread::sleep(BETWEEN_LOOKS);
@@ -365,7 +410,7 @@ fn kill_if_in(pid: Pid, dir: &Path) {
     }
 }
 
-fn members_of(dir: &Path) -> Vec<Pid> {
+pub(super) fn members_of(dir: &Path) -> Vec<Pid> {
     let listed = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
     let mut members: Vec<Pid> =
         listed.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok().filter(|pid| *pid > 1)?)).collect();
@@ -393,10 +438,10 @@ mod tests {
     fn groups_are_made_where_the_machine_delegates_them() {
         let root = tempfile::tempdir().unwrap();
         let own = root.path().to_owned();
-        let nothing = OwnGroups { unified: None, memory: None, cpu: None };
+        let nothing = OwnGroups { unified: None, memory: None, cpu: None, pids: None };
         let origin = Origin { directory: 1, start: 2 };
         assert!(Groups::find(nothing, &origin).unwrap_err().contains("no control groups"));
-        let unified = || OwnGroups { unified: Some(own.clone()), memory: None, cpu: None };
+        let unified = || OwnGroups { unified: Some(own.clone()), memory: None, cpu: None, pids: None };
         fs::write(own.join("cgroup.controllers"), "cpu io\n").unwrap();
         assert!(Groups::find(unified(), &origin).unwrap_err().contains("memory"), "a controller is missing");
         // A file is no control group, but shows what would be asked of one.
@@ -407,7 +452,9 @@ mod tests {
         fs::write(base.join("cgroup.subtree_control"), "cpu memory\n").unwrap();
         let groups = Groups::find(unified(), &origin).unwrap();
         assert_eq!(groups.bases(), std::slice::from_ref(&base), "one hierarchy for everything");
-        groups.make("pod", Cpus { millis: 1_500 }, Memory { bytes: 1 << 20 }).unwrap();
+        assert!(!groups.can_count_processes());
+        let bounds = Bounds { cpus: Cpus { millis: 1_500 }, memory: Memory { bytes: 1 << 20 }, processes: None };
+        groups.make("pod", bounds).unwrap();
         let written = |name| fs::read_to_string(base.join("pod").join(name)).unwrap();
         assert_eq!((written("cpu.max"), written("memory.max")), ("150000 100000".into(), "1048576".into()));
     }
@@ -422,7 +469,7 @@ mod tests {
         write("memory.max_usage_in_bytes", "8192\n");
         write("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n");
         let at = dir.path().to_owned();
-        let seen = |memory| Group { memory, cpu: Hierarchy::V2(at.clone()), unified: None }.seen();
+        let seen = |memory| Group { memory, cpu: Hierarchy::V2(at.clone()), pids: None, unified: None }.seen();
         let usage = |bytes| Usage { cpu_ms: Some(12), peak_memory_bytes: Some(bytes) };
         assert_eq!(seen(Hierarchy::V2(at.clone())), Seen { usage: usage(4096), memory_kills: 1 });
         assert_eq!(seen(Hierarchy::V1(at.clone())), Seen { usage: usage(8192), memory_kills: 3 });

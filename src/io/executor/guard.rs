@@ -21,13 +21,17 @@
 //! ([`Guard::has_lapsed_since`]).
 //!
 //! Control groups, where the node makes any, are all below a few directories of its own (`g /sys/fs/cgroup/…`): whoever is
-//! in there at the end is killed, whatever became of groups and marks.
+//! in there at the end is killed, whatever became of groups and marks. One of them is the node's own (`household`), which
+//! every pod inherits; the guard is kept out of it.
 //!
 //! Containers are not children of anybody here, so it is Docker that must end them. The guard is told the daemon's socket
 //! (`d /run/docker.sock`) and each container by its name, before it is made (`c+name`, and `c*name` and its mark for a
 //! leased one) and after it is gone (`c-name`). At the end it asks the daemon to remove them, in a few lines of HTTP of its
 //! own. A daemon that does not answer is made up for by the marks, which the processes in containers carry as well:
 //! a node that runs as root may kill them. What is left even then is removed by the next start of the node.
+//!
+//! What it ends it notes, with the time, in a file in the node's directory (`n /var/lib/…`, see `notes`): a node that moves
+//! again, or is back, reads there when its pods ended.
 //!
 //! A guard that dies is replaced, and the new one is told everything again. A node without its guard for a
 //! moment is not a fault worth ending pods for.
@@ -52,7 +56,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::groups;
+use super::household;
 use super::marker::{self, Mark, Origin};
+use super::notes;
 use super::register::{self, Place, Register};
 
 /// The argument that makes the `flockwork` program a guard: its `main` calls [`guard_main`] then.
@@ -149,10 +155,14 @@ impl GuardProgram {
 pub(super) struct Watched {
     /// Whose marks are the node's.
     pub(super) origin: Origin,
+    /// Where the guard notes what it has ended.
+    pub(super) notes: Option<PathBuf>,
     /// The socket of the daemon that has its containers.
     pub(super) docker: Option<PathBuf>,
     /// The control groups below which nobody but its pods is.
     pub(super) groups: Vec<PathBuf>,
+    /// The control group that a guard is moved to, so that it is in none of those.
+    pub(super) home: Option<PathBuf>,
 }
 
 /// The node's end.
@@ -227,6 +237,9 @@ fn tell(pipe: &OwnedFd, line: &str) -> Result<(), Errno> {
 fn tell_all(pipe: &OwnedFd, watched: &Watched, roll: &Roll) -> Result<(), Errno> {
     tell(pipe, &format!("of {}\n", watched.origin))?;
     watched.groups.iter().try_for_each(|base| tell(pipe, &format!("g {}\n", base.display())))?;
+    if let Some(file) = &watched.notes {
+        tell(pipe, &format!("n {}\n", file.display()))?;
+    }
     if let Some(socket) = &watched.docker {
         tell(pipe, &format!("d {}\n", socket.display()))?;
     }
@@ -280,6 +293,12 @@ impl Guard {
             command.stdout(Stdio::from(register.share()?));
         }
         let mut child = command.spawn()?;
+        if let (Some(home), Some(pid)) = (&self.watched.home, child.id())
+            && let Err(error) = household::move_to(home, pid)
+        {
+            // It kills everybody there but itself.
+            tracing::debug!(%error, "the pod guard is in the control group of its node");
+        }
         let mut roll = self.roll();
         if let Err(error) = tell_all(&ours, &self.watched, &roll) {
             // Before its pipe is closed, for the reason given in `keep`.
@@ -428,6 +447,8 @@ async fn end(child: &mut Child) {
 #[derive(Debug, Default)]
 struct Watch {
     origin: Option<Origin>,
+    /// Where to note what was ended.
+    notes: Option<PathBuf>,
     docker: Option<PathBuf>,
     control_groups: Vec<PathBuf>,
     groups: BTreeMap<i32, Option<Mark>>,
@@ -443,6 +464,8 @@ impl Watch {
         let number = |digits: &str| digits.parse::<i32>().ok().filter(|group| *group > 1);
         if let Some(text) = line.strip_prefix("of ") {
             self.origin = Origin::parse(text);
+        } else if let Some(file) = line.strip_prefix("n ") {
+            self.notes = Some(file.into());
         } else if let Some(socket) = line.strip_prefix("d ") {
             self.docker = Some(socket.into());
         } else if let Some(base) = line.strip_prefix("g ") {
@@ -451,6 +474,7 @@ impl Watch {
             self.has_register = true;
         } else if line == "bye" {
             self.origin = None;
+            self.notes = None;
             self.control_groups.clear();
         } else if line == "t" {
             self.lapse_at = self.lapse_at.and(now.checked_add(LEASE));
@@ -504,12 +528,21 @@ impl Watch {
             }
             std::thread::sleep(BETWEEN_LOOKS);
         }
+        self.note(Some(&Vec::from_iter(leased.iter().map(|(_, mark)| mark))));
         // The node may live, and ask why it ended: it removes it.
         self.ask_docker(containers.iter().map(|(name, _)| format!("POST /containers/{name}/kill?signal=KILL")));
+        self.note(Some(&Vec::from_iter(containers.iter().map(|(_, mark)| mark))));
         for (name, _) in &containers {
             self.containers.remove(name);
         }
         self.lapse_at = None;
+    }
+
+    /// Leaves word that these pods were ended, or all.
+    fn note(&self, ended: Option<&[&Mark]>) {
+        if let Some(file) = self.notes.as_deref().filter(|_| ended.is_none_or(|marks| !marks.is_empty())) {
+            notes::write(file, ended);
+        }
     }
 
     /// The node is gone: ends everything.
@@ -520,13 +553,20 @@ impl Watch {
         }
         self.control_groups.iter().for_each(|base| groups::kill_all_in(base));
         if let Some(origin) = &self.origin {
-            for _ in 0..LOOKS {
-                marker::kill_marked(|mark| mark.origin == *origin);
+            for look in 0..LOOKS {
+                let found = marker::kill_marked(|mark| mark.origin == *origin);
+                // The node may be started again at any moment. What is found after the first look is rare, and later.
+                if look == 0 || !found.is_empty() {
+                    self.note(None);
+                }
                 std::thread::sleep(BETWEEN_LOOKS);
             }
         }
         self.control_groups.iter().for_each(|base| groups::kill_and_remove(base));
         self.ask_docker(self.containers.keys().map(|name| format!("DELETE /containers/{name}?force=true&v=true")));
+        if !self.containers.is_empty() {
+            self.note(None);
+        }
     }
 
     /// Asks Docker for what it is to do with containers, one after the other. Its answers only tell that it has done it:

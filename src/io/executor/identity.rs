@@ -87,6 +87,17 @@ impl Identity {
     }
 }
 
+/// Whether the kernel does not hold a pod to a number of processes: it never does that to root, where that is not just what
+/// an unprivileged user is called in a namespace.
+pub(super) fn is_beyond_limits(identity: Option<Identity>) -> bool {
+    let uid = identity.map_or(rustix::process::geteuid().as_raw(), |identity| identity.uid);
+    uid == 0 && fs::read_to_string("/proc/self/uid_map").map_or(true, |map| root_is_root(&map))
+}
+
+fn root_is_root(uid_map: &str) -> bool {
+    uid_map.lines().any(|line| line.split_whitespace().take(2).eq(["0", "0"]))
+}
+
 /// Has `command` run as the spec says.
 pub(super) fn apply(command: &mut Command, spec: &Spec, identity: Option<Identity>) {
     if let Some(Identity { uid, gid }) = identity {
@@ -128,6 +139,13 @@ fn resource(limit: Limit) -> Resource {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_machines_own_root_is_beyond_limits() {
+        assert!(root_is_root("         0          0 4294967295\n"));
+        assert!(!root_is_root("         0       1000          1\n         1     100000      65536\n"));
+        assert!(!is_beyond_limits(Some(Identity { uid: 5, gid: 0 })));
+    }
 
     #[test]
     fn users_are_names_or_numbers() {

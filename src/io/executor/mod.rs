@@ -15,7 +15,8 @@
 //!   guard does (`guard`); when both are killed, the next start does
 //!   ([`reap_leftovers`](Executor::reap_leftovers)). Processes that left their group are found by a mark in
 //!   their environment (`marker`), as well as Linux allows: before the end is reported where they hold the
-//!   pod's output open, and otherwise about a second later.
+//!   pod's output open, and otherwise about a second later. Those that have shed the mark as well are known by the control
+//!   group that all pods of a node are in, where there is one (`household`).
 //! - Pods of jobs that set processors or memory aside are held to it by control groups (`groups`) where the machine
 //!   lets this node make any. Nobody leaves those.
 //! - What is said of process groups goes for containers, by the same three, as far as Docker answers (`docker`).
@@ -33,10 +34,12 @@ mod docker;
 mod groups;
 mod guard;
 mod handler;
+mod household;
 mod identity;
 mod log;
 mod marker;
 mod memory;
+mod notes;
 mod overseer;
 mod process;
 mod register;
@@ -66,24 +69,27 @@ pub use guard::{GUARD_ARGUMENT, GuardProgram, guard_main};
 pub use handler::{HandlerContext, HandlerError, Handlers, LogWriter, Reporter};
 
 use crate::io::crash_points::{self, Step};
-use crate::io::machine::OwnGroups;
+use crate::io::machine::{self, OwnGroups};
 use crate::io::pod_api::{PodApi, Voice};
 use crate::io::store::BlobReader;
 use crate::model::blob::{Blob, MAX_RESULT_BYTES, MAX_TAIL_BYTES};
-use crate::model::id::{AttemptKey, JobId};
+use crate::model::id::{AttemptKey, Generation, JobId};
 use crate::model::record::Usage;
 use crate::model::request::Receipt;
 use crate::model::spec::Driver;
 use crate::model::time::Timestamp;
 use crate::model::wire::{LogChunk, LogRequest, Stream};
 use crate::protocol::effect::{Leavings, PodEnd, PodEvent, PodStart, Rejected};
+use crate::protocol::former::FormerEnds;
 use cells::{Cell, Cells};
 use docker::Docker;
 use groups::Groups;
 use guard::{Guard, Watched};
+use household::{Household, Tick};
 use log::StreamLog;
 use marker::{Mark, Origin};
 use memory::MemoryWatch;
+use notes::Notes;
 use overseer::Cause;
 
 /// How many processes are being spawned at one time. More than the machine has processors helps only where
@@ -115,6 +121,8 @@ pub struct ExecutorConfig {
     pub dir: PathBuf,
     /// What jobs see as `FLOCKWORK_NODE`.
     pub node_name: String,
+    /// Which start of the node this is. Later ones are told by it how this one's pods ended.
+    pub generation: Generation,
     /// How many of the newest bytes of each attempt's standard output, and of its standard error, are kept: at
     /// least half of this, at most all of it. Raising it costs disk for every attempt until its job is swept.
     pub log_limit_bytes: u64,
@@ -138,6 +146,7 @@ impl ExecutorConfig {
         Self {
             dir: dir.into(),
             node_name: node_name.into(),
+            generation: Generation(0),
             log_limit_bytes: 64 << 20,
             stop_grace: Duration::from_secs(5),
             handlers: Handlers::new(),
@@ -160,6 +169,7 @@ struct Core {
     config: ExecutorConfig,
     layout: Layout,
     cells: Cells,
+    notes: Notes,
     origin: Origin,
     /// `/dev/null`, the input of most pods: to share it is less work than to open it for each.
     nothing: fs::File,
@@ -174,6 +184,8 @@ struct Core {
     docker: Docker,
     /// Where control groups are made, if this machine allows it.
     groups: Option<Groups>,
+    /// The group of all pods that have none of their own, likewise.
+    household: Option<Household>,
     guard: Option<Arc<Guard>>,
     spawning: Semaphore,
     sweeping: Semaphore,
@@ -194,6 +206,8 @@ struct Registry {
 /// A pod that has been started and not been reported as ended.
 #[derive(Debug)]
 struct Pod {
+    /// Nothing of it started earlier.
+    since: Tick,
     stop: CancellationToken,
     voice: Arc<Voice>,
     /// By which it proves that it is itself.
@@ -204,6 +218,8 @@ struct Pod {
     remark: OnceLock<String>,
     /// What it used, where that is counted.
     usage: OnceLock<Usage>,
+    /// When it ended, if that was before it was noticed.
+    ended_at: OnceLock<Timestamp>,
     stdout: Arc<StreamLog>,
     stderr: Arc<StreamLog>,
     /// Its job was swept while it ran: sweep again when it has ended.
@@ -249,11 +265,18 @@ impl Executor {
         let layout = Layout { dir: fs::canonicalize(&config.dir)? };
         let origin = Origin { directory: directory_id(&layout)?, start: rand::random() };
         // Before the guard is started: a node must be alone in its group to move out of the way.
-        let groups = find_groups(&origin);
+        let own = OwnGroups::of_this_process();
+        let groups = find_groups(own.clone(), &origin);
+        let household = make_household(&config.guard, &own, &origin);
+        let notes = Notes::new(layout.dir.join("ended"), config.generation);
+        let is_noted = config.guard != GuardProgram::Awk
+            && notes.begin().inspect_err(|error| tracing::warn!(%error, "the pod guard can note nothing")).is_ok();
         let watched = Watched {
             origin: origin.clone(),
+            notes: is_noted.then(|| notes.file()),
             docker: config.docker.clone(),
-            groups: groups.as_ref().map(Groups::bases).unwrap_or_default(),
+            groups: bases_of(groups.as_ref(), household.as_ref()),
+            home: household.as_ref().map(|household| household.home().to_owned()),
         };
         let guard = match Guard::start(config.guard.clone(), watched) {
             Ok(started) => Some(started),
@@ -264,12 +287,15 @@ impl Executor {
             Err(error) => return Err(error),
         };
         let (guard, guard_process) = guard.unzip();
+        // After the guard was started, which is to stay outside.
+        let household = household.and_then(enter);
         let closing = CancellationToken::new();
         let pod_api = PodApi::start(events.clone(), tracker.clone(), closing.clone())?;
         let core = Arc::new(Core {
             nothing: fs::File::open("/dev/null")?,
             passed_on: process::passed_on(),
             cells: Cells::new(layout.dir.join("tmp")),
+            notes,
             layout,
             origin,
             registry: Mutex::default(),
@@ -280,6 +306,7 @@ impl Executor {
             memory: MemoryWatch::new(),
             docker: Docker::at(config.docker.clone()),
             groups,
+            household,
             config,
             guard,
             spawning: Semaphore::new(SPAWNS_AT_ONCE),
@@ -317,6 +344,9 @@ impl Executor {
             if let Some(groups) = &core.groups {
                 groups.clear_earlier(&origin);
             }
+            if let Some(household) = &core.household {
+                household.clear_earlier(&origin);
+            }
             if let Err(error) = remove_all(&tmp) {
                 tracing::warn!(dir = %tmp.display(), %error, "leftovers of an earlier start cannot be removed");
             }
@@ -327,6 +357,22 @@ impl Executor {
         keys.sort();
         keys.dedup();
         keys
+    }
+
+    /// What is known of the ends of pods of earlier starts. `found` is what was found of them, and ended, just now.
+    pub async fn former_ends(&self, found: &[AttemptKey]) -> FormerEnds {
+        let (core, at) = (Arc::clone(&self.core), now());
+        let reading = tokio::task::spawn_blocking(move || core.notes.of_earlier_starts());
+        let noted = reading.await.unwrap_or_default();
+        let mut ends = FormerEnds { booted_at: machine::booted_at(), ..FormerEnds::default() };
+        for (generation, noted) in noted {
+            ends.starts.extend(noted.all.map(|at| (generation, at)));
+            ends.pods.extend(noted.single);
+        }
+        for key in found {
+            ends.pods.entry(*key).or_insert(at);
+        }
+        ends
     }
 
     /// Whether the processors and the memory that jobs set aside are enforced for processes.
@@ -460,6 +506,10 @@ impl Executor {
         // Nothing is lost where this fails: the next start removes what it finds.
         let _ = tokio::task::spawn_blocking(move || {
             clearing.cells.remove_spare();
+            clearing.notes.end();
+            if let Some(household) = &clearing.household {
+                household.dissolve();
+            }
             if let Some(groups) = &clearing.groups {
                 groups.remove();
             }
@@ -479,11 +529,13 @@ impl Pod {
         let log = |stream| Arc::new(StreamLog::new(core.layout.attempt(key), stream, core.config.log_limit_bytes));
         let (voice, token) = core.pod_api.enroll(key);
         Self {
+            since: Tick::now(),
             voice,
             token,
             memory_kills: OnceLock::new(),
             remark: OnceLock::new(),
             usage: OnceLock::new(),
+            ended_at: OnceLock::new(),
             stop: CancellationToken::new(),
             stdout: log(Stream::Stdout),
             stderr: log(Stream::Stderr),
@@ -523,6 +575,19 @@ impl Core {
         }
     }
 
+    /// A leased pod was killed, after its lease had lapsed: says how it ended, and notes when, if that was by the guard. A
+    /// node that moves again may have told it to end for `cause` before it heard that it had ended long ago.
+    async fn lapsed(self: &Arc<Self>, pod: &Pod, key: AttemptKey, cause: Option<Cause>) -> Option<PodEnd> {
+        let core = Arc::clone(self);
+        let looking = tokio::task::spawn_blocking(move || core.notes.end_of(key));
+        let noted = looking.await.ok().flatten();
+        if let Some(at) = noted {
+            // It is set nowhere else.
+            let _ = pod.ended_at.set(at);
+        }
+        (noted.is_some() || cause.is_none()).then_some(PodEnd::Lapsed)
+    }
+
     /// Whether the guard may have ended leased pods since then.
     fn leases_lapsed_since(&self, then: Instant) -> bool {
         self.guard.as_ref().is_some_and(|guard| guard.has_lapsed_since(then))
@@ -556,7 +621,8 @@ impl Core {
         let mut registry = self.registry();
         registry.pods.remove(&key);
         pod.voice.tell_begin();
-        self.report(PodEvent::Ended { key, at: now(), end, left: Box::new(left) });
+        let at = pod.ended_at.get().copied().unwrap_or_else(now);
+        self.report(PodEvent::Ended { key, at, end, left: Box::new(left) });
         if registry.pods.is_empty() {
             self.idle.notify_waiters();
         }
@@ -586,16 +652,54 @@ impl Core {
     async fn kill_strays(self: &Arc<Self>) {
         let core = Arc::clone(self);
         let killing = tokio::task::spawn_blocking(move || {
-            marker::kill_marked(|mark| mark.origin == core.origin && !core.registry().pods.contains_key(&mark.key))
+            let found =
+                marker::kill_marked(|mark| mark.origin == core.origin && !core.registry().pods.contains_key(&mark.key));
+            // The clock is read first: a pod that begins from now on has nothing that is older.
+            let now = Tick::now();
+            let since = core.registry().pods.values().map(|pod| pod.since).min();
+            let nameless = core.household.as_ref().map(|all| all.kill_older_than(since.map_or(now, |at| at.min(now))));
+            (found, nameless.unwrap_or(0))
         });
-        for Mark { key, .. } in killing.await.unwrap_or_default() {
+        let (found, nameless) = killing.await.unwrap_or_default();
+        for Mark { key, .. } in found {
             tracing::info!(job = %key.job, "a process that had left its pod was killed");
+        }
+        if nameless > 0 {
+            tracing::info!(count = nameless, "processes were killed that had left their pods, whichever those were");
         }
     }
 }
 
-fn find_groups(origin: &Origin) -> Option<Groups> {
-    match Groups::find(OwnGroups::of_this_process(), origin) {
+/// The control groups below which nobody is but this node, and what it starts.
+fn bases_of(groups: Option<&Groups>, household: Option<&Household>) -> Vec<PathBuf> {
+    let mut bases = groups.map(Groups::bases).unwrap_or_default();
+    let shared = household.map(|household| household.base().to_owned()).filter(|base| !bases.contains(base));
+    bases.extend(shared);
+    bases
+}
+
+/// Makes the group of all pods. Only where this process is nothing but a node, and has a guard that knows of groups.
+fn make_household(guard: &GuardProgram, own: &OwnGroups, origin: &Origin) -> Option<Household> {
+    if *guard != GuardProgram::ThisProgram {
+        return None;
+    }
+    Household::make(own, origin).map_err(|why| say_without_household(&why)).ok()
+}
+
+fn enter(household: Household) -> Option<Household> {
+    let entered = household.enter();
+    entered.map(|()| household).map_err(|error| say_without_household(&error.to_string())).ok()
+}
+
+fn say_without_household(why: &str) {
+    tracing::info!(
+        why,
+        "processes of jobs that leave their session and clear their environment can outlive them: no control group"
+    );
+}
+
+fn find_groups(own: OwnGroups, origin: &Origin) -> Option<Groups> {
+    match Groups::find(own, origin) {
         Ok(groups) => {
             tracing::info!(groups = ?groups.bases(), "processors and memory that jobs set aside are enforced");
             Some(groups)
@@ -636,7 +740,11 @@ async fn run_pod(core: Arc<Core>, pod: Arc<Pod>, start: PodStart) {
     let (clearing, ended) = (Arc::clone(&core), Arc::clone(&pod));
     let by_itself = match end {
         PodEnd::Exited(exit) => Some(exit),
-        PodEnd::Silent(_) | PodEnd::Stopped(_) | PodEnd::CouldNotStart { .. } | PodEnd::Unable { .. } => None,
+        PodEnd::Silent(_)
+        | PodEnd::Stopped(_)
+        | PodEnd::Lapsed
+        | PodEnd::CouldNotStart { .. }
+        | PodEnd::Unable { .. } => None,
     };
     // A thread costs more than all else that is left to do for a job that has made no files: it is used only where there
     // are any.

@@ -35,8 +35,8 @@ use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::groups::{self, Group};
-use super::identity::{self, Account};
+use super::groups::{self, Bounds, Group, Groups};
+use super::identity::{self, Account, Identity};
 use super::log::StreamLog;
 use super::marker::{self, Mark};
 use super::overseer::{Cause, Order, Overseer};
@@ -44,7 +44,7 @@ use super::{Core, Pod};
 use crate::io::crash_points::{self, Step};
 use crate::model::blob::Blob;
 use crate::model::record::Exit;
-use crate::model::spec::{OnPartition, Spec};
+use crate::model::spec::{Limit, OnPartition, Spec};
 use crate::protocol::effect::{PodEnd, PodStart};
 
 /// The variables of the node's own environment that every pod is given beside `PATH`. Who is who, where programs are, how to
@@ -66,6 +66,10 @@ const SHORT: Duration = Duration::from_millis(20);
 /// How often, with waits that double from a millisecond, a killed group is looked at until it is empty. In the
 /// common case there was nobody in it but its leader, and the first look says so.
 const LOOKS_AT_A_KILLED_GROUP: u32 = 8;
+
+/// Why a job's limit of processes cannot be kept.
+const ROOT_IS_BEYOND_LIMITS: &str = "the kernel does not hold root to a number of processes, and this node cannot make \
+     control groups that do: add --user, or leave the limit of processes out";
 
 /// What is read at once: little at first, more where there is more.
 const FIRST_READ_BYTES: usize = 4 << 10;
@@ -184,11 +188,11 @@ async fn supervise(
     }
     let is_killed = exit == Exit::Signal(Signal::KILL.as_raw());
     if spec.on_partition == OnPartition::Pause
-        && cause.is_none()
         && is_killed
         && core.leases_lapsed_since(guarded_since)
+        && let Some(end) = core.lapsed(pod, start.key, cause).await
     {
-        return unable("its node stood still for so long that its guard ended it");
+        return end;
     }
     Cause::end(cause, exit)
 }
@@ -219,7 +223,8 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
         return Err(unable(&format!("the checkpoint cannot be written: {error}")));
     }
     let account = spec.user.as_deref().map(Account::of).transpose().map_err(|why| cannot(126, why))?;
-    if let Some(Account { identity, .. }) = account {
+    let identity = account.as_ref().map(|account| account.identity);
+    if let Some(identity) = identity {
         // The cell is not as it was made then, and is not used for another.
         let owned = identity.owns(&rooms);
         let reachable = || let_others_through(&above);
@@ -247,7 +252,7 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
         account.introduce(&mut command);
     }
     command.env("TMPDIR", &own_dir).envs(&spec.env).envs(told);
-    identity::apply(&mut command, spec, account.map(|account| account.identity));
+    identity::apply(&mut command, spec, identity);
     let has_input = spec.stdin.as_ref().is_some_and(|stdin| !stdin.0.is_empty());
     command.stdin(if has_input {
         Stdio::piped()
@@ -259,7 +264,7 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
         // It is set nowhere else.
         let _ = pod.memory_kills.set(count);
     }
-    let control = control_group(core, start, &mut command)?;
+    let control = control_group(core, start, identity, &mut command)?;
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(error) => {
@@ -291,12 +296,22 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
 }
 
 /// Makes the pod's control group, if its job is to have one, and has `command` run in it.
-fn control_group(core: &Core, start: &PodStart, command: &mut Command) -> Result<Option<Group>, PodEnd> {
+fn control_group(
+    core: &Core,
+    start: &PodStart,
+    identity: Option<Identity>,
+    command: &mut Command,
+) -> Result<Option<Group>, PodEnd> {
     let spec = &start.submission.spec;
-    let sets_aside = spec.cpus.millis > 0 || spec.memory.bytes > 0;
-    let Some(groups) = core.groups.as_ref().filter(|_| sets_aside) else { return Ok(None) };
+    let processes = spec.limits.get(&Limit::Processes).copied().filter(|_| identity::is_beyond_limits(identity));
+    if processes.is_some() && !core.groups.as_ref().is_some_and(Groups::can_count_processes) {
+        return Err(cannot(126, ROOT_IS_BEYOND_LIMITS.to_owned()));
+    }
+    let bounds = Bounds { cpus: spec.cpus, memory: spec.memory, processes };
+    let is_bounded = spec.cpus.millis > 0 || spec.memory.bytes > 0 || processes.is_some();
+    let Some(groups) = core.groups.as_ref().filter(|_| is_bounded) else { return Ok(None) };
     let wrong = |error: io::Error| unable(&format!("a control group for it cannot be made on this node: {error}"));
-    let group = groups.make(&groups::name_of(&start.key), spec.cpus, spec.memory).map_err(wrong)?;
+    let group = groups.make(&groups::name_of(&start.key), bounds).map_err(wrong)?;
     match group.apply(command) {
         Ok(()) => Ok(Some(group)),
         Err(error) => {

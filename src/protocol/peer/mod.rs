@@ -53,6 +53,7 @@ use self::given::Given;
 use super::blobs::Blobs;
 use super::comparison::{Answer, Comparison};
 use super::effect::{Effect, PodEnd, PodEvent};
+use super::former::FormerEnds;
 use super::gateway::{Ask, AskId, Gateway, Routing, Told};
 use super::lifecycle::PodState;
 use super::membership::Membership;
@@ -72,6 +73,9 @@ use serve::{Asker, Parked};
 /// Records in one answer to a fetch, at the most.
 const FETCHED_RECORDS: usize = 256;
 
+/// Why an attempt was given back that its node's guard had to end.
+const STOOD_STILL: &str = "its node stood still for so long that its guard ended it";
+
 /// What a peer starts from.
 #[derive(Debug)]
 pub struct Start {
@@ -87,6 +91,8 @@ pub struct Start {
     pub blobs: Vec<BlobRef>,
     /// The members it knew when it last ran.
     pub members: Vec<Facts>,
+    /// What is known of the ends of what it ran then.
+    pub former_ends: FormerEnds,
     /// For its dice.
     pub seed: u64,
 }
@@ -130,6 +136,8 @@ pub struct Peer {
     moving: Option<Move>,
     next_comparison: Moment,
     pods: BTreeMap<Dot, Pod>,
+    /// How what this node's earlier starts ran has ended.
+    former_ends: FormerEnds,
     /// Claims of this node whose checkpoint is waited for, and until when.
     starting: BTreeMap<Dot, Starting>,
     /// Checkpoints that pods are to begin with which have not started yet.
@@ -234,7 +242,8 @@ struct Counters {
 impl Peer {
     /// A peer that has just started, with what its disk had.
     pub fn new(now: Now, start: Start) -> Self {
-        let Start { config, mut facts, has_seeds, records: stored, blobs: stored_blobs, members, seed } = start;
+        let Start { config, mut facts, has_seeds, records: stored, blobs: stored_blobs, members, former_ends, seed } =
+            start;
         if !stored.is_empty() && facts.status == Status::Joining {
             facts.status = Status::Returning;
         }
@@ -292,6 +301,7 @@ impl Peer {
             moving: None,
             next_comparison: moment + timing.compare_interval,
             pods: BTreeMap::new(),
+            former_ends,
             starting: BTreeMap::new(),
             kept_for_start: BTreeMap::new(),
             pushed_by: BTreeMap::new(),
@@ -646,6 +656,7 @@ fn fate_of(record: &Record, claim: Dot, dot: Dot, ending: Ending, remark: String
             let over = record.stop.is_some() || record.is_superseded(claim) || record.state().is_terminal();
             (if over { Phase::Stopped } else { Phase::Returned }, Some(exit), because.to_owned())
         }
+        PodEnd::Lapsed => (Phase::Returned, Some(Exit::KILLED), STOOD_STILL.to_owned()),
         PodEnd::CouldNotStart { code, reason } => (Phase::Failed, Some(Exit::Code(code)), reason),
         PodEnd::Unable { reason } => (Phase::Returned, None, reason),
     };

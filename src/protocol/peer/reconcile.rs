@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::model::id::{Actor, AttemptKey, Dot, JobId, NodeId};
+use crate::model::id::{Actor, AttemptKey, Dot, Generation, JobId, NodeId};
 use crate::model::member::{Load, Status};
-use crate::model::record::{Attempt, Fate, JobState, Phase, Record, Stop, StopKind, Version};
+use crate::model::record::{Attempt, Exit, Fate, JobState, Phase, Record, Stop, StopKind, Version};
 use crate::model::report::Checkpoint;
 use crate::model::request::EventKind;
 use crate::model::resources::Resources;
@@ -15,6 +15,7 @@ use crate::model::wire::Message;
 
 use super::super::blobs::Blobs;
 use super::super::effect::{Effect, PodStart};
+use super::super::former::FormerEnd;
 use super::super::lifecycle::{ExecutorDoes, OwnerDoes, OwnerSees, PodState, executor_decides, owner_decides, unfit};
 use super::super::records::Held;
 use super::super::sabotage::Bug;
@@ -179,7 +180,7 @@ impl Peer {
                     self.say_of_own_attempt(now, job, *claim, Phase::Returned, reason);
                 }
                 ExecutorDoes::OwnUp => {
-                    self.say_of_own_attempt(now, job, *claim, Phase::Lost, "its node was restarted");
+                    self.own_up(now, AttemptKey { job, claim: *claim }, attempt.claim.executor.generation);
                 }
             }
         }
@@ -190,6 +191,18 @@ impl Peer {
         let reason = reason.to_owned();
         let fate = Fate { phase, by_executor: true, dot, at: now.wall, exit: None, reason };
         self.change(now, job, |record| record.advance(claim, fate));
+    }
+
+    /// Says of an attempt of this node's earlier start that it was lost, and when it ended, if that is known.
+    fn own_up(&mut self, now: Now, key: AttemptKey, start: Generation) {
+        let (at, exit, reason) = match self.former_ends.of(start, key) {
+            Some(FormerEnd::Killed(at)) => (at, Some(Exit::KILLED), "its node died, and what ran there was ended"),
+            Some(FormerEnd::Before(at)) => (at, None, "its machine was restarted"),
+            None => (now.wall, None, "its node was restarted"),
+        };
+        let dot = self.next_dot();
+        let fate = Fate { phase: Phase::Lost, by_executor: true, dot, at, exit, reason: reason.to_owned() };
+        self.change(now, key.job, |record| record.advance(key.claim, fate));
     }
 
     fn decide_as_owner(&mut self, now: Now, job: JobId) {
