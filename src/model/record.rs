@@ -576,7 +576,7 @@ impl Record {
     /// attempt's end from the other's own executor. Two starts of one node take turns by themselves: pods do
     /// not outlive their start.
     ///
-    /// Only of an attempt that was killed while its node could not say so ([`Attempt::killed_at`]), what it says later is
+    /// Only of an attempt that was killed while its node could not say so (`Attempt::killed_at`), what it says later is
     /// weighed by the clocks.
     pub fn overlaps(&self) -> Vec<Overlap> {
         let ran: Vec<_> = self.attempts.iter().filter(|(_, attempt)| attempt.may_have_run()).collect();
