@@ -292,7 +292,9 @@ impl JobView {
     fn new(record: &Record, names: Names<'_>, now: Timestamp, most_attempts: usize) -> Self {
         let state = record.state();
         let ended = state.is_terminal();
-        let outcome = Outcome::of(record.telling().filter(|_| ended).and_then(|attempt| attempt.fate.exit));
+        // A job that was given up because its nodes died did not end by what killed the last attempt with its node.
+        let telling_of_end = record.telling().filter(|attempt| ended && attempt.fate.phase != Phase::Lost);
+        let outcome = Outcome::of(telling_of_end.and_then(|attempt| attempt.fate.exit));
         let ended_by_limit =
             state == JobState::Failed && record.stop.as_ref().is_some_and(|stop| stop.kind == StopKind::TimedOut);
         let (attempts, omitted) = attempts_of(record, names, most_attempts);

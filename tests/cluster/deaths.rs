@@ -72,6 +72,24 @@ async fn a_killed_node_that_is_back_says_when_what_it_ran_was_ended() {
 }
 
 #[tokio::test]
+async fn what_nobody_ended_while_its_node_was_away_is_said_to_have_run_until_it_was_back() {
+    let mut cluster = Cluster::of(3).await;
+    let id = cluster.shell(0, "exec sleep 1000").await;
+    let place = cluster.runs_on(0, &id).await;
+    let via = (place + 1) % 3;
+    cluster.kill_with_its_guard(place).await;
+    let second = |job: &Value| job["attempts"][1]["phase"] == "running";
+    cluster.job_where(via, &id, second).await;
+    tokio::time::sleep(seconds(1)).await;
+    cluster.restart(&[place]).await;
+    let ran_on = |job: &Value| text(&job["attempts"][0]["ended_at"]) > text(&job["attempts"][1]["started_at"]);
+    let job = cluster.job_where(via, &id, |job| job["attempts"][0]["signal"] == 9 && ran_on(job)).await;
+    assert_eq!(job["attempts"][0]["overlaps"].as_array().map(Vec::len), Some(1), "{job}");
+    cluster.cancel(via, &id, "settled").await;
+    cluster.ended(via, &id).await;
+}
+
+#[tokio::test]
 async fn jobs_of_a_frozen_node_go_on_elsewhere_and_it_comes_back_by_itself() {
     let mut cluster = Cluster::of(3).await;
     let frozen_for = match std::env::var("FLOCKWORK_TEST_PATIENCE").as_deref() {

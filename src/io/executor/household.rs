@@ -14,7 +14,7 @@
 //! version 1's `pids` controller.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -63,7 +63,8 @@ impl Household {
             let base = groups::base_in(above, origin);
             let group = base.join("all");
             match groups::make(&base).and_then(|()| groups::make(&group)) {
-                Ok(()) => return Ok(Self { base, group, home }),
+                Ok(()) if group.join("cgroup.procs").exists() => return Ok(Self { base, group, home }),
+                Ok(()) => why = format!("{} is no control group", group.display()),
                 Err(error) => why = format!("{} cannot be made: {error}", group.display()),
             }
         }
@@ -126,9 +127,10 @@ impl Household {
     }
 }
 
-/// Moves a process to a group.
+/// Moves a process to a group. What is no control group has no such file, and gets none.
 pub(super) fn move_to(group: &Path, process: u32) -> io::Result<()> {
-    fs::write(group.join("cgroup.procs"), process.to_string())
+    let mut door = fs::File::options().write(true).open(group.join("cgroup.procs"))?;
+    door.write_all(process.to_string().as_bytes())
 }
 
 struct Descent {
