@@ -20,7 +20,8 @@ use std::path::{Path, PathBuf};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use rustix::time::ClockId;
 
-use super::groups;
+use super::groups::{self, Groups};
+use super::guard::GuardProgram;
 use super::marker::Origin;
 use crate::io::machine::OwnGroups;
 
@@ -125,6 +126,34 @@ impl Household {
         }
         groups::kill_and_remove(&self.base);
     }
+}
+
+/// The control groups below which nobody is but this node, and what it starts.
+pub(super) fn bases_of(groups: Option<&Groups>, household: Option<&Household>) -> Vec<PathBuf> {
+    let mut bases = groups.map(Groups::bases).unwrap_or_default();
+    let shared = household.map(|household| household.base().to_owned()).filter(|base| !bases.contains(base));
+    bases.extend(shared);
+    bases
+}
+
+/// Makes the group of a node. Only where this process is nothing but a node, and has a guard that knows of groups.
+pub(super) fn make(guard: &GuardProgram, own: &OwnGroups, origin: &Origin) -> Option<Household> {
+    if *guard != GuardProgram::ThisProgram {
+        return None;
+    }
+    Household::make(own, origin).map_err(|why| say_without(&why)).ok()
+}
+
+pub(super) fn enter(household: Household) -> Option<Household> {
+    let entered = household.enter();
+    entered.map(|()| household).map_err(|error| say_without(&error.to_string())).ok()
+}
+
+fn say_without(why: &str) {
+    tracing::info!(
+        why,
+        "processes of jobs that leave their session and clear their environment can outlive them: no control group"
+    );
 }
 
 /// Moves a process to a group. What is no control group has no such file, and gets none.

@@ -43,9 +43,10 @@ mod notes;
 mod overseer;
 mod process;
 mod register;
+mod sweeping;
 mod telling;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, ErrorKind, Read};
@@ -69,7 +70,7 @@ pub use guard::{GUARD_ARGUMENT, GuardProgram, guard_main};
 pub use handler::{HandlerContext, HandlerError, Handlers, LogWriter, Reporter};
 
 use crate::io::crash_points::{self, Step};
-use crate::io::machine::{self, OwnGroups};
+use crate::io::machine::OwnGroups;
 use crate::io::pod_api::{PodApi, Voice};
 use crate::io::store::BlobReader;
 use crate::model::blob::{Blob, MAX_RESULT_BYTES, MAX_TAIL_BYTES};
@@ -80,7 +81,6 @@ use crate::model::spec::Driver;
 use crate::model::time::Timestamp;
 use crate::model::wire::{LogChunk, LogRequest, Stream};
 use crate::protocol::effect::{Leavings, PodEnd, PodEvent, PodStart, Rejected};
-use crate::protocol::former::FormerEnds;
 use cells::{Cell, Cells};
 use docker::Docker;
 use groups::Groups;
@@ -101,18 +101,6 @@ const MAX_LOG_WAIT: Duration = Duration::from_secs(60);
 
 /// How long shutting down waits beyond the pods' grace period.
 const SHUTDOWN_MARGIN: Duration = Duration::from_secs(10);
-
-/// How long after a pod's end the machine is searched for processes that left its group, and so how far apart
-/// such searches are at the least.
-const STRAY_DELAY: Duration = Duration::from_secs(1);
-
-/// How many times the duration of the last search must pass before the next: it takes at most a fiftieth of one
-/// processor, however many processes there are.
-const STRAY_IDLE_FACTOR: u32 = 50;
-
-/// How often, and how far apart, the leftovers of an earlier start are looked for until none is found.
-const LOOKS_FOR_LEFTOVERS: u32 = 100;
-const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
 /// What an executor needs to know.
 #[derive(Debug, Clone)]
@@ -267,7 +255,7 @@ impl Executor {
         // Before the guard is started: a node must be alone in its group to move out of the way.
         let own = OwnGroups::of_this_process();
         let groups = find_groups(own.clone(), &origin);
-        let household = make_household(&config.guard, &own, &origin);
+        let household = household::make(&config.guard, &own, &origin);
         let notes = Notes::new(layout.dir.join("ended"), config.generation);
         let is_noted = config.guard != GuardProgram::Awk
             && notes.begin().inspect_err(|error| tracing::warn!(%error, "the pod guard can note nothing")).is_ok();
@@ -275,7 +263,7 @@ impl Executor {
             origin: origin.clone(),
             notes: is_noted.then(|| notes.file()),
             docker: config.docker.clone(),
-            groups: bases_of(groups.as_ref(), household.as_ref()),
+            groups: household::bases_of(groups.as_ref(), household.as_ref()),
             home: household.as_ref().map(|household| household.home().to_owned()),
         };
         let guard = match Guard::start(config.guard.clone(), watched) {
@@ -288,7 +276,7 @@ impl Executor {
         };
         let (guard, guard_process) = guard.unzip();
         // After the guard was started, which is to stay outside.
-        let household = household.and_then(enter);
+        let household = household.and_then(household::enter);
         let closing = CancellationToken::new();
         let pod_api = PodApi::start(events.clone(), tracker.clone(), closing.clone())?;
         let core = Arc::new(Core {
@@ -319,60 +307,9 @@ impl Executor {
             core.tracker.spawn_on(Arc::clone(guard).keep(process, core.closing.clone()), &core.runtime);
             core.tracker.spawn_on(Arc::clone(guard).keep_leases(core.closing.clone()), &core.runtime);
         }
-        core.tracker.spawn_on(watch_for_strays(Arc::clone(&core)), &core.runtime);
+        core.tracker.spawn_on(sweeping::watch_for_strays(Arc::clone(&core)), &core.runtime);
         core.tracker.spawn_on(docker::keep_looking(Arc::clone(&core)), &core.runtime);
         Ok(Self { core })
-    }
-
-    /// Ends what an earlier start of this node has left running, removes its pods' own directories, and says whose
-    /// processes and containers were found. To be called once, before the first pod is started.
-    pub async fn reap_leftovers(&self) -> Vec<AttemptKey> {
-        let (core, origin, tmp) = (Arc::clone(&self.core), self.core.origin.clone(), self.core.cells.dir().to_owned());
-        let reaping = tokio::task::spawn_blocking(move || {
-            let mut keys = Vec::new();
-            for _ in 0..LOOKS_FOR_LEFTOVERS {
-                // A killed process is found once more until it is gone, and one that was just forking has a child.
-                let found = marker::kill_marked(|mark| {
-                    mark.origin.directory == origin.directory && mark.origin.start != origin.start
-                });
-                if found.is_empty() {
-                    break;
-                }
-                keys.extend(found.into_iter().map(|mark| mark.key));
-                std::thread::sleep(BETWEEN_LOOKS);
-            }
-            if let Some(groups) = &core.groups {
-                groups.clear_earlier(&origin);
-            }
-            if let Some(household) = &core.household {
-                household.clear_earlier(&origin);
-            }
-            if let Err(error) = remove_all(&tmp) {
-                tracing::warn!(dir = %tmp.display(), %error, "leftovers of an earlier start cannot be removed");
-            }
-            keys
-        });
-        let mut keys = reaping.await.unwrap_or_default();
-        keys.extend(docker::look_and_tidy(&self.core).await.into_iter().map(|mark| mark.key));
-        keys.sort();
-        keys.dedup();
-        keys
-    }
-
-    /// What is known of the ends of pods of earlier starts. `found` is what was found of them, and ended, just now.
-    pub async fn former_ends(&self, found: &[AttemptKey]) -> FormerEnds {
-        let (core, at) = (Arc::clone(&self.core), now());
-        let reading = tokio::task::spawn_blocking(move || core.notes.of_earlier_starts());
-        let noted = reading.await.unwrap_or_default();
-        let mut ends = FormerEnds { booted_at: machine::booted_at(), ..FormerEnds::default() };
-        for (generation, noted) in noted {
-            ends.starts.extend(noted.all.map(|at| (generation, at)));
-            ends.pods.extend(noted.single);
-        }
-        for key in found {
-            ends.pods.entry(*key).or_insert(at);
-        }
-        ends
     }
 
     /// Whether the processors and the memory that jobs set aside are enforced for processes.
@@ -452,36 +389,6 @@ impl Executor {
             }
         };
         log.read(request.offset, request.limit, Instant::now() + wait).await
-    }
-
-    /// Removes the logs of a job; those of its pods that still run, when they have ended.
-    pub fn sweep(&self, job: JobId) {
-        let mut running = false;
-        for (key, pod) in &self.core.registry().pods {
-            if key.job == job {
-                pod.swept.store(true, Ordering::Relaxed);
-                running = true;
-            }
-        }
-        if !running {
-            let core = Arc::clone(&self.core);
-            self.core.tracker.spawn_on(async move { core.remove_logs(job).await }, &self.core.runtime);
-        }
-    }
-
-    /// Removes the logs of jobs that last wrote to them more than `age` ago and have no pod here. The record of a
-    /// job may have left this node long before its logs are of no more use, so they have a limit of their own.
-    pub fn sweep_older(&self, age: Duration) {
-        let live: BTreeSet<JobId> = self.core.registry().pods.keys().map(|key| key.job).collect();
-        let dir = self.core.layout.dir.clone();
-        let executor = self.clone();
-        let sweeping = async move {
-            let looking = tokio::task::spawn_blocking(move || old_jobs(&dir, age, &live));
-            for job in looking.await.unwrap_or_default() {
-                executor.sweep(job);
-            }
-        };
-        self.core.tracker.spawn_on(sweeping, &self.core.runtime);
     }
 
     /// Stops all pods, and returns when every one has been reported as ended. The guard then goes; the tracker
@@ -638,64 +545,6 @@ impl Core {
             idle.await;
         }
     }
-
-    async fn remove_logs(&self, job: JobId) {
-        let Ok(_one_at_a_time) = self.sweeping.acquire().await else { return };
-        let dir = self.layout.job(job);
-        let removing = tokio::task::spawn_blocking(move || remove_all(&dir));
-        if let Ok(Err(error)) = removing.await {
-            tracing::warn!(%job, %error, "a job's logs cannot be removed");
-        }
-    }
-
-    /// Kills the processes of this start whose pods have ended.
-    async fn kill_strays(self: &Arc<Self>) {
-        let core = Arc::clone(self);
-        let killing = tokio::task::spawn_blocking(move || {
-            let found =
-                marker::kill_marked(|mark| mark.origin == core.origin && !core.registry().pods.contains_key(&mark.key));
-            // The clock is read first: a pod that begins from now on has nothing that is older.
-            let now = Tick::now();
-            let since = core.registry().pods.values().map(|pod| pod.since).min();
-            let nameless = core.household.as_ref().map(|all| all.kill_older_than(since.map_or(now, |at| at.min(now))));
-            (found, nameless.unwrap_or(0))
-        });
-        let (found, nameless) = killing.await.unwrap_or_default();
-        for Mark { key, .. } in found {
-            tracing::info!(job = %key.job, "a process that had left its pod was killed");
-        }
-        if nameless > 0 {
-            tracing::info!(count = nameless, "processes were killed that had left their pods, whichever those were");
-        }
-    }
-}
-
-/// The control groups below which nobody is but this node, and what it starts.
-fn bases_of(groups: Option<&Groups>, household: Option<&Household>) -> Vec<PathBuf> {
-    let mut bases = groups.map(Groups::bases).unwrap_or_default();
-    let shared = household.map(|household| household.base().to_owned()).filter(|base| !bases.contains(base));
-    bases.extend(shared);
-    bases
-}
-
-/// Makes the group of all pods. Only where this process is nothing but a node, and has a guard that knows of groups.
-fn make_household(guard: &GuardProgram, own: &OwnGroups, origin: &Origin) -> Option<Household> {
-    if *guard != GuardProgram::ThisProgram {
-        return None;
-    }
-    Household::make(own, origin).map_err(|why| say_without_household(&why)).ok()
-}
-
-fn enter(household: Household) -> Option<Household> {
-    let entered = household.enter();
-    entered.map(|()| household).map_err(|error| say_without_household(&error.to_string())).ok()
-}
-
-fn say_without_household(why: &str) {
-    tracing::info!(
-        why,
-        "processes of jobs that leave their session and clear their environment can outlive them: no control group"
-    );
 }
 
 fn find_groups(own: OwnGroups, origin: &Origin) -> Option<Groups> {
@@ -816,48 +665,6 @@ fn read_result(path: &Path) -> io::Result<Option<Vec<u8>>> {
         return Err(io::Error::other(format!("it has more than the {MAX_RESULT_BYTES} bytes that are kept")));
     }
     Ok(Some(result))
-}
-
-/// Searches the machine after pods have ended: not after each, but for all that ended within a while.
-async fn watch_for_strays(core: Arc<Core>) {
-    let mut pause = STRAY_DELAY;
-    loop {
-        tokio::select! {
-            () = core.closing.cancelled() => return,
-            () = core.strays.notified() => {}
-        }
-        if tokio::time::timeout(pause, core.closing.cancelled()).await.is_ok() {
-            return;
-        }
-        let begun = Instant::now();
-        core.kill_strays().await;
-        pause = STRAY_DELAY.max(begun.elapsed() * STRAY_IDLE_FACTOR);
-    }
-}
-
-/// Removes a directory with what is in it. One that is not there is as good; an empty one is the common case.
-fn remove_all(dir: &Path) -> io::Result<()> {
-    match fs::remove_dir(dir).or_else(|_| fs::remove_dir_all(dir)) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
-/// The jobs whose directories, and all attempts' in them, have not been touched for `age`.
-fn old_jobs(dir: &Path, age: Duration, live: &BTreeSet<JobId>) -> Vec<JobId> {
-    let is_old = |path: &Path| {
-        let modified = fs::metadata(path).and_then(|metadata| metadata.modified());
-        modified.is_ok_and(|at| at.elapsed().is_ok_and(|passed| passed > age))
-    };
-    let entries = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
-    entries(dir)
-        .filter_map(|path| Some((path.file_name()?.to_str()?.parse::<JobId>().ok()?, path)))
-        .filter(|(job, path)| {
-            let untouched = |attempt: PathBuf| is_old(&attempt) && entries(&attempt).all(|log| is_old(&log));
-            !live.contains(job) && is_old(path) && entries(path).all(untouched)
-        })
-        .map(|(job, _)| job)
-        .collect()
 }
 
 /// The number by which marks say whose they are: made up once, kept with the directory.
