@@ -43,53 +43,53 @@ pub(crate) struct JobOptions {
     #[arg(long, value_name = "FILE|-")]
     stdin: Option<String>,
     /// Processors to set aside, for instance 0.5; no more than these on nodes with the label limits=enforced
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     cpus: Option<Cpus>,
     /// Memory to set aside, for instance 512MiB; no more than this on nodes with the label limits=enforced
-    #[arg(long, visible_alias = "memory", value_name = "SIZE")]
+    #[arg(long, visible_alias = "memory", value_name = "SIZE", allow_negative_numbers = true)]
     mem: Option<Memory>,
     /// Slots to take
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
     slots: u32,
     /// A label that the node must have. May be repeated
     #[arg(long, value_name = "K=V", value_parser = key_value)]
     require: Vec<(String, String)>,
     /// How long one attempt may run, for instance 90 or 1m30s. It is told to end by SIGTERM then, and killed if it has not
     /// ended after five seconds
-    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = duration::parse)]
     timeout: Option<Duration>,
     /// How long an attempt may say nothing of itself (`flockwork pod heartbeat`, or any other of these) before it
     /// counts as hung, and is stopped and retried
-    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = duration::parse)]
     heartbeat_timeout: Option<Duration>,
     /// How long the job may wait for its first attempt
-    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = duration::parse)]
     queue_timeout: Option<Duration>,
     /// How long the job may take in all, waits and every attempt included
-    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = duration::parse)]
     total_timeout: Option<Duration>,
     /// How many failed attempts are followed by another
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     retries: u32,
     /// The wait before another attempt: the first one, what each further one is multiplied by, the longest. Each is made
     /// shorter at random, by up to a quarter, so that jobs that failed together do not all come back together
-    #[arg(long, value_name = "TIME[,FACTOR,MAX]", value_parser = backoff, default_value = "1s,2,1m")]
+    #[arg(long, value_name = "TIME[,FACTOR,MAX]", allow_hyphen_values = true, value_parser = backoff, default_value = "1s,2,1m")]
     backoff: Backoff,
     /// Exit codes that are not worth another attempt, for instance 2,64
     #[arg(long, value_name = "CODES", value_delimiter = ',', value_parser = exit_code)]
     no_retry_on: Vec<i32>,
     /// How many attempts may be lost with their node
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(long, value_name = "N", default_value_t = 5, allow_negative_numbers = true)]
     lost_limit: u32,
     /// Idempotency key: the same key and spec are the same job, however often submitted [default: a random
     /// one, so that a submit whose answer was lost can be repeated safely]
     #[arg(long, value_name = "KEY")]
     pub(crate) key: Option<String>,
     /// How long to wait before the first attempt
-    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = duration::parse)]
     delay: Option<Duration>,
     /// How long the job is known after its end, at least 10m and to the hour [default: as long as the nodes keep jobs]
-    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = duration::parse)]
     ttl: Option<Duration>,
     /// Higher runs first among the jobs that wait on one node
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
