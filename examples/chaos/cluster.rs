@@ -198,6 +198,12 @@ impl Node {
         Ok(node)
     }
 
+    /// What all its starts have logged.
+    pub fn log(&self) -> anyhow::Result<String> {
+        let file = self.dir.join("log");
+        std::fs::read_to_string(&file).with_context(|| file.display().to_string())
+    }
+
     async fn start(&self) -> anyhow::Result<(Process, Value)> {
         std::fs::create_dir_all(&self.dir)?;
         let log = File::options().create(true).append(true).open(self.dir.join("log"))?;

@@ -26,6 +26,9 @@ const AFTERMATH: f64 = 60.0;
 /// How many findings of a kind are shown.
 const SHOWN: usize = 5;
 
+/// How a line of a node's log tells of an overlap.
+const TELLS_OF_OVERLAP: &str = "attempts ran, or may have run, at the same time";
+
 /// What was promised.
 const PROMISES: [&str; 8] = [
     "no acknowledged job is lost",
@@ -122,7 +125,7 @@ pub async fn reach(cluster: &Cluster, work: &Work, trouble: &Trouble, options: &
         }
     }
     let happened = trouble.log().clone();
-    let mut overlaps = Overlaps::default();
+    let mut overlaps = Overlaps { told: told_overlaps(cluster)?, ..Overlaps::default() };
     for job in jobs.values() {
         check_job(&mut verdict, &mut overlaps, cluster, job, &ledger, &happened);
     }
@@ -138,8 +141,8 @@ pub async fn reach(cluster: &Cluster, work: &Work, trouble: &Trouble, options: &
         format!("trouble   {}", trouble.progress()),
         format!("records   {} jobs on {} nodes; {runs} executions in the ledger", jobs.len(), cluster.nodes.len()),
         format!(
-            "overlaps  {} by the ledger; reported: {} certain, {} possible",
-            overlaps.seen, overlaps.certain, overlaps.possible
+            "overlaps  {} by the ledger; reported: {} certain, {} possible, and {} executions that a seal ended",
+            overlaps.seen, overlaps.certain, overlaps.possible, overlaps.ended_by_a_seal
         ),
     ];
     Ok(verdict)
@@ -221,6 +224,31 @@ struct Overlaps {
     seen: usize,
     certain: usize,
     possible: usize,
+    /// What nodes have told of as it came about, by the job: the number and the node of each attempt.
+    told: BTreeMap<String, BTreeSet<(u64, String)>>,
+    /// Executions that were told of, and that no record has: whoever ran them had made the job anew while it was cut off,
+    /// and the other side's is sealed.
+    ended_by_a_seal: usize,
+}
+
+/// What the nodes' logs tell of attempts that ran at the same time.
+fn told_overlaps(cluster: &Cluster) -> anyhow::Result<BTreeMap<String, BTreeSet<(u64, String)>>> {
+    let mut told: BTreeMap<String, BTreeSet<(u64, String)>> = BTreeMap::new();
+    for node in &cluster.nodes {
+        let log = node.log()?;
+        for line in log.lines().filter(|line| line.contains(TELLS_OF_OVERLAP)) {
+            let Some((job, attempts)) = line.split_once("job=").and_then(|(_, rest)| rest.split_once(" attempts=["))
+            else {
+                continue;
+            };
+            let Some((attempts, _)) = attempts.split_once(']') else { continue };
+            for attempt in attempts.split("), (") {
+                let Some((number, node)) = attempt.trim_matches(['(', ')']).split_once(", ") else { continue };
+                told.entry(job.to_owned()).or_default().insert((number.parse()?, cluster.name_of(node).to_owned()));
+            }
+        }
+    }
+    Ok(told)
 }
 
 fn check_job(
@@ -243,6 +271,8 @@ fn check_job(
         };
         attempts.iter().find(is_it)
     };
+    let told = overlaps.told.remove(id).unwrap_or_default();
+    let was_told = |run: &Run| told.contains(&(run.number, run.node.clone()));
     let nothing = Vec::new();
     let runs = ledger.get(key).unwrap_or(&nothing);
     let all_listed = job["attempts_omitted"].as_u64().unwrap_or(0) == 0;
@@ -250,7 +280,9 @@ fn check_job(
         if run.starts != 1 {
             verdict.against(3, format!("{key}: attempt {} on {} started {} times", run.number, run.node, run.starts));
         }
-        if attempt_of(run).is_none() && all_listed {
+        if attempt_of(run).is_none() && all_listed && was_told(run) {
+            overlaps.ended_by_a_seal += 1;
+        } else if attempt_of(run).is_none() && all_listed {
             verdict.against(
                 3,
                 format!("{key}: attempt {} on {} ran, and job {id} does not know it", run.number, run.node),
@@ -293,7 +325,7 @@ fn check_job(
                 other.node,
                 until - from
             );
-            if !is_reported && all_listed {
+            if !is_reported && all_listed && !(was_told(one) && was_told(other)) {
                 verdict.against(4, story.clone());
             }
             let explains = |fault: &Happened| fault.from <= from && from <= fault.until.unwrap_or(f64::MAX) + AFTERMATH;
