@@ -16,7 +16,7 @@ const REQUEST: usize = 1_000;
 
 /// On one node, and on three that replicate everything three times.
 pub fn processes(rounds: usize, table: &mut Table) -> anyhow::Result<()> {
-    let single = Nodes::start(1, "--replicas 1 --slots 8")?;
+    let single = Nodes::start(1, "--replicas 1 --slots 16")?;
     let three = Nodes::start(3, "--replicas 3 --slots 2")?;
     run(&single, JOBS / 4)?;
     run(&three, JOBS / 4)?;
