@@ -1,12 +1,13 @@
 //! What the membership says, and what this node says of itself to the members.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use crate::model::id::NodeId;
 use crate::model::member::{Facts, Load, MemberState};
 use crate::model::request::{Code, EventKind, Refusal};
 use crate::model::spec::Driver;
-use crate::model::time::Now;
+use crate::model::time::{Moment, Now};
 use crate::model::wire::{Message, Probe};
 
 use super::super::effect::Effect;
@@ -14,6 +15,9 @@ use super::super::membership::{CannotForget, MembershipOutput};
 use super::super::sabotage::Bug;
 use super::Peer;
 
+/// How far apart, at the least, two savings of what others have come to hold are. Raising it spares commits where partitions
+/// get their first records, and lets a node that is started anew know less of one that is down.
+const REMEMBER_HELD_EVERY: Duration = Duration::from_secs(5);
 /// By how much the processors' use must move before others are told.
 const CPU_STEP_PERMILLE: u16 = 100;
 /// By what part of itself the free memory must move.
@@ -157,8 +161,30 @@ impl Peer {
             members.iter().map(|facts| (facts.node, facts.generation, facts.cluster_addr, facts.status)).collect();
         if self.remembered != where_they_are {
             self.remembered = where_they_are;
-            self.outbox.save_members(members);
+            self.save_members(members);
         }
+    }
+
+    /// Saves now and then what the others have come to hold: one that is down when this node is started again is not there
+    /// to say it, and nothing that it may know of is to be sealed without it.
+    fn remember_what_is_held(&mut self, now: Moment) {
+        if now < self.remember_held_at {
+            return;
+        }
+        self.remember_held_at = now + REMEMBER_HELD_EVERY;
+        let members = self.membership.remembered();
+        if !members
+            .iter()
+            .map(|facts| (facts.node, &facts.held))
+            .eq(self.remembered_held.iter().map(|(n, held)| (*n, held)))
+        {
+            self.save_members(members);
+        }
+    }
+
+    fn save_members(&mut self, members: Vec<Facts>) {
+        self.remembered_held = members.iter().map(|facts| (facts.node, facts.held.clone())).collect();
+        self.outbox.save_members(members);
     }
 
     fn handle_gone(&mut self, node: NodeId) {
@@ -192,6 +218,7 @@ impl Peer {
             let behind = self.behind(now.moment);
             self.watch_convergence(now, &behind);
             self.watch_move(&behind);
+            self.remember_what_is_held(now.moment);
         }
         self.published = Some((now.moment, facts.clone()));
         if changed {

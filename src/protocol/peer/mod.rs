@@ -39,7 +39,7 @@ use rand::{Rng, SeedableRng};
 use crate::model::blob::BlobRef;
 use crate::model::config::Config;
 use crate::model::id::{Actor, Dot, Generation, JobId, NodeId, Partition};
-use crate::model::member::{Facts, Member, Status};
+use crate::model::member::{Facts, Member, PartitionSet, Status};
 use crate::model::packed::PackedRecord;
 use crate::model::record::{Exit, Fate, Phase, Record, Version};
 use crate::model::request::{Event, SubmitOutcome};
@@ -165,6 +165,9 @@ pub struct Peer {
     leaving: bool,
     /// The members that were last saved for the next start: who, in which start, where, doing what.
     remembered: Vec<(NodeId, Generation, SocketAddr, Status)>,
+    /// What they held by what was saved, and when that is looked at again.
+    remembered_held: Vec<(NodeId, PartitionSet)>,
+    remember_held_at: Moment,
     settled_since: Option<Now>,
     unsettled_since: Now,
     last_trouble: Moment,
@@ -321,6 +324,8 @@ impl Peer {
             before_full_disk: Status::Serving,
             leaving: false,
             remembered: Vec::new(),
+            remembered_held: Vec::new(),
+            remember_held_at: now.moment,
             settled_since: None,
             unsettled_since: now,
             last_trouble: moment,
