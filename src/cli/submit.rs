@@ -152,7 +152,8 @@ async fn accompany(client: &Client, id: &str, bar: Option<&indicatif::ProgressBa
             }
             continue;
         }
-        let Some(bar) = bar else { continue };
+        // Where nobody looks on there is nothing more to say.
+        let Some(bar) = bar else { return std::future::pending().await };
         if told.take().is_some() && bar.length().is_none() {
             bar.set_message(under_way(id));
         }

@@ -392,8 +392,9 @@ impl Executor {
     }
 
     /// Stops all pods, and returns when every one has been reported as ended. The guard then goes; the tracker
-    /// knows when it has. Pods that come after this are reported as [`PodEnd::Unable`]. What cannot be killed (a process that the kernel does not let go of, a handler
-    /// that never awaits) is not waited for beyond the grace period and ten seconds, and not reported.
+    /// knows when it has. Pods that come after this are reported as [`PodEnd::Unable`]. What cannot be killed (a process that
+    /// the kernel does not let go of, a handler that never awaits) is not waited for beyond the grace period and ten seconds,
+    /// and not reported.
     pub async fn shut_down(&self) {
         let core = &self.core;
         {

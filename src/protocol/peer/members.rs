@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::model::id::NodeId;
-use crate::model::member::{Facts, Load, MemberState};
+use crate::model::member::{Facts, Load, MemberState, PartitionSet};
 use crate::model::request::{Code, EventKind, Refusal};
 use crate::model::spec::Driver;
 use crate::model::time::{Moment, Now};
@@ -173,17 +173,13 @@ impl Peer {
         }
         self.remember_held_at = now + REMEMBER_HELD_EVERY;
         let members = self.membership.remembered();
-        if !members
-            .iter()
-            .map(|facts| (facts.node, &facts.held))
-            .eq(self.remembered_held.iter().map(|(n, held)| (*n, held)))
-        {
+        if held_by(&members) != self.remembered_held {
             self.save_members(members);
         }
     }
 
     fn save_members(&mut self, members: Vec<Facts>) {
-        self.remembered_held = members.iter().map(|facts| (facts.node, facts.held.clone())).collect();
+        self.remembered_held = held_by(&members);
         self.outbox.save_members(members);
     }
 
@@ -236,4 +232,8 @@ impl Peer {
             ..self.membership.me().load
         }
     }
+}
+
+fn held_by(members: &[Facts]) -> Vec<(NodeId, PartitionSet)> {
+    members.iter().map(|facts| (facts.node, facts.held.clone())).collect()
 }
