@@ -274,7 +274,7 @@ impl Blobs {
         }
     }
 
-    /// `from` says that it has the content now, and keeps it until this node has answered, whatever it said before.
+    /// `from` says that it has the content now, whatever it said before.
     pub fn assure(&mut self, id: BlobId, from: NodeId) {
         if let Some(Named { place: Place::Lacking(search), .. }) = self.named.get_mut(&id) {
             search.absent.remove(&from);

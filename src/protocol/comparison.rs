@@ -15,6 +15,9 @@
 //! A question that is not answered in time is asked again, and either answer counts: a node that has much to do answers
 //! late, and would never be done if only its answer to the last question were good.
 //!
+//! What several peers hold in the same version is fetched from one of them. The rounds with the others wait for it, and
+//! fetch it after all where that one does not bring it.
+//!
 //! Not known here: what is in the records, and who ought to hold what.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,6 +56,8 @@ pub struct Comparison {
     next_round: u64,
     wanted: BTreeMap<NodeId, BTreeMap<Partition, Purpose>>,
     rounds: BTreeMap<NodeId, Round>,
+    /// What is being fetched, or is about to be.
+    coming: BTreeMap<JobId, Coming>,
     /// Those of them whose question is to be asked again.
     unanswered: BTreeSet<NodeId>,
     /// The latest horizon that each peer has named.
@@ -70,12 +75,25 @@ struct Round {
     differing: BTreeSet<Partition>,
     /// What the peer has not on its disk.
     unsaved: BTreeSet<JobId>,
-    /// Still to be fetched.
-    lacking: Vec<JobId>,
+    /// Still to be fetched, with the versions that the peer named.
+    lacking: Vec<(JobId, Version)>,
+    /// Asked for.
+    asked_for: BTreeMap<JobId, Version>,
+    /// What the peer has in a version that another was asked for.
+    left_to_others: BTreeSet<JobId>,
     fetching: bool,
     /// How often its question was asked.
     asked: u32,
     give_up_at: Moment,
+}
+
+/// A record that a peer was asked for.
+#[derive(Debug)]
+struct Coming {
+    version: Version,
+    from: NodeId,
+    /// Who has the same.
+    also_at: Vec<NodeId>,
 }
 
 impl Round {
@@ -121,8 +139,12 @@ pub struct Answer {
 pub struct Difference {
     /// Records that the peer has in this very version, on its disk.
     pub same: Vec<(JobId, Version)>,
-    /// Records that the peer lacks, or has in another version.
+    /// Records that the peer has in another version.
+    pub theirs_differ: Vec<JobId>,
+    /// Records that the peer lacks, or blobs of them.
     pub theirs_lack: Vec<JobId>,
+    /// Records that this node lacks nothing of but blobs, which the peer has.
+    pub has_blobs_of: Vec<JobId>,
 }
 
 impl Comparison {
@@ -133,6 +155,7 @@ impl Comparison {
             next_round: 1,
             wanted: BTreeMap::new(),
             rounds: BTreeMap::new(),
+            coming: BTreeMap::new(),
             unanswered: BTreeSet::new(),
             horizons: BTreeMap::new(),
         }
@@ -147,7 +170,7 @@ impl Comparison {
     /// `peer` is gone: nothing is compared with it.
     pub fn handle_gone(&mut self, peer: NodeId) {
         self.wanted.remove(&peer);
-        self.rounds.remove(&peer);
+        self.end_round(peer);
         self.horizons.remove(&peer);
     }
 
@@ -190,6 +213,8 @@ impl Comparison {
             differing: BTreeSet::new(),
             unsaved: BTreeSet::new(),
             lacking: Vec::new(),
+            asked_for: BTreeMap::new(),
+            left_to_others: BTreeSet::new(),
             fetching: false,
             asked: 1,
             give_up_at: now + self.patience,
@@ -199,8 +224,8 @@ impl Comparison {
         Some((peer, question))
     }
 
-    /// The peer listed what it holds where the two differ. Returns what that means, and the next question or
-    /// the finished round. What this node does not want is not fetched.
+    /// The peer listed what it holds where the two differ. Returns what that means. What this node does not want is not
+    /// fetched.
     pub fn handle_differ(
         &mut self,
         now: Moment,
@@ -208,71 +233,157 @@ impl Comparison {
         answer: Answer,
         records: &Records,
         wants: impl Fn(JobId) -> bool,
-    ) -> (Difference, Step) {
+    ) -> Difference {
         let Answer { round: number, horizon, partitions, unsaved } = answer;
         let mut difference = Difference::default();
         let Some(round) = self.rounds.get_mut(&peer).filter(|round| round.number == number && !round.fetching) else {
-            return (difference, Step::Stale);
+            return difference;
         };
         if horizon > round.horizon {
             self.horizons.insert(peer, horizon);
             self.want_again(peer);
-            return (difference, Step::Wait);
+            return difference;
         }
         let horizon = round.horizon;
         round.unsaved.extend(unsaved);
+        let mut lacking = Vec::new();
         for (partition, theirs) in partitions {
             if !round.partitions.contains_key(&partition) {
                 continue;
             }
             round.differing.insert(partition);
-            let theirs: BTreeMap<JobId, Version> = theirs.into_iter().collect();
-            for (job, version) in records.versions_in(partition, horizon) {
-                if theirs.get(&job) == Some(&version) {
-                    if !round.unsaved.contains(&job) {
-                        difference.same.push((job, version));
+            let mut theirs: BTreeMap<JobId, Version> = theirs.into_iter().collect();
+            for (job, held) in records.in_partition(partition).filter(|(_, held)| held.counts_at(horizon)) {
+                match theirs.remove(&job) {
+                    Some(version) if version == held.compared() => {
+                        if !round.unsaved.contains(&job) {
+                            difference.same.push((job, version));
+                        }
                     }
-                } else {
-                    difference.theirs_lack.push(job);
+                    Some(version) if version == held.version => difference.has_blobs_of.push(job),
+                    Some(version) if version == held.compared_without_blobs() => difference.theirs_lack.push(job),
+                    Some(version) => {
+                        difference.theirs_differ.push(job);
+                        lacking.push((job, version));
+                    }
+                    None => difference.theirs_lack.push(job),
                 }
             }
-            let mine = |job: &JobId| records.get(*job).map(|held| held.compared());
             // Only ids of the partition they are said to be in: others would never be compared again.
-            let lacking = theirs
-                .into_iter()
-                .filter(|(job, version)| records.partition_of(*job) == partition && mine(job) != Some(*version))
-                .map(|(job, _)| job);
-            round.lacking.extend(lacking.filter(|job| wants(*job)));
+            lacking.extend(theirs.into_iter().filter(|(job, _)| records.partition_of(*job) == partition));
         }
         round.fetching = true;
-        (difference, self.go_on(now, peer))
+        round.give_up_at = now + self.patience * FETCH_PATIENCE;
+        lacking.retain(|(job, _)| wants(*job));
+        for (job, version) in lacking {
+            self.take_on(peer, job, version);
+        }
+        difference
     }
 
-    /// Part of what was fetched has come and has been merged.
-    pub fn handle_fetched(&mut self, now: Moment, peer: NodeId, number: u64, last: bool) -> Step {
-        match self.rounds.get_mut(&peer) {
-            Some(round) if round.number == number && round.fetching => {
-                round.give_up_at = now + self.patience * FETCH_PATIENCE;
-                if last { self.go_on(now, peer) } else { Step::Wait }
+    /// The round with `peer` needs this version of the record: it fetches it, unless another peer was asked for the same.
+    fn take_on(&mut self, peer: NodeId, job: JobId, version: Version) {
+        let Some(round) = self.rounds.get_mut(&peer) else {
+            return;
+        };
+        match self.coming.get_mut(&job) {
+            Some(coming) if coming.version == version && coming.from != peer => {
+                coming.also_at.push(peer);
+                round.left_to_others.insert(job);
+                return;
             }
-            Some(_) | None => Step::Stale,
+            Some(_) => {}
+            None => {
+                self.coming.insert(job, Coming { version, from: peer, also_at: Vec::new() });
+            }
+        }
+        round.lacking.push((job, version));
+    }
+
+    /// Part of what was fetched has come: these records, which have been merged and are held in these versions now.
+    pub fn handle_fetched(
+        &mut self,
+        now: Moment,
+        peer: NodeId,
+        number: u64,
+        came: impl IntoIterator<Item = (JobId, Version)>,
+        last: bool,
+    ) {
+        let Some(round) = self.rounds.get_mut(&peer).filter(|round| round.number == number && round.fetching) else {
+            return;
+        };
+        let mut settled: Vec<(JobId, bool)> = Vec::new();
+        for (job, version) in came {
+            if let Some(wanted) = round.asked_for.remove(&job) {
+                settled.push((job, wanted == version));
+            }
+        }
+        if last {
+            settled.extend(std::mem::take(&mut round.asked_for).into_keys().map(|job| (job, false)));
+        }
+        round.give_up_at = now + self.patience * FETCH_PATIENCE;
+        for other in self.rounds.values_mut().filter(|round| !round.left_to_others.is_empty()) {
+            other.give_up_at = now + self.patience * FETCH_PATIENCE;
+        }
+        for (job, is_here) in settled {
+            self.release(peer, job, is_here);
         }
     }
 
-    fn go_on(&mut self, now: Moment, peer: NodeId) -> Step {
-        let Some(round) = self.rounds.get_mut(&peer) else {
-            return Step::Stale;
+    /// `peer` is not asked for the record any more, for the very version is here now, or because it does not bring it: then
+    /// whoever else has it is asked.
+    fn release(&mut self, peer: NodeId, job: JobId, is_here: bool) {
+        if self.coming.get(&job).is_none_or(|coming| coming.from != peer) {
+            return;
+        }
+        let Some(Coming { version, also_at, .. }) = self.coming.remove(&job) else {
+            return;
         };
-        round.give_up_at = now + self.patience * FETCH_PATIENCE;
+        for other in also_at {
+            if let Some(round) = self.rounds.get_mut(&other) {
+                round.left_to_others.remove(&job);
+            }
+            if !is_here {
+                self.take_on(other, job, version);
+            }
+        }
+    }
+
+    /// Takes a round out, and what it was to bring from it.
+    fn end_round(&mut self, peer: NodeId) -> Option<Round> {
+        let round = self.rounds.remove(&peer)?;
+        for job in &round.left_to_others {
+            if let Some(coming) = self.coming.get_mut(job) {
+                coming.also_at.retain(|other| *other != peer);
+            }
+        }
+        let lacking = round.lacking.iter().map(|(job, _)| *job);
+        for job in lacking.chain(round.asked_for.keys().copied()) {
+            self.release(peer, job, false);
+        }
+        Some(round)
+    }
+
+    /// How a round goes on, if one can.
+    pub fn poll_step(&mut self) -> Option<Step> {
+        let can_go_on = |round: &Round| {
+            round.fetching
+                && round.asked_for.is_empty()
+                && (!round.lacking.is_empty() || round.left_to_others.is_empty())
+        };
+        let peer = self.rounds.iter().find(|(_, round)| can_go_on(round)).map(|(peer, _)| *peer)?;
+        let round = self.rounds.get_mut(&peer)?;
         if !round.lacking.is_empty() {
             let rest = round.lacking.split_off(round.lacking.len().min(FETCH_RECORDS));
-            let jobs = std::mem::replace(&mut round.lacking, rest);
-            return Step::Ask(Message::Fetch { round: round.number, jobs });
+            let asked_for = std::mem::replace(&mut round.lacking, rest);
+            let jobs = asked_for.iter().map(|(job, _)| *job).collect();
+            round.asked_for.extend(asked_for);
+            return Some(Step::Ask(peer, Message::Fetch { round: round.number, jobs }));
         }
-        let round = self.rounds.remove(&peer).expect("it was just there");
-        let Round { purpose, horizon, partitions, differing, unsaved, .. } = round;
+        let Round { purpose, horizon, partitions, differing, unsaved, .. } = self.end_round(peer)?;
         let same = partitions.into_iter().filter(|(partition, _)| !differing.contains(partition)).collect();
-        Step::Done(Compared { peer, purpose, horizon, same, differed: differing.into_iter().collect(), unsaved })
+        let differed = differing.into_iter().collect();
+        Some(Step::Done(Compared { peer, purpose, horizon, same, differed, unsaved }))
     }
 
     /// The next moment at which a round is given up.
@@ -305,7 +416,7 @@ impl Comparison {
     }
 
     fn want_again(&mut self, peer: NodeId) {
-        if let Some(round) = self.rounds.remove(&peer) {
+        if let Some(round) = self.end_round(peer) {
             for partition in round.partitions.into_keys() {
                 self.want(peer, partition, round.purpose);
             }
@@ -316,12 +427,91 @@ impl Comparison {
 /// How a round goes on.
 #[derive(Debug)]
 pub enum Step {
-    /// Ask this next.
-    Ask(Message),
-    /// More is on its way.
-    Wait,
+    /// Ask this of this peer.
+    Ask(NodeId, Message),
     /// It is finished.
     Done(Compared),
-    /// It belongs to no round under way.
-    Stale,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const B: NodeId = NodeId(0xb);
+    const C: NodeId = NodeId(0xc);
+    const PATIENCE: Duration = Duration::from_secs(1);
+    const WHOLE: Partition = Partition(0);
+
+    /// A node that holds nothing, and has been told by each of these peers what it holds.
+    fn told(told: &[(NodeId, &[(u128, u128)])]) -> (Comparison, Records) {
+        let (mut comparison, records) = (Comparison::new(PATIENCE), Records::new(1));
+        for (peer, theirs) in told {
+            comparison.want(*peer, WHOLE, Purpose::Takeover);
+            let (_, question) = comparison.poll_message(Moment::START, 0, &records).unwrap();
+            let Message::Compare { round, .. } = question else { panic!("{question:?}") };
+            let theirs = theirs.iter().map(|(job, version)| (JobId(*job), Version(*version))).collect();
+            let answer = Answer { round, horizon: 0, partitions: vec![(WHOLE, theirs)], unsaved: vec![] };
+            comparison.handle_differ(Moment::START, *peer, answer, &records, |_| true);
+        }
+        (comparison, records)
+    }
+
+    /// Whom it asks for what, and with whom it is done.
+    fn steps(comparison: &mut Comparison) -> Vec<(NodeId, Vec<u128>)> {
+        let told = |step| match step {
+            Step::Ask(peer, Message::Fetch { jobs, .. }) => (peer, jobs.iter().map(|job| job.0).collect()),
+            Step::Ask(_, other) => panic!("{other:?}"),
+            Step::Done(compared) => (compared.peer, vec![]),
+        };
+        std::iter::from_fn(|| comparison.poll_step().map(told)).collect()
+    }
+
+    fn comes(comparison: &mut Comparison, peer: NodeId, came: &[(u128, u128)]) {
+        let came = came.iter().map(|(job, version)| (JobId(*job), Version(*version)));
+        let round = comparison.rounds[&peer].number;
+        comparison.handle_fetched(Moment::START, peer, round, came, true);
+    }
+
+    #[test]
+    fn what_two_hold_alike_is_fetched_from_one_of_them() {
+        let (mut comparison, _) = told(&[(B, &[(1, 10), (2, 20)]), (C, &[(1, 10), (2, 21), (3, 30)])]);
+        assert_eq!(steps(&mut comparison), [(B, vec![1, 2]), (C, vec![2, 3])], "the second is not the same");
+        comes(&mut comparison, C, &[(2, 21), (3, 30)]);
+        assert_eq!(steps(&mut comparison), [], "what C has is not all here");
+        comes(&mut comparison, B, &[(1, 10), (2, 22)]);
+        assert_eq!(steps(&mut comparison), [(B, vec![]), (C, vec![])]);
+        assert!(comparison.coming.is_empty());
+    }
+
+    #[test]
+    fn whoever_does_not_bring_the_very_version_leaves_it_to_the_next() {
+        let (mut comparison, _) = told(&[(B, &[(1, 10), (2, 20)]), (C, &[(1, 10), (2, 20)])]);
+        assert_eq!(steps(&mut comparison), [(B, vec![1, 2])]);
+        comes(&mut comparison, B, &[(2, 19)]);
+        assert_eq!(steps(&mut comparison), [(B, vec![]), (C, vec![2, 1])], "B let go of one, and has another older");
+        comes(&mut comparison, C, &[(1, 10), (2, 20)]);
+        assert_eq!(steps(&mut comparison), [(C, vec![])]);
+        assert!(comparison.coming.is_empty());
+    }
+
+    #[test]
+    fn whoever_dies_leaves_it_to_the_next() {
+        let (mut comparison, _) = told(&[(B, &[(1, 10)]), (C, &[(1, 10)])]);
+        assert_eq!(steps(&mut comparison), [(B, vec![1])]);
+        comparison.handle_gone(B);
+        assert_eq!(steps(&mut comparison), [(C, vec![1])]);
+        comparison.handle_gone(C);
+        assert_eq!(steps(&mut comparison), []);
+        assert!(comparison.coming.is_empty());
+    }
+
+    #[test]
+    fn whoever_is_waited_for_too_long_is_asked_anew() {
+        let (mut comparison, records) = told(&[(B, &[(1, 10)]), (C, &[(1, 10)])]);
+        assert_eq!(steps(&mut comparison), [(B, vec![1])]);
+        let late = comparison.poll_timeout().unwrap();
+        comparison.handle_timeout(late);
+        assert!(comparison.coming.is_empty() && comparison.is_pending(B, WHOLE) && comparison.is_pending(C, WHOLE));
+        assert!(comparison.poll_message(late, 0, &records).is_some());
+    }
 }

@@ -427,6 +427,17 @@ impl Gateway {
         }
     }
 
+    /// The jobs whose submits are not over: somebody else may yet be asked to write them down.
+    pub fn submitting(&self) -> BTreeSet<JobId> {
+        let submits = self.questions.values().filter_map(|question| match &question.about {
+            About::Submit { jobs, .. } => Some(jobs),
+            About::Job { .. } | About::List { .. } | About::Copy { .. } | About::Dependents { .. } | About::Events => {
+                None
+            }
+        });
+        submits.flatten().map(|(_, job)| job.id).collect()
+    }
+
     /// The next question to send: to whom, under which number, what.
     pub fn poll_question(&mut self) -> Option<(NodeId, u64, Request)> {
         self.to_ask.pop_front()

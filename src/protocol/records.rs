@@ -160,7 +160,12 @@ impl Entry {
     /// The version by which copies are compared. One that lacks blobs counts as another, so that comparing finds
     /// what is missing; and it is not merely altered by a constant, which two such copies would cancel out.
     pub fn compared(&self) -> Version {
-        if self.lacking { Version(self.version.0.rotate_left(1)) } else { self.version }
+        if self.lacking { self.compared_without_blobs() } else { self.version }
+    }
+
+    /// The version by which this very record is compared where blobs of it are lacking.
+    pub fn compared_without_blobs(&self) -> Version {
+        Version(self.version.0.rotate_left(1))
     }
 
     /// Whether the record is taken into account where sealed ones that expire before `horizon` are not.

@@ -21,8 +21,11 @@ use crate::world::{Happening, World};
 
 /// How often a node compares everything with some others.
 const GOSSIP_EVERY: Duration = Duration::from_millis(800);
-/// To how many others.
+/// To how many of those who are heard.
 const GOSSIP_TO: usize = 3;
+/// Whoever has had no heartbeat for so long is heard no more, for the library. It calls one of these at a time, the oftener the
+/// more of them there are, and three only where nobody is heard.
+const HEARD_FOR: Duration = GOSSIP_EVERY.saturating_mul(8);
 /// Facts without a heartbeat for so long are no longer handed on...
 const SILENT_AFTER: Duration = Duration::from_secs(90);
 /// ...and are dropped after so long.
@@ -135,6 +138,15 @@ impl Gossip {
     fn all(&self, now: Duration) -> Told {
         let fresh = self.known.iter().filter(|(_, (_, heard_at))| now.saturating_sub(*heard_at) < SILENT_AFTER);
         fresh.map(|(node, (known, _))| (*node, known.clone())).collect()
+    }
+
+    /// Whom it may call: those who are heard, and the rest.
+    fn others(&self, now: Duration, me: NodeId) -> (Vec<NodeId>, Vec<NodeId>) {
+        let others: BTreeSet<NodeId> =
+            self.known.keys().chain(&self.contacts).copied().filter(|id| *id != me).collect();
+        let is_heard =
+            |node: &NodeId| self.known.get(node).is_some_and(|(_, heard_at)| now.saturating_sub(*heard_at) < HEARD_FOR);
+        others.into_iter().partition(is_heard)
     }
 
     /// Takes in what another knows. Returns the facts that are news, with their nodes, and what is newer here.
@@ -318,25 +330,27 @@ impl World {
         self.schedule(GOSSIP_EVERY, Happening::GossipTick { node, process: number });
     }
 
-    /// Sends facts to three others.
+    /// Sends facts to some others, as the library chooses them.
     fn spread(&mut self, node: usize, known: Told, answer: bool, urgent: bool) {
         let me = self.nodes[node].id;
         let Some(process) = self.nodes[node].process.as_ref() else {
             return;
         };
-        let mut others: BTreeSet<NodeId> =
-            process.gossip.known.keys().chain(&process.gossip.contacts).copied().collect();
-        others.remove(&me);
-        let mut others: Vec<NodeId> = others.into_iter().collect();
+        let (heard, silent) = process.gossip.others(self.now, me);
+        let (mut candidates, silent) = if heard.is_empty() { (silent, heard) } else { (heard, silent) };
+        let for_one_of_the_silent = 100.0 * silent.len() as f64 / (candidates.len() + 1) as f64;
+        let mut chosen = Vec::with_capacity(GOSSIP_TO + 1);
+        while let Some(one) = self.dice.pick(&candidates).filter(|_| chosen.len() < GOSSIP_TO) {
+            candidates.retain(|other| *other != one);
+            chosen.push(one);
+        }
+        if self.dice.chance(for_one_of_the_silent) {
+            chosen.extend(self.dice.pick(&silent));
+        }
         let known = Arc::new(known);
-        for _ in 0..GOSSIP_TO {
-            let Some(chosen) = self.dice.pick(&others) else {
-                return;
-            };
-            others.retain(|other| *other != chosen);
-            if let Some(to) = self.place_of(chosen) {
-                self.transmit(node, to, Packet::Gossip { known: Arc::clone(&known), answer, urgent });
-            }
+        let places: Vec<usize> = chosen.into_iter().filter_map(|one| self.place_of(one)).collect();
+        for to in places {
+            self.transmit(node, to, Packet::Gossip { known: Arc::clone(&known), answer, urgent });
         }
     }
 

@@ -201,7 +201,7 @@ impl World {
             self.schedule(takes * part / 4, Happening::PodReports { node, process, run });
         }
         let event = PodEvent::Started { key, at: self.local_wall(node) };
-        self.tell_of_pod(node, process, event);
+        self.tell_of_pod(node, process, vec![event]);
     }
 
     pub fn pod_ends(&mut self, node: usize, process: u64, run: usize, told: bool) {
@@ -219,7 +219,7 @@ impl World {
         let result = (end == PodEnd::Exited(Exit::Code(0))).then(|| Blob::new(format!("{claim} is done")));
         let left = Leavings { result, stdout: Some((0, output)), ..Leavings::default() };
         let event = PodEvent::Ended { key, at: self.local_wall(node), end, left: Box::new(left) };
-        self.tell_of_pod(node, process, event);
+        self.tell_of_pod(node, process, vec![event]);
     }
 
     /// A pod that still runs says how far it has come, and saves its work.
@@ -233,7 +233,7 @@ impl World {
         let Run { job, claim, serial, depth, .. } = self.ledger.runs[run];
         let key = AttemptKey { job, claim };
         let progress = Progress { serial: serial - 2, permille: 500, message: String::new() };
-        self.tell_of_pod(node, process, PodEvent::Reported { key, report: PodReport::Progress(progress) });
+        let mut reports = vec![PodReport::Progress(progress)];
         // Some ride along with their records, and some are too large for that.
         let size = if depth % 2 == 0 { 100 } else { 80 << 10 };
         let mut content = format!("{job} {claim} {depth} ").into_bytes();
@@ -243,17 +243,16 @@ impl World {
         let answer = self.ledger.reports.last_key_value().map_or(1, |(last, _)| last + 1);
         self.ledger.reports.insert(answer, Some((job, Posted::Work(blob.id()))));
         let at = self.local_wall(node);
-        let report = PodReport::Checkpoint { answer, serial: serial - 1, at, blob };
-        self.tell_of_pod(node, process, PodEvent::Reported { key, report });
+        reports.push(PodReport::Checkpoint { answer, serial: serial - 1, at, blob });
         let (answer, blob) = (answer + 1, Blob::new(format!("{claim} so far: {serial}")));
         self.ledger
             .reports
             .insert(answer, Some((job, Posted::Result(claim, Outcome::posted(serial, blob.reference())))));
-        let report = PodReport::Result { answer, serial, blob };
-        self.tell_of_pod(node, process, PodEvent::Reported { key, report });
+        reports.push(PodReport::Result { answer, serial, blob });
         let stdout = Some((0, Blob::new(format!("{claim} has written {}", "x".repeat(serial as usize)))));
-        let report = PodReport::Output { at, stdout, stderr: None };
-        self.tell_of_pod(node, process, PodEvent::Reported { key, report });
+        reports.push(PodReport::Output { at, stdout, stderr: None });
+        let events = reports.into_iter().map(|report| PodEvent::Reported { key, report }).collect();
+        self.tell_of_pod(node, process, events);
     }
 
     /// A pod hears what became of its work.
@@ -274,7 +273,7 @@ impl World {
         }
     }
 
-    fn tell_of_pod(&mut self, node: usize, process: u64, event: PodEvent) {
-        self.schedule(Duration::from_micros(50), Happening::Pod { node, process, event });
+    fn tell_of_pod(&mut self, node: usize, process: u64, events: Vec<PodEvent>) {
+        self.schedule(Duration::from_micros(50), Happening::Pod { node, process, events });
     }
 }

@@ -128,6 +128,31 @@ impl World {
         self.ledger.runs_of(job).count()
     }
 
+    fn has(&self, node: usize, job: JobId) -> bool {
+        self.peer(node).is_some_and(|peer| peer.records().get(job).is_some())
+    }
+
+    /// Waits until there is one, and not a millisecond longer.
+    #[track_caller]
+    fn soon<T>(&mut self, what: &str, find: impl Fn(&Self) -> Option<T>) -> T {
+        for _ in 0..PATIENCE.as_millis() {
+            if let Some(found) = find(self) {
+                return found;
+            }
+            self.run_for(SECOND / 1_000);
+        }
+        panic!("waited in vain until {what}");
+    }
+
+    fn jobs_held(&self) -> BTreeSet<JobId> {
+        self.up()
+            .iter()
+            .filter_map(|node| self.peer(*node))
+            .flat_map(|peer| peer.records().iter())
+            .map(|(job, _)| job)
+            .collect()
+    }
+
     /// Somebody tells `node` to forget `other`.
     fn forget(&mut self, node: usize, other: usize) -> Result<(), Refusal> {
         let (now, other) = (self.local_now(node), self.nodes[other].id);
@@ -952,6 +977,97 @@ fn nothing_is_sealed_without_one_that_was_cut_off_before_it_could_say_that_it_ha
     world.end_well();
 }
 
+/// A job that n0 was just asked for and whose home list writes it down this instant: n0, which is not of it, has not heard
+/// that yet. Nor would n0 be the next to be asked.
+fn just_written_down(world: &mut World, spec: &Spec) -> (AskId, JobId, Vec<usize>) {
+    for _ in 0..50 {
+        let known = world.jobs_held();
+        let ask = world.ask_to_submit(0, spec.clone());
+        let job = world.soon("it is written down", |world| world.jobs_held().difference(&known).next().copied());
+        let placement = world.peer(0).expect("it is up").placement();
+        let partition = placement.partition_of(job);
+        let home: Vec<usize> = placement.home(partition).iter().filter_map(|id| world.place_of(*id)).collect();
+        if !home.contains(&0) && placement.next(partition) != Some(world.nodes[0].id) {
+            return (ask, job, home);
+        }
+        world.run_for(SECOND);
+    }
+    panic!("n0 is of every list");
+}
+
+#[test]
+fn what_both_sides_of_a_split_wrote_down_for_one_submit_is_not_sealed_on_one_side() {
+    let mut world = cluster_of(Options { replicas: 2, ..Options::new(1, 6) });
+    let (_, job, home) = just_written_down(&mut world, &work(10, 0));
+    world.split(&home);
+    world.run_for(SECOND * 30);
+    assert_eq!(world.pods(job), 2, "the gateway had it written down on its side too");
+    assert!(!world.seals.contains_key(&job));
+    world.heal();
+    world.wait_until("it is sealed", |world| world.merged(job).unwrap().is_final());
+    world.end_well();
+}
+
+#[test]
+fn nothing_is_sealed_without_one_of_whom_only_the_gateway_knows_that_it_was_asked_to_write_it_down() {
+    let mut world = cluster_of(Options { replicas: 2, ..Options::new(2, 6) });
+    let (_, job, home) = just_written_down(&mut world, &work(10, 0));
+    world.split(&home);
+    let others = world.others(&home);
+    let has_it = |world: &World| others.iter().copied().find(|node| world.has(*node, job));
+    let third = world.soon("it is written down once more", has_it);
+    world.heal();
+    world.split(&[third]);
+    world.run_for(SECOND * 30);
+    let peer = world.peer(0).expect("it is up");
+    let partition = peer.placement().partition_of(job);
+    let said = &peer.membership().view()[&world.nodes[third].id].facts.held;
+    assert!(!said.contains(partition), "it was cut off before it could say that it has a copy");
+    assert!(!world.seals.contains_key(&job));
+    world.heal();
+    world.wait_until("it is sealed", |world| world.merged(job).unwrap().is_final());
+    world.end_well();
+}
+
+#[test]
+fn nothing_is_sealed_before_its_submit_is_over() {
+    let mut world = cluster_of(Options { replicas: 2, ..Options::new(1, 6) });
+    for _ in 0..10 {
+        let (ask, job, _) = just_written_down(&mut world, &work(10, 0));
+        world.split(&[0]);
+        world.run_for(SECOND / 100);
+        world.heal();
+        world.soon("it is sealed", |world| world.seals.get(&job).map(drop));
+        assert!(world.clients.answers.contains_key(&ask), "the gateway may yet ask others to write it down");
+    }
+    world.end_well();
+}
+
+#[test]
+fn a_gateway_that_was_forgotten_comes_back_with_what_it_had_written_down_anew_and_nothing_runs_again() {
+    let minute = SECOND * 60;
+    let (forget_after, retention, into_the_hour) = (minute * 10, Duration::ZERO, minute * 40);
+    let options = Options { replicas: 2, forget_after, retention, into_the_hour, ..Options::new(1, 6) };
+    let mut world = cluster_of(options);
+    let (_, job, home) = just_written_down(&mut world, &Spec { delay: Some(SECOND * 30), ..work(10, 0) });
+    let another = world.others(&home).into_iter().find(|node| *node != 0).expect("there are six");
+    world.split(&[0, another]);
+    world.run_for(SECOND * 15);
+    assert!(world.has(0, job) && world.has(another, job), "they wrote the job down on their side");
+    world.power_off(0);
+    world.power_off(another);
+    world.heal();
+    world.run_for(minute * 22);
+    assert!(world.sees(home[0], 0).is_none() && world.seals.contains_key(&job), "the others went on without them");
+    world.start(0);
+    world.start(another);
+    let is_back = |world: &World| (0..6).all(|node| world.converged(node) && world.sees(node, 0).is_some());
+    world.wait_until("they are members", is_back);
+    world.run_for(minute);
+    assert_eq!(world.pods(job), 1);
+    world.end_well();
+}
+
 #[test]
 fn what_a_leaver_ran_while_it_was_cut_off_is_told_when_it_is_back() {
     let mut world = cluster(3);
@@ -1059,6 +1175,37 @@ fn a_restart_does_not_make_the_dead_remembered_for_longer() {
     let knows = |node: usize| world.peer(node).is_some_and(|p| p.membership().view().contains_key(&world.nodes[3].id));
     assert!(!(0..3).any(knows), "it has been gone for longer than anybody is to be remembered");
     assert!((0..3).all(|node| world.converged(node)));
+    world.end_well();
+}
+
+#[test]
+fn a_node_that_comes_to_own_more_jobs_than_it_looks_at_in_one_go_looks_at_all_of_them_at_once() {
+    const JOBS: usize = 2_500;
+    let mut world = cluster_of(Options { slots: 64, ..Options::new(1, 1) });
+    let draft = Draft { spec: Spec { delay: Some(SECOND * 5), ..work(1_000, 0) }, retry_of: None };
+    let ask = world.ask(0, Ask::Submit(vec![draft; JOBS])).expect("the node is up");
+    world.answer(ask).expect("they are acknowledged");
+    world.kill(0);
+    world.run_for(SECOND * 10);
+    world.start(0);
+    world.soon("it serves", |world| (world.status(0) == Status::Serving).then_some(()));
+    world.run_for(SECOND / 1_000);
+    let jobs = world.peer(0).expect("it is up").snapshot(world.local_now(0)).jobs;
+    assert_eq!(jobs.waiting + jobs.pods, JOBS as u64, "{jobs:?}");
+    world.end_well();
+}
+
+#[test]
+fn the_last_who_serves_hands_over_to_one_who_drains() {
+    let mut world = cluster(2);
+    world.drain(1, true);
+    world.run_for(SECOND * 5);
+    let job = world.submit(0, Spec { delay: Some(PATIENCE), ..work(50, 0) });
+    assert_eq!(world.disks_with(job), [0], "whoever drains keeps nothing");
+    world.leave(0);
+    world.wait_until("it has left", |world| world.process(0).is_none());
+    assert!(world.disks_with(job).contains(&1));
+    world.drain(1, false);
     world.end_well();
 }
 

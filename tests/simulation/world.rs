@@ -220,11 +220,11 @@ pub enum Happening {
         run: usize,
         told: bool,
     },
-    /// The Peer learns of it.
+    /// The Peer learns of it, and of all else that came from pods at that moment.
     Pod {
         node: usize,
         process: u64,
-        event: PodEvent,
+        events: Vec<PodEvent>,
     },
     /// A pod says something of itself, if it still runs.
     PodReports {
@@ -584,7 +584,9 @@ impl World {
                     |p| if ok { p.handle_committed(now, number) } else { p.handle_commit_failed(now, number) },
                 );
             }
-            Happening::Pod { event, .. } => self.call(node, |p| p.handle_pod(now, event)),
+            Happening::Pod { events, .. } => {
+                self.call(node, |p| events.into_iter().for_each(|event| p.handle_pod(now, event)));
+            }
             Happening::BlobFetched { from, blob, fetched, .. } => {
                 let from = self.nodes[from].id;
                 self.call(node, |p| p.handle_blob(now, from, blob, fetched));

@@ -2,15 +2,16 @@
 //!
 //! Everybody gossips of which partitions it holds records, and whoever seals one asks them all. A node that was cut off, or
 //! died, between its first record of a partition and its next gossip is asked by nobody. But whoever gave it the record
-//! knows, and objects to the seal until that node has been heard of.
+//! knows, and objects to the seal until that node has been heard of. A gateway that has a job written down gives it too.
 //!
 //! What is known here is lost with a restart of the giver. Then a seal may do without the one who was given the record, and
 //! that one begin the sealed job again while it is cut off: two deaths and a cut within one interval of the gossip.
 
 use std::collections::BTreeMap;
 
-use crate::model::id::{NodeId, Partition};
+use crate::model::id::{JobId, NodeId, Partition};
 use crate::model::member::{MemberState, PartitionSet};
+use crate::model::request::Request;
 use crate::model::time::Moment;
 use crate::model::wire::Message;
 
@@ -40,19 +41,21 @@ impl Given {
 impl Peer {
     /// A message is about to be sent: notes what it gives away.
     pub(super) fn note_given(&mut self, to: NodeId, message: &Message) {
-        let (Message::Push { records, .. } | Message::Fetched { records, .. }) = message else {
-            return;
-        };
-        let said = self.membership.view().get(&to).map(|member| &member.facts.held);
-        for record in records {
-            let partition = self.records.partition_of(record.id);
-            if said.is_some_and(|held| held.contains(partition)) {
-                continue;
-            }
-            let gifts = self.given.0.entry(to).or_default();
-            gifts.partitions.insert(partition);
-            gifts.since = None;
+        if let Message::Push { records, .. } | Message::Fetched { records, .. } = message {
+            records.iter().for_each(|record| self.note_one_given(to, record.id));
+        } else if let Message::Request { request: Request::Submit { jobs, .. }, .. } = message {
+            jobs.iter().for_each(|job| self.note_one_given(to, job.id));
         }
+    }
+
+    fn note_one_given(&mut self, to: NodeId, job: JobId) {
+        let partition = self.records.partition_of(job);
+        if self.membership.view().get(&to).is_some_and(|member| member.facts.held.contains(partition)) {
+            return;
+        }
+        let gifts = self.given.0.entry(to).or_default();
+        gifts.partitions.insert(partition);
+        gifts.since = None;
     }
 
     /// Forgets what was given to those who have said so since, or have been heard for long enough to have said so, or are

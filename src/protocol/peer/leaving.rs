@@ -42,7 +42,21 @@ impl Peer {
         }
         // Whoever has not heard yet that this node leaves does not keep what it is given for it, and so does not
         // acknowledge it: what is handed over was heard of.
-        self.pods.is_empty() && self.strays().next().is_none() && self.outbox.is_settled() && self.nothing_spreads()
+        self.pods.is_empty()
+            && self.strays().next().is_none()
+            && self.outbox.is_settled()
+            && self.nothing_spreads()
+            && self.others_have_what_is_kept()
+    }
+
+    /// Whether of each partition somebody has the same, if anybody should. Where all drain they keep the records between
+    /// them: whoever drained before has let go of what it had, and gets it again.
+    fn others_have_what_is_kept(&self) -> bool {
+        self.records.partitions_held().iter().all(|partition| {
+            let acting = self.placement.acting(partition).iter();
+            let mut others = acting.filter(|node| **node != self.me.node).peekable();
+            others.peek().is_none() || others.any(|node| self.ownership.agrees(partition, *node))
+        })
     }
 
     /// Says goodbye: the last thing a leaving node gossips.

@@ -186,6 +186,7 @@ impl Peer {
     fn handle_gone(&mut self, node: NodeId) {
         self.replication.handle_gone(node);
         self.comparison.handle_gone(node);
+        self.turns.handle_gone(node);
         self.dirty.extend(self.scheduler.handle_gone(node));
     }
 

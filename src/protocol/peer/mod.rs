@@ -27,6 +27,7 @@ mod repair;
 mod sealing;
 mod serve;
 mod telling;
+mod turns;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -51,7 +52,7 @@ use self::absence::Absence;
 use self::full_disk::{Due, FullDisk};
 use self::given::Given;
 use super::blobs::Blobs;
-use super::comparison::{Answer, Comparison};
+use super::comparison::{Answer, Comparison, Purpose, Step};
 use super::effect::{Effect, PodEnd, PodEvent};
 use super::former::FormerEnds;
 use super::gateway::{Ask, AskId, Gateway, Routing, Told};
@@ -69,9 +70,13 @@ use moving::Move;
 use ownership::Ownership;
 use sealing::Sealing;
 use serve::{Asker, Parked};
+use turns::Turns;
 
 /// Records in one answer to a fetch, at the most.
 const FETCHED_RECORDS: usize = 256;
+
+/// Jobs looked at in one go, at the most: a node that comes to own a million does other things in between.
+const RECONCILED_AT_ONCE: usize = 2_048;
 
 /// Why an attempt was given back that its node's guard had to end.
 const STOOD_STILL: &str = "its node stood still for so long that its guard ended it";
@@ -130,6 +135,7 @@ pub struct Peer {
     gateway: Gateway,
 
     ownership: Ownership,
+    turns: Turns,
     sealing: Sealing,
     given: Given,
     /// What moves because the ring changed.
@@ -145,7 +151,12 @@ pub struct Peer {
     /// Who pushed a record and waits until its blobs have come.
     pushed_by: BTreeMap<JobId, BTreeSet<NodeId>>,
     confirming: BTreeMap<JobId, Confirming>,
+    /// To be looked at again.
     dirty: BTreeSet<JobId>,
+    /// How many have been, since this node last came to rest.
+    reconciled: usize,
+    /// When it came to rest with some left.
+    goes_on_at: Option<Moment>,
     must_schedule: bool,
 
     submits: BTreeMap<u64, PendingSubmit>,
@@ -299,6 +310,7 @@ impl Peer {
             room: Room::new(config.capacity),
             gateway: Gateway::new(timing.resend_after, timing.acknowledge_within),
             ownership: Ownership::default(),
+            turns: Turns::default(),
             sealing: Sealing::default(),
             given: Given::default(),
             moving: None,
@@ -336,6 +348,8 @@ impl Peer {
             membership,
             records,
             dirty,
+            reconciled: 0,
+            goes_on_at: None,
         }
     }
 
@@ -393,17 +407,17 @@ impl Peer {
                     acts && (held.is_some() || !absence.stands_in(placement, me.node, partition))
                         || held.is_some_and(|held| held.live_executors().contains(&me))
                 };
-                let (difference, step) = self.comparison.handle_differ(now.moment, from, answer, records, wants);
+                let difference = self.comparison.handle_differ(now.moment, from, answer, records, wants);
                 self.learn_difference(now, from, &difference);
-                self.step_comparison(now, from, step);
             }
             Message::Fetch { round, jobs } => self.handle_fetch(from, round, &jobs),
             Message::Fetched { round, records, last } => {
+                let mut came = Vec::with_capacity(records.len());
                 for record in records {
-                    self.absorb(now, from, record);
+                    let job = record.id;
+                    came.extend(self.absorb(now, from, record).map(|version| (job, version)));
                 }
-                let step = self.comparison.handle_fetched(now.moment, from, round, last);
-                self.step_comparison(now, from, step);
+                self.comparison.handle_fetched(now.moment, from, round, came, last);
             }
             Message::Check { round, versions } => self.handle_check(from, round, &versions),
             Message::Checked { round, same } => self.handle_checked(now, from, round, &same),
@@ -498,6 +512,9 @@ impl Peer {
                 None => {}
             }
             if !self.settle(now) {
+                // What is left to be looked at is, when this node has seen what else has come.
+                self.reconciled = 0;
+                self.goes_on_at = (!self.dirty.is_empty()).then_some(now.moment);
                 return self.outbox.poll_commit(&self.records, &self.blobs).map(Effect::Commit);
             }
         }
@@ -514,6 +531,7 @@ impl Peer {
             self.room.poll_timeout(),
             self.gateway.poll_timeout(),
             self.ownership.poll_timeout(),
+            self.turns.poll_timeout(),
             self.absence.poll_timeout(),
             self.records.next_waking(),
             self.parked_until.first().map(|(at, _)| *at),
@@ -521,6 +539,7 @@ impl Peer {
             self.starting.values().map(|starting| starting.until).min(),
             self.full_disk.poll_timeout(),
             Some(self.next_comparison),
+            self.goes_on_at,
             gossip,
         ]
         .into_iter()
@@ -545,6 +564,9 @@ impl Peer {
         self.gateway.handle_timeout(moment, routing);
         for partition in self.ownership.handle_timeout(moment) {
             self.begin_takeover(moment, partition, None);
+        }
+        for (peer, partition) in self.turns.handle_timeout(moment) {
+            self.comparison.want(peer, partition, Purpose::Routine);
         }
         if self.absence.poll_timeout().is_some_and(|until| until <= moment) {
             self.give_up_the_absent(moment);
@@ -578,6 +600,13 @@ impl Peer {
     fn settle(&mut self, now: Now) -> bool {
         let mut progress = self.drain_membership(now);
         progress |= self.refresh_placement(now);
+        while let Some(step) = self.comparison.poll_step() {
+            progress = true;
+            match step {
+                Step::Ask(peer, message) => self.send(peer, message),
+                Step::Done(compared) => self.finish_comparison(now, compared),
+            }
+        }
         while let Some((node, call, request)) = self.gateway.poll_question() {
             progress = true;
             if node == self.me.node {
@@ -586,8 +615,11 @@ impl Peer {
                 self.send(node, Message::Request { call, request });
             }
         }
-        while let Some(job) = self.dirty.pop_first() {
+        while self.reconciled < RECONCILED_AT_ONCE
+            && let Some(job) = self.dirty.pop_first()
+        {
             progress = true;
+            self.reconciled += 1;
             self.reconcile(now, job);
         }
         if std::mem::take(&mut self.must_schedule) {

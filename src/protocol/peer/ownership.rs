@@ -20,7 +20,7 @@ use crate::model::ring::Placement;
 use crate::model::time::{Moment, Now};
 use crate::model::wire::Message;
 
-use super::super::comparison::{Compared, Difference, Purpose, Step};
+use super::super::comparison::{Compared, Difference, Purpose};
 use super::super::sabotage::Bug;
 use super::{FETCHED_RECORDS, Peer, Routing};
 
@@ -386,23 +386,27 @@ impl Peer {
                 self.check_copies(now, *job);
             }
         }
-        for job in &difference.theirs_lack {
-            // A node that should not hold the record is not given it.
-            if self.keepers(*job).contains(&peer) {
-                self.replication.push_once(*job, peer);
+        for job in &difference.has_blobs_of {
+            if let Some(held) = self.records.get(*job) {
+                held.record().blobs().iter().for_each(|name| self.blobs.assure(name.id, peer));
             }
         }
-    }
-
-    pub(super) fn step_comparison(&mut self, now: Now, peer: NodeId, step: Step) {
-        match step {
-            Step::Ask(message) => self.send(peer, message),
-            Step::Done(compared) => self.finish_comparison(now, compared),
-            Step::Wait | Step::Stale => {}
+        // A node that should not hold a record is not given it.
+        let lacks = |job: &JobId| self.keepers(*job).contains(&peer);
+        let theirs_lack: Vec<JobId> = difference.theirs_lack.iter().copied().filter(lacks).collect();
+        let mut to_give: Vec<JobId> = difference.theirs_differ.iter().copied().filter(lacks).collect();
+        let mut lacking: BTreeMap<Partition, usize> = BTreeMap::new();
+        for job in &theirs_lack {
+            *lacking.entry(self.records.partition_of(*job)).or_default() += 1;
+        }
+        let partitions = self.partitions_to_give(now.moment, peer, &lacking);
+        to_give.extend(theirs_lack.iter().filter(|job| partitions.contains(&self.records.partition_of(**job))));
+        for job in to_give {
+            self.replication.push_once(job, peer);
         }
     }
 
-    fn finish_comparison(&mut self, now: Now, compared: Compared) {
+    pub(super) fn finish_comparison(&mut self, now: Now, compared: Compared) {
         let Compared { peer, purpose, horizon, same, differed, unsaved } = compared;
         self.counters.comparisons += 1;
         self.counters.differing_partitions += differed.len() as u64;
@@ -414,7 +418,12 @@ impl Peer {
         }
         let shown = same.iter().map(|(p, _)| (*p, true)).chain(differed.iter().map(|p| (*p, false)));
         for (partition, agrees) in shown {
-            let is_news = self.ownership.note_compared(partition, peer, agrees);
+            // What whoever does not act has now says nothing of what it will keep.
+            let acts = self.placement.acting(partition).contains(&peer);
+            let is_news = acts && self.ownership.note_compared(partition, peer, agrees);
+            if agrees {
+                self.turns.handle_agreement(now.moment, peer, partition);
+            }
             if is_news && self.should_keep(peer, partition) {
                 // What differed has been exchanged: look once more, to know that it is the same now.
                 self.comparison.want(peer, partition, Purpose::Routine);

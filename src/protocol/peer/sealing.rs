@@ -3,10 +3,13 @@
 //! A terminal record could still be surprised: by a replica that knows of another attempt, by an executor that
 //! was believed lost and reports after all, by a node that was alone for a while and began an attempt of its own. What
 //! a seal lacks is lost for good, so it is written only when nobody can know more: the owner asks every node of the
-//! record's home list, of its partition's lists now, every one that ran an attempt, and every one that says it holds
-//! records of the partition. Each must hold the very same version, or none and no need of one; and of every attempt, its
-//! own executor must have said how it ended. A node that has left or was forgotten is not waited for; one that is merely
-//! down is: cut off, it may go on alone.
+//! record's home list, of its partition's lists now, every one that ran an attempt, every one that says it holds records
+//! of the partition, and the gateway. Each must hold the very same version, or none and no need of one; and of every
+//! attempt, its own executor must have said how it ended. A node that has left or was forgotten is not waited for; one that
+//! is merely down is: cut off, it may go on alone.
+//!
+//! The gateway asks elsewhere while its submit is not answered: cut off from whoever wrote the job down, it has it written
+//! down once more on its own side, and only it knows that. So it does not agree before the submit is over.
 //!
 //! Whoever was given its first record of the partition a moment ago has not said so yet. Those who gave it know, and do
 //! not agree until it is heard of (`given`).
@@ -86,7 +89,7 @@ impl Peer {
         let mut questions: BTreeMap<NodeId, Vec<(JobId, Version)>> = BTreeMap::new();
         let mut ready = Vec::new();
         let mut holders = Holders::new();
-        let to_seal = self.records.to_seal();
+        let (to_seal, submitting) = (self.records.to_seal(), self.gateway.submitting());
         self.sealing.confirmed.retain(|job, _| to_seal.contains(job));
         let begin = self.sealing.next_job.unwrap_or(JobId(0));
         let in_turn = to_seal.range(begin..).chain(to_seal.range(..begin));
@@ -96,8 +99,8 @@ impl Peer {
                 next_job = Some(*job);
                 break;
             }
-            let Some(held) = self.records.get(*job).filter(|_| self.decides_for(self.records.partition_of(*job)))
-            else {
+            let is_due = !submitting.contains(job) && self.decides_for(self.records.partition_of(*job));
+            let Some(held) = self.records.get(*job).filter(|_| is_due) else {
                 continue;
             };
             let asks_nobody = self.sabotage.has(Bug::SealWithoutAsking).then(BTreeSet::new);
@@ -153,6 +156,7 @@ impl Peer {
         let others: BTreeSet<NodeId> = lists
             .chain(&record.submission.home)
             .chain(holders.iter())
+            .chain([&record.submission.gateway])
             .copied()
             .chain(self.given.holders(partition))
             .chain(executors)
@@ -162,8 +166,9 @@ impl Peer {
     }
 
     /// The owner wants to know whether this node holds the same, or nothing and need not; and whether it knows of nobody else
-    /// who may hold a copy, and has yet to say so.
+    /// who may hold a copy, and has yet to say so, or may still be asked to write the job down.
     pub(super) fn handle_check(&mut self, from: NodeId, round: u64, versions: &[(JobId, Version)]) {
+        let submitting = self.gateway.submitting();
         let same = versions
             .iter()
             .map(|(job, version)| {
@@ -173,7 +178,7 @@ impl Peer {
                 };
                 let unheard_of = || self.given.holders(self.records.partition_of(*job)).any(|node| node != from);
                 // Nor may an older copy come back from the disk.
-                agrees && self.outbox.is_stored(*job) && !unheard_of()
+                agrees && self.outbox.is_stored(*job) && !submitting.contains(job) && !unheard_of()
             })
             .collect();
         self.send(from, Message::Checked { round, same });
@@ -185,7 +190,7 @@ impl Peer {
         };
         let answered = question.versions.clone();
         self.sealing.asked.remove(&from);
-        let mut holders = Holders::new();
+        let (mut holders, submitting) = (Holders::new(), self.gateway.submitting());
         for ((job, version), same) in answered.into_iter().zip(same) {
             let Some(held) = self.records.get(job).filter(|held| held.version == version && !held.is_final()) else {
                 self.sealing.confirmed.remove(&job);
@@ -208,7 +213,8 @@ impl Peer {
             confirmed.by.insert(from);
             let (by, again) = (confirmed.by.clone(), confirmed.again);
             let others = self.others_to_agree(&record, &mut holders);
-            if !self.decides_for(self.records.partition_of(job)) || others.is_none_or(|others| !others.is_subset(&by)) {
+            let is_due = !submitting.contains(&job) && self.decides_for(self.records.partition_of(job));
+            if !is_due || others.is_none_or(|others| !others.is_subset(&by)) {
                 continue;
             }
             if again {
@@ -234,7 +240,7 @@ impl Peer {
     }
 
     /// Whether somebody may hold a copy of the record who is no member now: whoever should have kept it from the start, or
-    /// ran it, or held records of its partition when it was forgotten.
+    /// took the submit, or ran it, or held records of its partition when it was forgotten.
     fn may_be_held_by_the_absent(&self, job: JobId) -> bool {
         let Some(held) = self.records.get(job) else {
             return false;
@@ -242,7 +248,8 @@ impl Peer {
         let (record, view) = (held.record(), self.membership.view());
         let is_absent = |node: NodeId| view.get(&node).is_none_or(|member| member.state == MemberState::Left);
         let executors = record.attempts.values().map(|attempt| attempt.claim.executor.node);
-        record.submission.home.iter().copied().chain(executors).any(is_absent)
+        let submission = &record.submission;
+        submission.home.iter().copied().chain([submission.gateway]).chain(executors).any(is_absent)
             || self.membership.has_forgotten_a_holder(self.records.partition_of(job), held.known_since)
     }
 
