@@ -16,24 +16,33 @@ use flockwork::node::options::NodeOptions;
 use tempfile::TempDir;
 
 use crate::limits;
+use crate::peers::{Dask, Nats};
 use crate::table::Table;
 
 const JOBS: usize = 20_000;
+/// Fewer of Dask's, which takes longer for each.
+const TASKS: usize = 2_000;
 /// Handed in at once, as the HTTP side would a request of so many.
 const REQUEST: usize = 1_000;
 /// Functions that run side by side.
 const SLOTS: u32 = 64;
 
 /// From being submitted to their durable ends, on one node; beside it, what a log that is synced for each of 64 writers
-/// takes, because each job writes at least three records (submitted and claimed, running, ended).
+/// takes, because each job writes at least three records (submitted and claimed, running, ended). In turn with it what others
+/// do in their workers' processes, none of which waits for a disk.
 pub fn throughput(rounds: usize, table: &mut Table) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let (mut rates, mut limit) = (Vec::new(), Vec::new());
+    let (mut rates, mut limit, mut nats, mut dask) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
         rates.push(runtime.block_on(round())?);
         limit.push(limits::synced_log(64, 2.0)?);
+        nats.extend(table.unless_skipped("NATS", Nats::start().and_then(|server| server.work(JOBS))));
+        dask.extend(table.unless_skipped("Dask", Dask::start().and_then(|mut cluster| cluster.rate(TASKS))));
     }
     table.rates("no-op handlers, 1 durable node", &rates, "a synced log's records, 64 writers", &limit);
+    let flockwork = "flockwork's handlers, synced";
+    table.rates_of_peer("no-op messages, NATS (file store, not synced), 2 workers", &nats, flockwork, &rates);
+    table.rates_of_peer("no-op tasks, Dask (in memory), 2 workers", &dask, flockwork, &rates);
     Ok(())
 }
 

@@ -16,12 +16,12 @@ use serde_json::json;
 use crate::charts::{Chart, Line};
 use crate::nodes::{Nodes, eventually, expect};
 use crate::submits::waiting;
-use crate::table::Table;
+use crate::table::{Spread, Table};
 
 /// In one request.
 const REQUEST: usize = 5_000;
-/// How long an idle node is watched.
-const WATCHED: Duration = Duration::from_secs(30);
+/// How long an idle node is watched at a time.
+const WATCHED: Duration = Duration::from_secs(10);
 /// Until what a start does once is done.
 const SETTLED: Duration = Duration::from_secs(8);
 
@@ -29,8 +29,10 @@ const SETTLED: Duration = Duration::from_secs(8);
 struct Known {
     /// While they came, where they did.
     bytes_as_they_came: Option<f64>,
-    bytes_after_a_start: f64,
-    open_after: Duration,
+    /// After each of some starts.
+    bytes_after_a_start: Vec<f64>,
+    /// Seconds until each of them was ready.
+    open_after: Vec<f64>,
 }
 
 /// Which jobs are known.
@@ -43,23 +45,23 @@ enum Kind {
 }
 
 /// Memory for each job that waits and for each that has ended, and the time a node takes to open their store.
-pub fn jobs(count: usize, table: &mut Table) -> anyhow::Result<()> {
+pub fn jobs(rounds: usize, count: usize, table: &mut Table) -> anyhow::Result<()> {
     let others = "beanstalkd 236, HyperQueue 365";
     for (which, kind) in [("waiting", Kind::Waiting), ("ended", Kind::Ended)] {
-        let known = measured(count, kind)?;
+        let known = measured(rounds, count, kind)?;
         if let Some(bytes) = known.bytes_as_they_came {
             let what = format!("memory for each of {count} jobs known, {which}, as they came");
             table.say(&what, format!("{bytes:.0} bytes"), others);
         }
         let what = format!("memory for each of {count} jobs known, {which}, after a start");
-        table.say(&what, format!("{:.0} bytes", known.bytes_after_a_start), others);
+        table.say(&what, format!("{} bytes", Spread::of(&known.bytes_after_a_start, 0)), others);
         let what = format!("open a store of {count} jobs, {which}, until ready");
-        table.say(&what, format!("{:.2} s", known.open_after.as_secs_f64()), "");
+        table.say(&what, format!("{} s", Spread::of(&known.open_after, 2)), format!("{rounds} starts"));
     }
     Ok(())
 }
 
-fn measured(count: usize, kind: Kind) -> anyhow::Result<Known> {
+fn measured(starts: usize, count: usize, kind: Kind) -> anyhow::Result<Known> {
     let mut nodes = Nodes::start(1, "--replicas 1 --slots 4")?;
     thread::sleep(SETTLED);
     let empty = nodes.memory(0)?;
@@ -75,16 +77,20 @@ fn measured(count: usize, kind: Kind) -> anyhow::Result<Known> {
             }
             thread::sleep(SETTLED);
             bytes_as_they_came = Some(a_job(nodes.memory(0)?));
-            nodes.kill(0)?;
         }
         Kind::Ended => {
             nodes.kill(0)?;
             leave_ended(&nodes, count)?;
         }
     }
-    let open_after = nodes.restart(0)?;
-    thread::sleep(SETTLED);
-    Ok(Known { bytes_as_they_came, bytes_after_a_start: a_job(nodes.memory(0)?), open_after })
+    let mut known = Known { bytes_as_they_came, bytes_after_a_start: Vec::new(), open_after: Vec::new() };
+    for _ in 0..starts {
+        nodes.kill(0)?;
+        known.open_after.push(nodes.restart(0)?.as_secs_f64());
+        thread::sleep(SETTLED);
+        known.bytes_after_a_start.push(a_job(nodes.memory(0)?));
+    }
+    Ok(known)
 }
 
 /// Writes the records of so many jobs that have ended into the store of a node that does not run.
@@ -126,9 +132,9 @@ pub fn by_jobs(most: usize) -> anyhow::Result<Chart> {
     let mut chart = Chart::new("A node that starts, by jobs known", "jobs known", "bytes a job; milliseconds to ready");
     let (mut memory, mut open) = (Line::new("memory, bytes a job"), Line::new("time to ready, ms"));
     for count in [10_000, 30_000, 100_000, 300_000, 1_000_000].into_iter().filter(|count| *count <= most) {
-        let known = measured(count, Kind::Ended)?;
-        memory.add(count as f64, known.bytes_after_a_start);
-        open.add(count as f64, known.open_after.as_secs_f64() * 1e3);
+        let known = measured(1, count, Kind::Ended)?;
+        memory.add(count as f64, known.bytes_after_a_start[0]);
+        open.add(count as f64, known.open_after[0] * 1e3);
     }
     chart.lines = vec![memory, open];
     chart.is_logarithmic = true;
@@ -136,22 +142,27 @@ pub fn by_jobs(most: usize) -> anyhow::Result<Chart> {
 }
 
 /// A node of three that have nothing to do.
-pub fn idle(table: &mut Table) -> anyhow::Result<()> {
+pub fn idle(rounds: usize, table: &mut Table) -> anyhow::Result<()> {
     let nodes = Nodes::start(3, "")?;
     thread::sleep(SETTLED);
-    let share = share_of_a_processor(&nodes)?;
-    table.say("an idle node's memory", format!("{:.1} MB", nodes.memory(0)? / 1e6), "proportional set size");
-    table.say("an idle node's processor", format!("{:.2} % of one", share * 100.0), "of three nodes, 30 s");
+    let (mut shares, mut megabytes) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        shares.push(percent_of_a_processor(&nodes)?);
+        megabytes.push(nodes.memory(0)? / 1e6);
+    }
+    table.say("an idle node's memory", format!("{} MB", Spread::of(&megabytes, 1)), "proportional set size");
+    table.say("an idle node's processor", format!("{} % of one", Spread::of(&shares, 2)), "of three nodes, 10 s each");
     Ok(())
 }
 
 /// A thousand processes that sleep on one node, next to the same node before it had any.
-pub fn sleepers(table: &mut Table) -> anyhow::Result<()> {
+pub fn sleepers(rounds: usize, table: &mut Table) -> anyhow::Result<()> {
     const PODS: usize = 1_000;
     let nodes = Nodes::start(1, &format!("--replicas 1 --slots {PODS} --cpus {PODS}"))?;
     thread::sleep(SETTLED);
     let memory = nodes.memory(0)?;
-    let idle = share_of_a_processor(&nodes)?;
+    let watch = || (0..rounds).map(|_| percent_of_a_processor(&nodes)).collect::<anyhow::Result<Vec<f64>>>();
+    let idle = watch()?;
     let mut connection = nodes.connect(0)?;
     let (status, answer) = connection.submit(&json!(vec![json!({"command": ["sleep", "600"]}); PODS]))?;
     expect(status, &answer)?;
@@ -160,17 +171,18 @@ pub fn sleepers(table: &mut Table) -> anyhow::Result<()> {
         Ok((running == PODS as f64).then_some(()))
     })?;
     thread::sleep(SETTLED);
-    let busy = share_of_a_processor(&nodes)?;
+    let busy = watch()?;
     let bytes = (nodes.memory(0)? - memory) / PODS as f64;
-    let without = format!("{:.2} % without them; to reach: 2", idle * 100.0);
-    table.say("1,000 sleeping processes: the node's processor", format!("{:.2} % of one", busy * 100.0), &without);
+    let without = format!("{} % without them; to reach: 2", Spread::of(&idle, 2));
+    let share = format!("{} % of one", Spread::of(&busy, 2));
+    table.say("1,000 sleeping processes: the node's processor", share, &without);
     table.say("1,000 sleeping processes: the node's memory", format!("{:.1} kB for each", bytes / 1e3), "");
     Ok(())
 }
 
 /// What the first node takes of one processor while it is watched.
-fn share_of_a_processor(nodes: &Nodes) -> anyhow::Result<f64> {
+fn percent_of_a_processor(nodes: &Nodes) -> anyhow::Result<f64> {
     let (before, begun) = (nodes.processor_times(0)?, Instant::now());
     thread::sleep(WATCHED);
-    Ok((nodes.processor_times(0)? - before).own / begun.elapsed().as_secs_f64())
+    Ok((nodes.processor_times(0)? - before).own / begun.elapsed().as_secs_f64() * 100.0)
 }

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, ensure};
 use serde_json::json;
 
-use crate::limits::{Beanstalkd, Disks};
+use crate::limits::Disks;
 use crate::nodes::{Nodes, PATIENCE, expect};
+use crate::peers::{Beanstalkd, Dask, Nats};
 use crate::table::{Spread, Table, p50_p99_ms};
 
 /// Submits in a round.
@@ -35,35 +36,69 @@ fn idle_with(replicas: usize, rounds: usize, table: &mut Table) -> anyhow::Resul
         let (mut reader, mut byte) = (reader, [0]);
         while reader.read_exact(&mut byte).is_ok() && started.send(Instant::now()).is_ok() {}
     });
-    let job = json!({"command": ["sh", "-c", format!("printf x >{}", pipe.display())]});
-    // In turn with them what the disk alone takes for as many copies, and what another system does for one.
-    let (disks, mut syncs) = (Disks::new(replicas)?, Vec::new());
-    let beanstalkd = Beanstalkd::start()?;
-    let (mut connection_to_it, mut puts) = (beanstalkd.as_ref().map(Beanstalkd::connect).transpose()?, Vec::new());
-    for at in 0..rounds * SUBMITS {
-        let mut connection = nodes.connect(at % nodes.len())?;
-        let begun = Instant::now();
-        let (status, answer) = connection.submit(&job)?;
-        acks.push(begun.elapsed().as_secs_f64());
-        expect(status, &answer)?;
-        starts.push((starts_seen.recv_timeout(PATIENCE)? - begun).as_secs_f64());
-        thread::sleep(PAUSE);
-        syncs.push(disks.sync());
-        thread::sleep(PAUSE);
-        if let Some(connection) = &mut connection_to_it {
-            puts.push(connection.put()?);
+    let script = format!("printf x >{}", pipe.display());
+    let job = json!({"command": ["sh", "-c", script]});
+    // In turn with them what the disk alone takes for as many copies, what the process takes to its first act when it is
+    // started directly, and what other systems do for one job.
+    let (disks, mut syncs, mut direct) = (Disks::new(replicas)?, Vec::new(), Vec::new());
+    let (beanstalkd, mut puts) = (table.unless_skipped("beanstalkd", Beanstalkd::start()), Vec::new());
+    let mut putter = beanstalkd.as_ref().and_then(|server| table.unless_skipped("beanstalkd", server.connect()));
+    let (nats, mut publishes) = (table.unless_skipped("NATS", Nats::start()), Vec::new());
+    let mut publisher = nats.as_ref().and_then(|server| table.unless_skipped("NATS", server.connect()));
+    let mut tasks = Vec::new();
+    for _ in 0..rounds {
+        for at in 0..SUBMITS {
+            let mut connection = nodes.connect(at % nodes.len())?;
+            let begun = Instant::now();
+            let (status, answer) = connection.submit(&job)?;
+            acks.push(begun.elapsed().as_secs_f64());
+            expect(status, &answer)?;
+            starts.push((starts_seen.recv_timeout(PATIENCE)? - begun).as_secs_f64());
             thread::sleep(PAUSE);
+            syncs.push(disks.sync());
+            thread::sleep(PAUSE);
+            let begun = Instant::now();
+            let mut process = Command::new("sh").args(["-c", &script]).spawn()?;
+            direct.push((starts_seen.recv_timeout(PATIENCE)? - begun).as_secs_f64());
+            process.wait()?;
+            thread::sleep(PAUSE);
+            if let Some(connection) = &mut putter {
+                puts.extend(table.unless_skipped("beanstalkd", connection.put()));
+                thread::sleep(PAUSE);
+            }
+            if let Some(connection) = &mut publisher {
+                publishes.extend(table.unless_skipped("NATS", connection.publish()));
+                thread::sleep(PAUSE);
+            }
         }
+        // A round of its own, because its processes take of the processors when they have nothing to do, too.
+        tasks.extend(table.unless_skipped("Dask", starts_in_dask()).into_iter().flatten());
     }
-    let by_others =
-        if puts.is_empty() { String::new() } else { format!("; a put to beanstalkd {}", p50_p99_ms(&puts)) };
-    let beside = format!("p50 / p99 (submits); synced in {replicas} files at once {}{by_others}", p50_p99_ms(&syncs));
-    let mut say = |what: &str, times: &[f64]| {
-        table.say(&format!("{what}, R={replicas}, idle"), p50_p99_ms(times), beside.as_str());
+    let mut say = |what: &str, times: &[f64], beside: &str| {
+        // Nothing is known of a system that was skipped.
+        if !times.is_empty() {
+            table.say(&format!("{what} R={replicas}, idle"), p50_p99_ms(times), beside);
+        }
     };
-    say("submit to acknowledgement", &acks);
-    say("submit to the process's first act", &starts);
+    let synced = format!("p50 / p99 (submits); synced in {replicas} files at once {}", p50_p99_ms(&syncs));
+    say("submit to acknowledgement,", &acks, &synced);
+    say("submit to the process's first act,", &starts, &synced);
+    say("the same process's first act, started directly, in turn with", &direct, "its part of the row above");
+    say("a put to beanstalkd, in turn with", &puts, "one copy, synced");
+    say("a publish to NATS, in turn with", &publishes, "one copy, file store, not synced");
+    say("submit to the task's start in Dask, in turn with", &tasks, "in memory, no process of its own");
     Ok(())
+}
+
+/// How long as many tasks take to start in Dask, each submitted when nothing else runs.
+fn starts_in_dask() -> anyhow::Result<Vec<f64>> {
+    let mut cluster = Dask::start()?;
+    let mut start = || {
+        let took = cluster.start_of_one();
+        thread::sleep(PAUSE);
+        took
+    };
+    (0..SUBMITS).map(|_| start()).collect()
 }
 
 /// From a job's writing a line to a client's reading it on another node; and how fast one client reads a long log.

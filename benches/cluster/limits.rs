@@ -1,19 +1,14 @@
-//! What the machine allows, and what other systems that are installed make of it.
+//! What the machine allows.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::io::Write;
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
 use tempfile::TempDir;
-
-use crate::nodes::eventually;
 
 /// As long as a typical job's record.
 const RECORD: [u8; 400] = [b'r'; 400];
@@ -34,15 +29,6 @@ pub fn spawns(count: usize) -> f64 {
         }
     });
     count as f64 / begun.elapsed().as_secs_f64()
-}
-
-/// The same by `xargs -P2`, or nothing where that is missing.
-pub fn xargs(count: usize) -> Option<f64> {
-    let begun = Instant::now();
-    let script = format!("seq {count} | xargs -P2 -n1 /bin/true");
-    let status = Command::new("sh").args(["-c", &script]).stderr(Stdio::null()).status().ok()?;
-    // GNU's true ignores its argument.
-    status.success().then(|| count as f64 / begun.elapsed().as_secs_f64())
 }
 
 /// Durable writes of a record each, a second, by so many threads at once: each appends its record to one file and waits
@@ -131,72 +117,5 @@ impl Disks {
             }
         });
         begun.elapsed().as_secs_f64()
-    }
-}
-
-/// A beanstalkd that syncs each job it is given (`-f0`).
-pub struct Beanstalkd {
-    server: Child,
-    addr: SocketAddr,
-    _dir: TempDir,
-}
-
-/// A connection that gives it jobs.
-pub struct Puts(BufReader<TcpStream>);
-
-impl Beanstalkd {
-    /// Nothing where it is not installed.
-    pub fn start() -> anyhow::Result<Option<Self>> {
-        let dir = TempDir::new()?;
-        let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        let mut command = Command::new("beanstalkd");
-        command.args(["-l", "127.0.0.1", "-p", &addr.port().to_string(), "-f0", "-b"]).arg(dir.path()).process_group(0);
-        let Ok(server) = command.spawn() else { return Ok(None) };
-        let started = Self { server, addr, _dir: dir };
-        eventually("beanstalkd listens", || Ok(TcpStream::connect(addr).ok()))?;
-        Ok(Some(started))
-    }
-
-    pub fn connect(&self) -> anyhow::Result<Puts> {
-        let stream = TcpStream::connect(self.addr)?;
-        stream.set_nodelay(true)?;
-        Ok(Puts(BufReader::new(stream)))
-    }
-
-    /// Durable puts a second over so many connections at once.
-    pub fn rate(&self, connections: usize, seconds: f64) -> f64 {
-        let (puts, begun) = (AtomicUsize::new(0), Instant::now());
-        thread::scope(|scope| {
-            for _ in 0..connections {
-                scope.spawn(|| {
-                    let mut connection = self.connect().expect("it listens");
-                    while begun.elapsed().as_secs_f64() < seconds {
-                        connection.put().expect("it takes a job");
-                        puts.fetch_add(1, Ordering::Relaxed);
-                    }
-                });
-            }
-        });
-        puts.load(Ordering::Relaxed) as f64 / begun.elapsed().as_secs_f64()
-    }
-}
-
-impl Drop for Beanstalkd {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.server.kill();
-        let _ = self.server.wait();
-    }
-}
-
-impl Puts {
-    /// Gives it a job, and waits for its answer: the seconds that took.
-    pub fn put(&mut self) -> anyhow::Result<f64> {
-        let begun = Instant::now();
-        self.0.get_mut().write_all(b"put 0 0 60 9\r\n/bin/true\r\n")?;
-        let mut line = String::new();
-        self.0.read_line(&mut line)?;
-        ensure!(line.starts_with("INSERTED"), "beanstalkd answered {line:?}");
-        Ok(begun.elapsed().as_secs_f64())
     }
 }

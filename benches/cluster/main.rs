@@ -1,9 +1,10 @@
 //! What a cluster of real processes does, and how fast, next to what the machine allows and what others do.
 //!
 //! Starts nodes of the release build on loopback and gives them work. Every figure that depends on the machine is taken
-//! in turn with its limit, or with another system that is installed, in the same run: a round of one, then a round of
-//! the other. Their ratio survives a busy machine better than either does. "Durable" means what it means everywhere in
-//! flockwork: synced to the disk before it is acknowledged, on as many nodes as there are replicas.
+//! in turn with its limit and with other systems that are installed, in the same run: a round of one, then a round of
+//! the next. Their ratio survives a busy machine better than either does. A system that is not installed is skipped, and
+//! named below the table. "Durable" means what it means everywhere in flockwork: synced to the disk before it is
+//! acknowledged, on as many nodes as there are replicas.
 //!
 //! ```text
 //! cargo bench --bench cluster -- [--only WORD] [--rounds 5] [--scale] [--charts docs/charts]
@@ -25,6 +26,7 @@ mod latency;
 mod limits;
 mod nodes;
 mod overload;
+mod peers;
 mod submits;
 mod table;
 mod throughput;
@@ -78,9 +80,9 @@ const MEASUREMENTS: [(&str, Measurement); 10] = [
     ("latency", |arguments, table| latency::idle(arguments.rounds, table)),
     ("logs", |arguments, table| latency::logs(arguments.rounds, table)),
     ("failover", |arguments, table| failover::deaths(arguments.deaths, table)),
-    ("known", |arguments, table| known::jobs(arguments.jobs, table)),
-    ("idle", |_, table| known::idle(table)),
-    ("sleepers", |_, table| known::sleepers(table)),
+    ("known", |arguments, table| known::jobs(arguments.rounds, arguments.jobs, table)),
+    ("idle", |arguments, table| known::idle(arguments.rounds, table)),
+    ("sleepers", |arguments, table| known::sleepers(arguments.rounds, table)),
     ("overload", |arguments, table| overload::three_times(arguments.rounds, table)),
 ];
 

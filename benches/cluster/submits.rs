@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 
 use crate::charts::{Chart, Line};
 use crate::http::{Connection, submission};
-use crate::limits::{self, Beanstalkd};
+use crate::limits;
 use crate::nodes::{Nodes, expect};
+use crate::peers::{Beanstalkd, Nats};
 use crate::table::Table;
 
 const CONNECTIONS: usize = 64;
@@ -27,11 +28,14 @@ pub fn waiting() -> Value {
 
 /// One job a request and a thousand, on one node and on three.
 pub fn rates(rounds: usize, table: &mut Table) -> anyhow::Result<()> {
-    let (mut log, mut beanstalkd) = (Vec::new(), Vec::new());
+    let (mut log, mut beanstalkd, mut nats) = (Vec::new(), Vec::new(), Vec::new());
     let (mut single, mut single_of_three, mut bulk, mut bulk_of_three) = (vec![], vec![], vec![], vec![]);
     for _ in 0..rounds {
         log.push(limits::synced_log(CONNECTIONS, 2.0)?);
-        beanstalkd.extend(Beanstalkd::start()?.map(|server| server.rate(CONNECTIONS, 2.0)));
+        let puts = Beanstalkd::start().and_then(|server| server.rate(CONNECTIONS, 2.0));
+        beanstalkd.extend(table.unless_skipped("beanstalkd", puts));
+        let publishes = Nats::start().and_then(|server| server.rate(CONNECTIONS, 2.0));
+        nats.extend(table.unless_skipped("NATS", publishes));
         // New nodes for each round, so that none is slowed by what earlier rounds left.
         let one = Nodes::start(1, "--replicas 1")?;
         single.push(rate(&one, CONNECTIONS, 1)?);
@@ -46,11 +50,8 @@ pub fn rates(rounds: usize, table: &mut Table) -> anyhow::Result<()> {
     table.rates("durable submits, R=3, 64 connections, 1 job each", &single_of_three, limit, &log);
     table.rates("durable submits, R=1, 1,000 jobs a request", &bulk, limit, &log);
     table.rates("durable submits, R=3, 1,000 jobs a request", &bulk_of_three, limit, &log);
-    if beanstalkd.len() == log.len() {
-        table.rates("durable puts, beanstalkd, 64 connections", &beanstalkd, limit, &log);
-    } else {
-        println!("  beanstalkd is not installed");
-    }
+    table.rates_of_peer("durable puts, beanstalkd, 64 connections", &beanstalkd, limit, &log);
+    table.rates_of_peer("publishes, NATS (file store, not synced), 64 connections", &nats, limit, &log);
     Ok(())
 }
 

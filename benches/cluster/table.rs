@@ -6,6 +6,8 @@ use std::fmt;
 #[derive(Debug, Default)]
 pub struct Table {
     rows: Vec<Row>,
+    /// Other systems that could not be measured, and why.
+    skipped: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -29,6 +31,27 @@ impl Table {
         let beside = format!("{} of {limit}, {}", Spread::of(&shares, 2), Spread::of(limits, 0));
         self.say(what, format!("{} /s", Spread::of(rates, 0)), beside);
     }
+
+    /// [`Self::rates`] of another system, unless it was skipped in any round.
+    pub fn rates_of_peer(&mut self, what: &str, rates: &[f64], limit: &str, limits: &[f64]) {
+        if rates.len() == limits.len() {
+            self.rates(what, rates, limit, limits);
+        }
+    }
+
+    /// What another system was found to do. Where it could not be measured it is skipped by its name, which is said
+    /// once and stands below the table, so that nobody takes its absence for an oversight.
+    pub fn unless_skipped<T>(&mut self, system: &str, result: anyhow::Result<T>) -> Option<T> {
+        let skipped = match result {
+            Ok(found) => return Some(found),
+            Err(error) => format!("skipped: {system} ({error:#})"),
+        };
+        if !self.skipped.contains(&skipped) {
+            println!("  {skipped}");
+            self.skipped.push(skipped);
+        }
+        None
+    }
 }
 
 impl fmt::Display for Table {
@@ -37,7 +60,7 @@ impl fmt::Display for Table {
         for row in &self.rows {
             writeln!(f, "| {} | {} | {} |", row.what, row.figure, row.beside)?;
         }
-        Ok(())
+        self.skipped.iter().try_for_each(|skipped| writeln!(f, "\n{skipped}"))
     }
 }
 

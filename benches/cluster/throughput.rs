@@ -7,16 +7,19 @@ use serde_json::json;
 use crate::charts::{Chart, Line};
 use crate::limits;
 use crate::nodes::{Nodes, Times, expect, times_of};
+use crate::peers;
 use crate::table::{Spread, Table};
 
 /// Enough for some seconds.
 const JOBS: usize = 4_000;
+/// Processes that a node runs side by side: enough that none of the processors waits for the disk.
+const SLOTS: usize = 16;
 /// In one request; a client that has so many to submit does so.
 const REQUEST: usize = 1_000;
 
 /// On one node, and on three that replicate everything three times.
 pub fn processes(rounds: usize, table: &mut Table) -> anyhow::Result<()> {
-    let single = Nodes::start(1, "--replicas 1 --slots 16")?;
+    let single = Nodes::start(1, &format!("--replicas 1 --slots {SLOTS}"))?;
     let three = Nodes::start(3, "--replicas 3 --slots 2")?;
     run(&single, JOBS / 4)?;
     run(&three, JOBS / 4)?;
@@ -29,13 +32,11 @@ pub fn processes(rounds: usize, table: &mut Table) -> anyhow::Result<()> {
         times_of_limit.push(times_of(myself)? - before);
         of_one.push(run_timed(&single, &mut times_of_one)?);
         of_three.push(run_timed(&three, &mut times_of_three)?);
-        of_xargs.extend(limits::xargs(JOBS));
+        of_xargs.extend(table.unless_skipped("xargs", peers::xargs(JOBS)));
     }
     table.rates("no-op processes, 1 durable node", &of_one, "the spawn limit", &limit);
     table.rates("no-op processes, 3 nodes, R=3", &of_three, "the spawn limit", &limit);
-    if of_xargs.len() == limit.len() {
-        table.rates("no-op processes, xargs -P2", &of_xargs, "the spawn limit", &limit);
-    }
+    table.rates_of_peer("no-op processes, xargs -P2", &of_xargs, "the spawn limit", &limit);
     // On a busy machine this says more than rates do.
     let told =
         [("the spawn limit", times_of_limit), ("1 durable node", times_of_one), ("3 nodes, R=3", times_of_three)];
@@ -81,7 +82,8 @@ pub fn by_nodes() -> anyhow::Result<Chart> {
     let mut chart = Chart::new("No-op processes, by nodes on one machine", "nodes (R = 3, or all)", "jobs/s");
     let (mut rates, mut limit) = (Line::new("flockwork"), Line::new("spawn limit"));
     for count in [1, 3, 5, 10] {
-        let nodes = Nodes::start(count, &format!("--replicas {} --slots 2", count.min(3)))?;
+        let slots = (SLOTS / count).max(2);
+        let nodes = Nodes::start(count, &format!("--replicas {} --slots {slots}", count.min(3)))?;
         run(&nodes, JOBS / 4)?;
         let mut of_rounds: Vec<(f64, f64)> = Vec::new();
         for _ in 0..3 {
