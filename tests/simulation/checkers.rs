@@ -563,12 +563,17 @@ fn lacks(sealed: &Record, copy: &Record) -> bool {
 impl World {
     /// Notes what `node` lets go of in the hands of as many as should have it, by its own ring, or by the ring that has
     /// become of it since: it may act for the job again already, with the record still on its way back, or somebody else may
-    /// act for it who has just begun to.
+    /// act for it who has just begun to. A stand-in is not given what was written before, as long as a majority of the home
+    /// list acts.
     pub fn note_handovers(&mut self, node: usize, commit: &Commit) {
         for job in &commit.delete {
             let Some(placement) = self.peer(node).map(Peer::placement) else { continue };
-            let acting = placement.acting(placement.partition_of(*job));
-            let others = acting.iter().filter(|id| **id != self.nodes[node].id).count();
+            let partition = placement.partition_of(*job);
+            let (home, acting) = (placement.home(partition), placement.acting(partition));
+            let at_home = acting.iter().filter(|id| home.contains(*id)).count();
+            let has_stand_ins = at_home < home.len() && at_home > home.len() / 2;
+            let keeps = |id: &NodeId| !has_stand_ins || home.contains(id);
+            let others = acting.iter().filter(|id| **id != self.nodes[node].id && keeps(*id)).count();
             let on: Vec<usize> = self.disks_with(*job).into_iter().filter(|at| *at != node).collect();
             if others > 0 && on.len() >= others {
                 self.note(node, || format!("lets go of {}, which {on:?} have", short(job.0)));
