@@ -64,12 +64,16 @@ struct Arguments {
     /// How many simulated minutes of trouble.
     #[arg(long, default_value_t = 5.0)]
     minutes: f64,
+    /// After how many milliseconds in the mean clients ask for something again, half of the time for a job; what the
+    /// exploration takes for the seed by default.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "sabotage")]
+    pace: Option<u32>,
     /// Plant every known bug in turn, and find out how many seeds it takes to catch it.
     #[arg(long, conflicts_with_all = ["seed", "seeds"])]
     sabotage: bool,
     /// Plant this bug.
-    #[arg(long, conflicts_with = "sabotage")]
-    plant: Option<String>,
+    #[arg(long, value_parser = bug_of, conflicts_with = "sabotage")]
+    plant: Option<Bug>,
     /// Print only what came of it.
     #[arg(long)]
     quiet: bool,
@@ -78,9 +82,19 @@ struct Arguments {
 impl Arguments {
     fn run_of(&self, seed: u64) -> Run {
         let usual = Run::of(seed, self.minutes);
-        let named = |bug: &&Bug| self.plant.as_deref() == Some(format!("{bug:?}").as_str());
-        Run { nodes: self.nodes.unwrap_or(usual.nodes), planted: Bug::ALL.iter().find(named).copied(), ..usual }
+        Run { nodes: self.nodes.unwrap_or(usual.nodes), pace_ms: self.pace, planted: self.plant, ..usual }
     }
+}
+
+const NO_BUGS: &str = "this build has no bugs to plant: cargo run --release --features sabotage --example simulate";
+
+fn bug_of(name: &str) -> Result<Bug, String> {
+    if !cfg!(feature = "sabotage") {
+        return Err(NO_BUGS.to_owned());
+    }
+    let known = || Bug::ALL.iter().map(|bug| format!("{bug:?}")).collect::<Vec<_>>().join(", ");
+    let bug = Bug::ALL.iter().find(|bug| format!("{bug:?}") == name);
+    bug.copied().ok_or_else(|| format!("no such bug is known; these are: {}", known()))
 }
 
 fn main() -> ExitCode {
@@ -127,7 +141,7 @@ fn hunt(arguments: &Arguments) -> ExitCode {
 
 #[cfg(not(feature = "sabotage"))]
 fn hunt(_arguments: &Arguments) -> ExitCode {
-    eprintln!("error: this build has no bugs to plant: cargo run --release --features sabotage --example simulate");
+    eprintln!("error: {NO_BUGS}");
     ExitCode::FAILURE
 }
 

@@ -1,12 +1,16 @@
 //! How long a client waits that submits to an idle cluster, how long its job, and how long who reads along.
 
+use std::fs;
 use std::io::{BufRead, Read};
+use std::mem::MaybeUninit;
+use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, ensure};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use serde_json::json;
 
 use crate::limits::Disks;
@@ -19,28 +23,32 @@ const SUBMITS: usize = 200;
 /// Between two of them, so that each finds the cluster idle.
 const PAUSE: Duration = Duration::from_millis(15);
 
-/// Until the acknowledgement, and until the process says that it runs: on one node, and on three with three copies.
+/// Until the acknowledgement, until the process is there, and until it says so: on one node, and on three with three copies.
 pub fn idle(rounds: usize, table: &mut Table) -> anyhow::Result<()> {
     [1, 3].into_iter().try_for_each(|replicas| idle_with(replicas, rounds, table))
 }
 
 fn idle_with(replicas: usize, rounds: usize, table: &mut Table) -> anyhow::Result<()> {
-    let (mut acks, mut starts) = (Vec::new(), Vec::new());
+    let (mut acks, mut starts, mut acts) = (Vec::new(), Vec::new(), Vec::new());
     let nodes = Nodes::start(replicas, &format!("--replicas {replicas} --slots 4"))?;
     let pipe = nodes.folder().join("started");
     ensure!(Command::new("mkfifo").arg(&pipe).status()?.success(), "mkfifo works");
     // Opened for both, so that reading does not end when a writer does.
     let reader = std::fs::File::options().read(true).write(true).open(&pipe)?;
-    let (started, starts_seen) = mpsc::channel();
+    let (acted, acts_seen) = mpsc::channel();
     thread::spawn(move || {
         let (mut reader, mut byte) = (reader, [0]);
-        while reader.read_exact(&mut byte).is_ok() && started.send(Instant::now()).is_ok() {}
+        while reader.read_exact(&mut byte).is_ok() && acted.send(Instant::now()).is_ok() {}
     });
+    let shell = nodes.folder().join("shell");
+    fs::copy("/bin/sh", &shell)?;
+    let starts_seen = executions_of(&shell)?;
     let script = format!("printf x >{}", pipe.display());
-    let job = json!({"command": ["sh", "-c", script]});
-    // In turn with them what the disk alone takes for as many copies, what the process takes to its first act when it is
-    // started directly, and what other systems do for one job.
-    let (disks, mut syncs, mut direct) = (Disks::new(replicas)?, Vec::new(), Vec::new());
+    let job = json!({"command": [&shell, "-c", script]});
+    // In turn with them what the disk alone takes for as many copies, what the process takes when it is started directly, and
+    // what other systems do for one job.
+    let (disks, mut syncs) = (Disks::new(replicas)?, Vec::new());
+    let (mut direct_starts, mut direct_acts) = (Vec::new(), Vec::new());
     let (beanstalkd, mut puts) = (table.unless_skipped("beanstalkd", Beanstalkd::start()), Vec::new());
     let mut putter = beanstalkd.as_ref().and_then(|server| table.unless_skipped("beanstalkd", server.connect()));
     let (nats, mut publishes) = (table.unless_skipped("NATS", Nats::start()), Vec::new());
@@ -54,12 +62,14 @@ fn idle_with(replicas: usize, rounds: usize, table: &mut Table) -> anyhow::Resul
             acks.push(begun.elapsed().as_secs_f64());
             expect(status, &answer)?;
             starts.push((starts_seen.recv_timeout(PATIENCE)? - begun).as_secs_f64());
+            acts.push((acts_seen.recv_timeout(PATIENCE)? - begun).as_secs_f64());
             thread::sleep(PAUSE);
             syncs.push(disks.sync());
             thread::sleep(PAUSE);
             let begun = Instant::now();
-            let mut process = Command::new("sh").args(["-c", &script]).spawn()?;
-            direct.push((starts_seen.recv_timeout(PATIENCE)? - begun).as_secs_f64());
+            let mut process = Command::new(&shell).args(["-c", &script]).spawn()?;
+            direct_starts.push((starts_seen.recv_timeout(PATIENCE)? - begun).as_secs_f64());
+            direct_acts.push((acts_seen.recv_timeout(PATIENCE)? - begun).as_secs_f64());
             process.wait()?;
             thread::sleep(PAUSE);
             if let Some(connection) = &mut putter {
@@ -82,12 +92,27 @@ fn idle_with(replicas: usize, rounds: usize, table: &mut Table) -> anyhow::Resul
     };
     let synced = format!("p50 / p99 (submits); synced in {replicas} files at once {}", p50_p99_ms(&syncs));
     say("submit to acknowledgement,", &acks, &synced);
-    say("submit to the process's first act,", &starts, &synced);
-    say("the same process's first act, started directly, in turn with", &direct, "its part of the row above");
+    say("submit to the process's start,", &starts, "until its program is executed");
+    say("the same process's start, started directly, in turn with", &direct_starts, "its part of the row above");
+    say("submit to the process's first act,", &acts, "until a shell has begun, and written a byte");
+    say("the same process's first act, started directly, in turn with", &direct_acts, "its part of the row above");
     say("a put to beanstalkd, in turn with", &puts, "one copy, synced");
     say("a publish to NATS, in turn with", &publishes, "one copy, file store, not synced");
     say("submit to the task's start in Dask, in turn with", &tasks, "in memory, no process of its own");
     Ok(())
+}
+
+/// Tells when the kernel opens a program to execute it.
+fn executions_of(program: &Path) -> anyhow::Result<mpsc::Receiver<Instant>> {
+    let watch = inotify::init(CreateFlags::CLOEXEC)?;
+    inotify::add_watch(&watch, program, WatchFlags::OPEN)?;
+    let (executed, executions_seen) = mpsc::channel();
+    thread::spawn(move || {
+        let mut space = [MaybeUninit::uninit(); 512];
+        let mut events = inotify::Reader::new(watch, &mut space);
+        while events.next().is_ok() && executed.send(Instant::now()).is_ok() {}
+    });
+    Ok(executions_seen)
 }
 
 /// How long as many tasks take to start in Dask, each submitted when nothing else runs.

@@ -109,6 +109,12 @@ impl World {
             && self.clients.keys.values().all(|keyed| keyed.job.is_some() || keyed.misused)
             && self.up().iter().filter_map(|node| self.peer(*node)).all(|peer| peer.records().open().is_empty())
             && self.up().iter().all(|node| self.sees_all(*node) && self.is_converged(*node) && self.is_on_disk(*node))
+            && !self.up().iter().any(|node| self.is_leaving(*node))
+    }
+
+    /// One that was asked to just before the calm still leaves.
+    fn is_leaving(&self, node: usize) -> bool {
+        self.process(node).is_some_and(|process| process.leave_until.is_some())
     }
 
     /// A slow disk may still be writing what all nodes know already.

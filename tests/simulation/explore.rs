@@ -16,6 +16,8 @@ pub struct Run {
     pub seed: u64,
     pub nodes: usize,
     pub minutes: f64,
+    /// The mean time between two questions of clients, where the seed does not choose it.
+    pub pace_ms: Option<u32>,
     /// The rule that everybody breaks.
     pub planted: Option<Bug>,
 }
@@ -23,18 +25,19 @@ pub struct Run {
 impl Run {
     /// The run of a seed, as the exploration chooses it.
     pub fn of(seed: u64, minutes: f64) -> Self {
-        Self { seed, nodes: 3 + (seed % 5) as usize, minutes, planted: None }
+        Self { seed, nodes: 3 + (seed % 5) as usize, minutes, pace_ms: None, planted: None }
     }
 
     /// The command that replays it.
     pub fn replay(&self) -> String {
-        let Self { seed, nodes, minutes, planted } = self;
+        let Self { seed, nodes, minutes, pace_ms, planted } = self;
+        let pace = pace_ms.map(|pace| format!(" --pace {pace}")).unwrap_or_default();
         let (feature, plant) = match planted {
             Some(bug) => (" --features sabotage", format!(" --plant {bug:?}")),
             None => ("", String::new()),
         };
         format!(
-            "cargo run --release{feature} --example simulate -- --seed {seed} --nodes {nodes} --minutes {minutes}{plant}"
+            "cargo run --release{feature} --example simulate -- --seed {seed} --nodes {nodes} --minutes {minutes}{pace}{plant}"
         )
     }
 }
@@ -105,8 +108,8 @@ pub fn explore(run: Run, trace: Trace) -> World {
         world.start(node);
         world.run_for(after);
     }
-    let pace = [250.0, 500.0, 1_000.0][world.dice.number(0..3) as usize];
-    world.let_clients_ask(Some(pace));
+    let pace = [250, 500, 1_000][world.dice.number(0..3) as usize];
+    world.let_clients_ask(Some(run.pace_ms.unwrap_or(pace).into()));
     let end = world.now + Duration::from_secs_f64(run.minutes * 60.0);
     let mut reliefs: BTreeMap<(Duration, u64), Relief> = BTreeMap::new();
     let mut next_relief = 0;

@@ -37,7 +37,7 @@ fn random_faults_break_no_promise() {
 
 #[test]
 fn the_same_seed_is_the_same_run() {
-    let run = Run { seed: 19, nodes: 4, minutes: 0.5, planted: None };
+    let run = Run { seed: 19, nodes: 4, minutes: 0.5, pace_ms: None, planted: None };
     let text = || match explore(run, Trace::Collect(String::new())).trace {
         Trace::Collect(text) => text,
         Trace::Off | Trace::Print => unreachable!("the trace was to be collected"),

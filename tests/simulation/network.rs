@@ -23,6 +23,8 @@ use crate::world::{Happening, World};
 const GOSSIP_EVERY: Duration = Duration::from_millis(800);
 /// To how many of those who are heard.
 const GOSSIP_TO: usize = 3;
+/// And to how many by somebody who has no company yet.
+const CALLS_AT_ONCE: usize = 16;
 /// Whoever has had no heartbeat for so long is heard no more, for the library. It calls one of these at a time, the oftener the
 /// more of them there are, and three only where nobody is heard.
 const HEARD_FOR: Duration = GOSSIP_EVERY.saturating_mul(8);
@@ -133,6 +135,10 @@ impl Gossip {
     /// One that knows these addresses.
     pub fn new(contacts: Vec<NodeId>) -> Self {
         Self { contacts, known: BTreeMap::new() }
+    }
+
+    fn knows_nobody_but(&self, me: NodeId) -> bool {
+        self.known.keys().all(|node| *node == me)
     }
 
     fn all(&self, now: Duration) -> Told {
@@ -330,7 +336,7 @@ impl World {
         self.schedule(GOSSIP_EVERY, Happening::GossipTick { node, process: number });
     }
 
-    /// Sends facts to some others, as the library chooses them.
+    /// Sends facts to some others, as the library chooses them, and the shell while there is no company.
     fn spread(&mut self, node: usize, known: Told, answer: bool, urgent: bool) {
         let me = self.nodes[node].id;
         let Some(process) = self.nodes[node].process.as_ref() else {
@@ -339,8 +345,9 @@ impl World {
         let (heard, silent) = process.gossip.others(self.now, me);
         let (mut candidates, silent) = if heard.is_empty() { (silent, heard) } else { (heard, silent) };
         let for_one_of_the_silent = 100.0 * silent.len() as f64 / (candidates.len() + 1) as f64;
+        let most = if process.gossip.knows_nobody_but(me) { CALLS_AT_ONCE } else { GOSSIP_TO };
         let mut chosen = Vec::with_capacity(GOSSIP_TO + 1);
-        while let Some(one) = self.dice.pick(&candidates).filter(|_| chosen.len() < GOSSIP_TO) {
+        while let Some(one) = self.dice.pick(&candidates).filter(|_| chosen.len() < most) {
             candidates.retain(|other| *other != one);
             chosen.push(one);
         }

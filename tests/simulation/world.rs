@@ -157,7 +157,7 @@ pub struct Process {
     stalled: Vec<Happening>,
     timer: Option<Duration>,
     last_call: (Duration, u32),
-    leave_until: Option<Duration>,
+    pub leave_until: Option<Duration>,
     said_goodbye: bool,
     pub handed_over: bool,
     /// Whether there was anybody to hand over to when it did.
