@@ -108,6 +108,7 @@ impl World {
         self.clients.waiting() == 0
             && self.clients.keys.values().all(|keyed| keyed.job.is_some() || keyed.misused)
             && self.up().iter().filter_map(|node| self.peer(*node)).all(|peer| peer.records().open().is_empty())
+            && self.up().iter().filter_map(|node| self.peer(*node)).all(Peer::has_passed_all_on)
             && self.up().iter().all(|node| self.sees_all(*node) && self.is_converged(*node) && self.is_on_disk(*node))
             && !self.up().iter().any(|node| self.is_leaving(*node))
     }

@@ -44,8 +44,7 @@ impl Peer {
         // acknowledge it: what is handed over was heard of.
         self.pods.is_empty()
             && self.strays().next().is_none()
-            && self.outbox.is_settled()
-            && self.nothing_spreads()
+            && self.has_passed_all_on()
             && self.others_have_what_is_kept()
     }
 

@@ -119,6 +119,11 @@ impl Peer {
         &self.records
     }
 
+    /// Whether nothing that was written here is on its way to another node or to the disk; for the simulator's checkers.
+    pub fn has_passed_all_on(&self) -> bool {
+        self.nothing_spreads() && self.outbox.is_settled()
+    }
+
     /// The membership; for the debug pages and the simulator's checkers.
     pub fn membership(&self) -> &Membership {
         &self.membership
