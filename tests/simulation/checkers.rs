@@ -84,8 +84,12 @@ impl World {
             }
         }
         let until = self.now + CALM_WITHIN + self.work_left();
-        while self.now < until && !self.is_at_rest() {
+        loop {
+            // Not everybody has heard at once of what was just undone.
             self.run_for(Duration::from_secs(1));
+            if self.now >= until || self.is_at_rest() {
+                break;
+            }
         }
         self.judge();
     }
