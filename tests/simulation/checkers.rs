@@ -584,7 +584,7 @@ impl World {
             let at_home = acting.iter().filter(|id| home.contains(*id)).count();
             let has_stand_ins = at_home < home.len() && at_home > home.len() / 2;
             let keeps = |id: &NodeId| !has_stand_ins || home.contains(id);
-            let others = acting.iter().filter(|id| **id != self.nodes[node].id && keeps(*id)).count();
+            let others = acting.iter().filter(|id| **id != self.nodes[node].id && keeps(id)).count();
             let on: Vec<usize> = self.disks_with(*job).into_iter().filter(|at| *at != node).collect();
             if others > 0 && on.len() >= others {
                 self.note(node, || format!("lets go of {}, which {on:?} have", short(job.0)));

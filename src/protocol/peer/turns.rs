@@ -2,9 +2,9 @@
 //!
 //! Where a node comes anew, or again, all who hold its records see that it lacks them, at nearly one moment. If each
 //! gave it all, it would get everything three times. So one gives at once, the first of the list who holds records of the
-//! partition, and the others look again after a while: as long as the node lacks less from time to time somebody is giving, and
-//! when that ceases without it lacking nothing they give what is left. An owner fetches for itself what it lacks before
-//! it decides, so all give it time for that.
+//! partition, and the others look again after a while. As long as the node lacks less from time to time, somebody is giving; when
+//! that ceases, and it still lacks some, they give what is left. An owner fetches for itself what it lacks before it decides, so
+//! all give it time for that.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
