@@ -616,6 +616,34 @@ fn an_executor_that_is_away_is_waited_for_before_a_seal() {
 }
 
 #[test]
+fn an_executor_says_again_how_it_ended_where_an_older_copy_has_it_run() {
+    let mut world = cluster(5);
+    let on_n2 = |ms| Spec { require: [("place".to_owned(), "n2".to_owned())].into(), ..work(ms, 0) };
+    let (job, away) = loop {
+        let job = world.submit(0, on_n2(4_000));
+        assert_eq!(world.wait_for_pod(job), 2);
+        world.run_for(SECOND / 10);
+        let home = world.merged(job).expect("it runs").submission.home.clone();
+        if !home.contains(&world.nodes[2].id) {
+            break (job, world.place_of(home[2]).expect("it is one of them"));
+        }
+        world.cancel(0, job).expect("it is cancelled");
+        world.wait_for(job, JobState::Cancelled);
+    };
+    world.kill(away);
+    world.wait_until("it has ended and is handed over", |world| !world.has(2, job));
+    let others: Vec<JobId> = (0..4).map(|_| world.submit(2, on_n2(20_000))).collect();
+    world.wait_until("there is no room", |world| others.iter().all(|other| world.pods(*other) == 1));
+    world.split(&[2, away]);
+    world.start(away);
+    let state = |world: &World| world.peer(away)?.records().get(job).map(|held| held.state());
+    world.wait_until("it knows", |world| state(world) == Some(JobState::Succeeded));
+    assert_eq!(world.pods(job), 1);
+    world.heal();
+    world.end_well();
+}
+
+#[test]
 fn whoever_has_handed_a_record_over_keeps_no_seal_waiting() {
     let mut world = cluster(3);
     let spec = || Spec { delay: Some(SECOND * 15), ..work(50, 0) };

@@ -27,6 +27,7 @@ mod repair;
 mod sealing;
 mod serve;
 mod telling;
+mod told_ends;
 mod turns;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -70,6 +71,7 @@ use moving::Move;
 use ownership::Ownership;
 use sealing::Sealing;
 use serve::{Asker, Parked};
+use told_ends::ToldEnds;
 use turns::Turns;
 
 /// Records in one answer to a fetch, at the most.
@@ -144,6 +146,7 @@ pub struct Peer {
     pods: BTreeMap<Dot, Pod>,
     /// How what this node's earlier starts ran has ended.
     former_ends: FormerEnds,
+    told_ends: ToldEnds,
     /// Claims of this node whose checkpoint is waited for, and until when.
     starting: BTreeMap<Dot, Starting>,
     /// Checkpoints that pods are to begin with which have not started yet.
@@ -317,6 +320,7 @@ impl Peer {
             next_comparison: moment + timing.compare_interval,
             pods: BTreeMap::new(),
             former_ends,
+            told_ends: ToldEnds::default(),
             starting: BTreeMap::new(),
             kept_for_start: BTreeMap::new(),
             pushed_by: BTreeMap::new(),

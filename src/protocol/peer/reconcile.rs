@@ -118,7 +118,7 @@ impl Peer {
         };
         self.counters.merged += 1;
         let lacking_there = *merged != *record;
-        let (revision, version) = self.put(now, merged);
+        let (revision, _) = self.put(now, merged);
         hint(&mut self.blobs);
         if lacking_there {
             // The other lacks something that this node had.
@@ -128,7 +128,8 @@ impl Peer {
             let targets = self.keepers(job);
             self.replication.track(now.moment, job, revision, targets);
         }
-        Some(version)
+        self.say_ends_again(now, job);
+        self.records.get(job).map(|held| held.version)
     }
 
     /// Looks at one job again, and does what follows.
@@ -324,6 +325,7 @@ impl Peer {
         }
         self.replication.forget(job);
         if !keep {
+            self.remember_ends(job);
             self.counters.strays_handed_over += 1;
             self.unname_blobs(job);
             self.records.remove(job);
