@@ -82,7 +82,9 @@ struct Round {
     /// What the peer has in a version that another was asked for.
     left_to_others: BTreeSet<JobId>,
     fetching: bool,
-    /// How often its question was asked.
+    /// When its question was asked first.
+    asked_at: Moment,
+    /// How often it was asked.
     asked: u32,
     give_up_at: Moment,
 }
@@ -111,6 +113,8 @@ pub struct Compared {
     pub peer: NodeId,
     /// For what reason.
     pub purpose: Purpose,
+    /// When the question was asked.
+    pub asked_at: Moment,
     /// Without the sealed records that expire before this hour.
     pub horizon: u32,
     /// These partitions were the same when the question was asked, and came down to this.
@@ -216,6 +220,7 @@ impl Comparison {
             asked_for: BTreeMap::new(),
             left_to_others: BTreeSet::new(),
             fetching: false,
+            asked_at: now,
             asked: 1,
             give_up_at: now + self.patience,
         };
@@ -380,10 +385,10 @@ impl Comparison {
             round.asked_for.extend(asked_for);
             return Some(Step::Ask(peer, Message::Fetch { round: round.number, jobs }));
         }
-        let Round { purpose, horizon, partitions, differing, unsaved, .. } = self.end_round(peer)?;
+        let Round { purpose, asked_at, horizon, partitions, differing, unsaved, .. } = self.end_round(peer)?;
         let same = partitions.into_iter().filter(|(partition, _)| !differing.contains(partition)).collect();
         let differed = differing.into_iter().collect();
-        Some(Step::Done(Compared { peer, purpose, horizon, same, differed, unsaved }))
+        Some(Step::Done(Compared { peer, purpose, asked_at, horizon, same, differed, unsaved }))
     }
 
     /// The next moment at which a round is given up.

@@ -1238,6 +1238,26 @@ fn the_last_who_serves_hands_over_to_one_who_drains() {
 }
 
 #[test]
+fn two_who_leave_at_one_moment_do_not_each_rely_on_the_other() {
+    for after_ms in (400..1_400).step_by(100) {
+        let mut world = cluster(2);
+        let jobs: Vec<JobId> = (0..8).map(|_| world.submit(0, work(50, 0))).collect();
+        world.leave(0);
+        world.wait_until("it has left", |world| world.process(0).is_none());
+        world.drain(1, true);
+        world.start(0);
+        world.run_for(Duration::from_millis(after_ms));
+        world.leave(0);
+        world.leave(1);
+        world.wait_until("both have left", |world| (0..2).all(|node| world.process(node).is_none()));
+        assert!(jobs.iter().all(|job| !world.disks_with(*job).is_empty()));
+        world.start(0);
+        world.start(1);
+        world.end_well();
+    }
+}
+
+#[test]
 fn a_cut_in_one_direction_condemns_nobody() {
     let mut world = cluster(4);
     world.cut(0, 1);

@@ -1,13 +1,41 @@
 //! Taking nothing new, and going.
 
-use crate::model::id::AttemptKey;
-use crate::model::member::Status;
-use crate::model::time::Now;
+use std::collections::{BTreeMap, BTreeSet};
 
+use crate::model::id::{AttemptKey, NodeId, Partition};
+use crate::model::member::{Fingerprint, MemberState, Status};
+use crate::model::time::{Moment, Now};
+
+use super::super::comparison::Purpose;
 use super::super::effect::Effect;
 use super::super::lifecycle::PodState;
 use super::super::sabotage::Bug;
 use super::{Peer, full_disk};
+
+/// Who keeps what a node that leaves acts for: where all drain, they keep the records between them, and whoever drained before
+/// has let go of what it had, and gets it again.
+///
+/// What somebody holds says nothing as long as it does not know that this node leaves: it may be about to let go of it. So it
+/// is asked when it is known to see the same ring.
+#[derive(Debug, Default)]
+pub(super) struct Successors {
+    ring: Option<Fingerprint>,
+    /// Since when each has been known to see it as this node does.
+    agreed_since: BTreeMap<NodeId, Moment>,
+    /// What each was found to hold since.
+    hold: BTreeSet<(Partition, NodeId)>,
+}
+
+impl Successors {
+    /// A comparison that began at `asked_at` showed whether `peer` holds the same.
+    pub(super) fn note_compared(&mut self, partition: Partition, peer: NodeId, same: bool, asked_at: Moment) {
+        if same && self.agreed_since.get(&peer).is_some_and(|since| *since <= asked_at) {
+            self.hold.insert((partition, peer));
+        } else {
+            self.hold.remove(&(partition, peer));
+        }
+    }
+}
 
 impl Peer {
     /// Takes nothing new (`true`), or serves again.
@@ -48,14 +76,50 @@ impl Peer {
             && self.others_have_what_is_kept()
     }
 
-    /// Whether of each partition somebody has the same, if anybody should. Where all drain they keep the records between
-    /// them: whoever drained before has let go of what it had, and gets it again.
+    /// Whether of each partition somebody has the same, if anybody should.
     fn others_have_what_is_kept(&self) -> bool {
+        let is_of_this_ring = self.successors.ring == Some(self.placement.fingerprint());
         self.records.partitions_held().iter().all(|partition| {
-            let acting = self.placement.acting(partition).iter();
-            let mut others = acting.filter(|node| **node != self.me.node).peekable();
-            others.peek().is_none() || others.any(|node| self.ownership.agrees(partition, *node))
+            let mut others = self.others_who_act(partition).peekable();
+            let holds = |node: NodeId| is_of_this_ring && self.successors.hold.contains(&(partition, node));
+            others.peek().is_none() || others.any(holds)
         })
+    }
+
+    fn others_who_act(&self, partition: Partition) -> impl Iterator<Item = NodeId> + '_ {
+        self.placement.acting(partition).iter().copied().filter(|node| *node != self.me.node)
+    }
+
+    /// While this node leaves: asks those who should have what it keeps, as soon as they know that they should.
+    pub(super) fn look_for_successors(&mut self, now: Moment) {
+        if !self.leaving {
+            return;
+        }
+        let ring = self.placement.fingerprint();
+        if self.successors.ring != Some(ring) {
+            self.successors = Successors { ring: Some(ring), ..Successors::default() };
+        }
+        let view = self.membership.view().values();
+        let agreeing: BTreeSet<NodeId> = view
+            .filter(|member| member.state == MemberState::Alive && member.facts.ring == ring)
+            .map(|member| member.facts.node)
+            .collect();
+        self.successors.agreed_since.retain(|node, _| agreeing.contains(node));
+        self.successors.hold.retain(|(_, node)| agreeing.contains(node));
+        for node in agreeing {
+            self.successors.agreed_since.entry(node).or_insert(now);
+        }
+        for partition in self.records.partitions_held().iter() {
+            let others: Vec<NodeId> = self.others_who_act(partition).collect();
+            let asks = |node: &NodeId| {
+                self.successors.agreed_since.contains_key(node)
+                    && !self.successors.hold.contains(&(partition, *node))
+                    && !self.comparison.is_pending(*node, partition)
+            };
+            for node in others.into_iter().filter(asks).collect::<Vec<_>>() {
+                self.comparison.want(node, partition, Purpose::Routine);
+            }
+        }
     }
 
     /// Says goodbye: the last thing a leaving node gossips.

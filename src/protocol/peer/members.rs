@@ -216,6 +216,7 @@ impl Peer {
             self.watch_convergence(now, &behind);
             self.watch_move(&behind);
             self.remember_what_is_held(now.moment);
+            self.look_for_successors(now.moment);
         }
         self.published = Some((now.moment, facts.clone()));
         if changed {

@@ -52,6 +52,7 @@ use crate::model::wire::Message;
 use self::absence::Absence;
 use self::full_disk::{Due, FullDisk};
 use self::given::Given;
+use self::leaving::Successors;
 use super::blobs::Blobs;
 use super::comparison::{Answer, Comparison, Purpose, Step};
 use super::effect::{Effect, PodEnd, PodEvent};
@@ -140,6 +141,7 @@ pub struct Peer {
     turns: Turns,
     sealing: Sealing,
     given: Given,
+    successors: Successors,
     /// What moves because the ring changed.
     moving: Option<Move>,
     next_comparison: Moment,
@@ -316,6 +318,7 @@ impl Peer {
             turns: Turns::default(),
             sealing: Sealing::default(),
             given: Given::default(),
+            successors: Successors::default(),
             moving: None,
             next_comparison: moment + timing.compare_interval,
             pods: BTreeMap::new(),

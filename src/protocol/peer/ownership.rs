@@ -407,7 +407,7 @@ impl Peer {
     }
 
     pub(super) fn finish_comparison(&mut self, now: Now, compared: Compared) {
-        let Compared { peer, purpose, horizon, same, differed, unsaved } = compared;
+        let Compared { peer, purpose, asked_at, horizon, same, differed, unsaved } = compared;
         self.counters.comparisons += 1;
         self.counters.differing_partitions += differed.len() as u64;
         for (partition, digest) in &same {
@@ -424,6 +424,7 @@ impl Peer {
             if agrees {
                 self.turns.handle_agreement(now.moment, peer, partition);
             }
+            self.successors.note_compared(partition, peer, agrees, asked_at);
             if is_news && self.should_keep(peer, partition) {
                 // What differed has been exchanged: look once more, to know that it is the same now.
                 self.comparison.want(peer, partition, Purpose::Routine);
