@@ -8,16 +8,16 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::model::blob::BlobId;
-use crate::model::id::JobId;
+use crate::model::id::{JobId, NodeId};
 use crate::model::member::Facts;
+use crate::model::record::Version;
 use crate::model::request::Response;
 
 use super::blobs::{Blobs, Storing};
 use super::effect::{Commit, Effect};
 use super::records::Records;
 
-/// What may leave: an effect for the shells, or an answer to a question that this node put to itself, which
-/// waits for the disk like any other.
+/// What may leave: an effect for the shells, or what is looked at once more when the disk is done.
 #[derive(Debug)]
 pub enum Outgoing {
     /// For the shells.
@@ -29,6 +29,24 @@ pub enum Outgoing {
         /// The answer.
         response: Response,
     },
+    /// The acknowledgement of a push: good only for what is still here when it leaves.
+    Stored {
+        /// Who pushed.
+        to: NodeId,
+        /// Which push.
+        seq: u64,
+        /// What came of each of its records; nothing for those that are not kept.
+        copies: Vec<Option<StoredHere>>,
+    },
+}
+
+/// A record that was pushed to this node, and taken in.
+#[derive(Debug, Clone, Copy)]
+pub struct StoredHere {
+    /// As what it is held now.
+    pub version: Version,
+    /// Whose it is; nothing where it is not held, because its time is over.
+    pub job: Option<JobId>,
 }
 
 impl From<Effect> for Outgoing {

@@ -18,6 +18,7 @@ use crate::model::wire::Message;
 
 use super::super::effect::{Effect, Fetched, Leavings, PodReport, Rejected};
 use super::super::lifecycle::PodState;
+use super::super::outbox::{Outgoing, StoredHere};
 use super::super::sabotage::Bug;
 use super::{Ending, Peer, Starting, Waiting, fate_of};
 
@@ -42,15 +43,17 @@ impl Peer {
     /// come, and those that this node would not keep as it sees the ring, are acknowledged later: see
     /// [`push_again`](Self::push_again). Whoever pushes may let go of a record that is acknowledged, so two nodes that each
     /// take the other for its place must not acknowledge it to each other.
+    ///
+    /// Much can happen until the disk is done, where it was full: what was let go of meanwhile is not acknowledged either.
     pub(super) fn handle_push(&mut self, now: Now, from: NodeId, pushed: Pushed) {
         let Pushed { seq, records, blobs, lacking } = pushed;
         let came = self.blobs.offer(blobs);
         self.take_in(now, &came);
-        let mut versions = Vec::with_capacity(records.len());
+        let mut copies = Vec::with_capacity(records.len());
         for record in records {
             let job = record.id;
             if self.has_no_use_for(&record) {
-                versions.push(None);
+                copies.push(None);
                 continue;
             }
             let version = self.absorb(now, from, Arc::clone(&record));
@@ -61,18 +64,33 @@ impl Peer {
             }
             if version.is_some() && (self.expects_blobs(job) || !self.keeps(job)) {
                 self.pushed_by.entry(job).or_default().insert(from);
-                versions.push(None);
+                copies.push(None);
             } else {
-                versions.push(version);
+                let held = self.records.get(job).map(|_| job);
+                copies.push(version.map(|version| StoredHere { version, job: held }));
             }
         }
         self.blobs.withdraw_offers();
-        let message = Message::Stored { seq, versions };
-        let effect = Effect::Send { to: from, message };
+        let stored = Outgoing::Stored { to: from, seq, copies };
         if self.sabotage.has(Bug::AcknowledgeBeforeSync) {
-            return self.outbox.send(effect);
+            return self.outbox.send(stored);
         }
-        self.outbox.send_when_stored(effect);
+        self.outbox.send_when_stored(stored);
+    }
+
+    /// What a push brought is on the disk: says so of what is still here, and to stay.
+    pub(super) fn acknowledge(&mut self, to: NodeId, seq: u64, copies: Vec<Option<StoredHere>>) -> Effect {
+        let mut versions = Vec::with_capacity(copies.len());
+        for copy in copies {
+            let job = copy.and_then(|copy| copy.job);
+            let is_gone = job.is_some_and(|job| self.records.get(job).is_none());
+            let moves_on = job.filter(|job| !self.keeps(*job));
+            if let Some(job) = moves_on {
+                self.pushed_by.entry(job).or_default().insert(to);
+            }
+            versions.push(copy.filter(|_| !is_gone && moves_on.is_none()).map(|copy| copy.version));
+        }
+        Effect::Send { to, message: Message::Stored { seq, versions } }
     }
 
     /// `from` has the blobs now that it lacked when these records were pushed to it.

@@ -516,6 +516,7 @@ impl Peer {
                     self.gateway.handle_response(now.moment, me, call, response, routing);
                     continue;
                 }
+                Some(Outgoing::Stored { to, seq, copies }) => return Some(self.acknowledge(to, seq, copies)),
                 None => {}
             }
             if !self.settle(now) {

@@ -1,4 +1,4 @@
-//! How attempts of this start ended whose records are no longer here.
+//! How attempts of this node ended whose records are no longer here.
 //!
 //! Whoever runs a job and does not act for it lets go of its record when it has ended and those who act have it. An older
 //! copy may be left with a node that was away just then, and come back here on one side of a partition: by it the attempt still
@@ -17,7 +17,7 @@ use super::Peer;
 /// Ends remembered, at the most; the oldest is forgotten first. Each takes some 170 bytes.
 const REMEMBERED: usize = 1 << 14;
 
-/// What became of attempts of this start, by their claims.
+/// What this start has said, or known to be said, of attempts of this node, by their claims.
 #[derive(Debug, Default)]
 pub(super) struct ToldEnds {
     fates: BTreeMap<Dot, Fate>,
@@ -43,7 +43,7 @@ impl Peer {
             return;
         };
         for (claim, attempt) in &record.attempts {
-            if attempt.claim.executor == self.me && attempt.fate.by_executor && !attempt.is_live() {
+            if attempt.claim.executor.node == self.me.node && attempt.fate.by_executor && !attempt.is_live() {
                 self.told_ends.remember(*claim, attempt.fate.clone());
             }
         }
