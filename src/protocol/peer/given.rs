@@ -4,8 +4,8 @@
 //! died, between its first record of a partition and its next gossip is asked by nobody. But whoever gave it the record
 //! knows, and objects to the seal until that node has been heard of. A gateway that has a job written down gives it too.
 //!
-//! What is known here is lost with a restart of the giver. Then a seal may do without the one who was given the record, and
-//! that one begin the sealed job again while it is cut off: two deaths and a cut within one interval of the gossip.
+//! A giver writes it down with its next gossip. If it dies before that, a seal may do without the one who was given the
+//! record, and that one begin the sealed job again while it is cut off: two deaths and a cut within one interval of the gossip.
 
 use std::collections::BTreeMap;
 
@@ -36,6 +36,11 @@ impl Given {
     pub(super) fn holders(&self, partition: Partition) -> impl Iterator<Item = NodeId> + '_ {
         self.0.iter().filter(move |(_, gifts)| gifts.partitions.contains(partition)).map(|(node, _)| *node)
     }
+
+    /// What the node may hold, although it has not said so.
+    pub(super) fn to(&self, node: NodeId) -> impl Iterator<Item = Partition> + '_ {
+        self.0.get(&node).into_iter().flat_map(|gifts| gifts.partitions.iter())
+    }
 }
 
 impl Peer {
@@ -54,6 +59,10 @@ impl Peer {
             return;
         }
         let gifts = self.given.0.entry(to).or_default();
+        if !gifts.partitions.contains(partition) {
+            // It is written down with the next gossip.
+            self.remember_held_at = Moment::START;
+        }
         gifts.partitions.insert(partition);
         gifts.since = None;
     }

@@ -156,7 +156,7 @@ impl Peer {
     /// Saves whom to look for after a restart, if that has changed. Verdicts do not matter then: everybody is asked. But
     /// whether one that is down by then has its places on the ring depends on what it last said that it does.
     fn remember_members(&mut self) {
-        let members = self.membership.remembered();
+        let members = self.members_to_remember();
         let where_they_are: Vec<_> =
             members.iter().map(|facts| (facts.node, facts.generation, facts.cluster_addr, facts.status)).collect();
         if self.remembered != where_they_are {
@@ -172,10 +172,21 @@ impl Peer {
             return;
         }
         self.remember_held_at = now + REMEMBER_HELD_EVERY;
-        let members = self.membership.remembered();
+        let members = self.members_to_remember();
         if held_by(&members) != self.remembered_held {
             self.save_members(members);
         }
+    }
+
+    /// What others were given counts as held by them, until they say what they hold.
+    fn members_to_remember(&self) -> Vec<Facts> {
+        let mut members = self.membership.remembered();
+        for facts in &mut members {
+            for partition in self.given.to(facts.node) {
+                facts.held.insert(partition);
+            }
+        }
+        members
     }
 
     fn save_members(&mut self, members: Vec<Facts>) {
