@@ -15,8 +15,9 @@ use super::super::membership::{CannotForget, MembershipOutput};
 use super::super::sabotage::Bug;
 use super::Peer;
 
-/// How far apart, at the least, two savings of what others have come to hold are. Raising it spares commits where partitions
-/// get their first records, and lets a node that is started anew know less of one that is down.
+/// How far apart, at the least, two savings of what others say they have come to hold are; what this node gave them is saved with
+/// its next gossip. Raising it spares commits where partitions get their first records, and lets a node that is started anew
+/// know less of one that is down.
 const REMEMBER_HELD_EVERY: Duration = Duration::from_secs(5);
 /// By how much the processors' use must move before others are told.
 const CPU_STEP_PERMILLE: u16 = 100;

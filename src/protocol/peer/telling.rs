@@ -119,7 +119,7 @@ impl Peer {
         &self.records
     }
 
-    /// Whether nothing that was written here is on its way to another node or to the disk; for the simulator's checkers.
+    /// Whether nothing that was written here is on its way to another node or to the disk.
     pub fn has_passed_all_on(&self) -> bool {
         self.nothing_spreads() && self.outbox.is_settled()
     }

@@ -14,7 +14,7 @@ use crate::model::time::Now;
 
 use super::Peer;
 
-/// Ends remembered, at the most; the oldest is forgotten first. Each takes some 170 bytes.
+/// Ends remembered, at the most; the oldest is forgotten first. Raising it covers copies of older jobs, and costs memory.
 const REMEMBERED: usize = 1 << 14;
 
 /// What this start has said, or known to be said, of attempts of this node, by their claims.
