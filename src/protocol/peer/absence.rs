@@ -21,7 +21,7 @@ use crate::model::ring::Placement;
 use crate::model::time::Moment;
 
 use super::Peer;
-use super::reconcile::majority;
+use super::keeping::majority;
 
 /// Who is away from its home lists, and which partitions wait for it.
 #[derive(Debug, Default)]

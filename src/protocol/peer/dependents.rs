@@ -11,7 +11,7 @@ use crate::model::request::Dependents;
 
 use super::super::lifecycle::unfit;
 use super::Peer;
-use super::reconcile::majority;
+use super::keeping::majority;
 
 impl Peer {
     /// What depends on `node`, in the partitions that this one decides for.

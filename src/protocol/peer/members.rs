@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::model::id::NodeId;
-use crate::model::member::{Facts, Load, MemberState, PartitionSet};
+use crate::model::member::{Facts, Load, MemberState, PartitionSet, Status};
 use crate::model::request::{Code, EventKind, Refusal};
 use crate::model::spec::Driver;
 use crate::model::time::{Moment, Now};
@@ -101,6 +101,30 @@ impl Peer {
         // Whoever asked looks at other nodes next.
         self.gossip_urgently = true;
         Ok(())
+    }
+
+    /// A joining node serves as soon as it sees what the others see, or has looked for long enough.
+    pub(super) fn try_to_join(&mut self, now: Now) {
+        if !self.status().is_starting() || self.membership.conflict().is_some() {
+            return;
+        }
+        let waited = now.moment.since(self.started);
+        let timing = &self.config.timing;
+        let others = || self.membership.view().values().filter(|member| member.facts.node != self.me.node);
+        let mut serving =
+            others().filter(|m| m.state == MemberState::Alive && m.facts.status == Status::Serving).peekable();
+        let joined = if serving.peek().is_some() {
+            serving.all(|member| member.facts.ring == self.placement.fingerprint())
+        } else if others().any(|member| member.state == MemberState::Alive) {
+            // All are new. Give those who start at the same time a moment to be seen.
+            waited >= timing.gossip_interval * 3
+        } else {
+            !self.has_seeds && others().next().is_none()
+        };
+        if joined || waited >= timing.join_grace {
+            self.membership.set_status(now, Status::Serving);
+            self.gossip_urgently = true;
+        }
     }
 
     pub(super) fn drain_membership(&mut self, now: Now) -> bool {
@@ -222,7 +246,7 @@ impl Peer {
         let changed = self.published.as_ref().is_none_or(|(_, published)| *published != facts);
         let urgent = std::mem::take(&mut self.gossip_urgently);
         if due {
-            self.ask_for_work(now);
+            self.ask_for_work();
             self.try_to_join(now);
             let behind = self.behind(now.moment);
             self.watch_convergence(now, &behind);

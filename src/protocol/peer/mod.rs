@@ -9,21 +9,29 @@
 //! [`Scheduler`] and [`Room`] (where work fits), [`Gateway`] (clients). It drains their outputs and turns
 //! them into each other's inputs; they do not know of one another.
 //!
-//! How a job comes along is decided in [`lifecycle`](super::lifecycle) and carried out in `reconcile`.
-//! Ownership of partitions is in `ownership`, what peers and clients are answered in `serve`, what passes between the
-//! membership and the rest in `members`, what is told to people in `telling`.
+//! How a job comes along is decided in [`lifecycle`](super::lifecycle) and carried out in `reconcile`, by its owner, and
+//! `attempts`, by its executor. Ownership of partitions is in `ownership`, what peers and clients are answered in `serve`, what
+//! passes between the membership and the rest in `members`, what is told to people in `telling`.
 
 mod absence;
+mod attempts;
 mod blobs;
+mod comparing;
+mod convergence;
 mod dependents;
 mod full_disk;
 mod given;
+mod keeping;
 mod leaving;
 mod members;
 mod moving;
 mod ownership;
+mod placing;
+mod pod_reports;
+mod pushes;
 mod reconcile;
 mod repair;
+mod ring_changes;
 mod sealing;
 mod serve;
 mod telling;
@@ -43,10 +51,10 @@ use crate::model::config::Config;
 use crate::model::id::{Actor, Dot, Generation, JobId, NodeId, Partition};
 use crate::model::member::{Facts, Member, PartitionSet, Status};
 use crate::model::packed::PackedRecord;
-use crate::model::record::{Exit, Fate, Phase, Record, Version};
+use crate::model::record::{Record, Version};
 use crate::model::request::{Event, SubmitOutcome};
 use crate::model::ring::Placement;
-use crate::model::time::{Moment, Now, Timestamp};
+use crate::model::time::{Moment, Now};
 use crate::model::wire::Message;
 
 use self::absence::Absence;
@@ -55,10 +63,9 @@ use self::given::Given;
 use self::leaving::Successors;
 use super::blobs::Blobs;
 use super::comparison::{Answer, Comparison, Purpose, Step};
-use super::effect::{Effect, PodEnd, PodEvent};
+use super::effect::Effect;
 use super::former::FormerEnds;
 use super::gateway::{Ask, AskId, Gateway, Routing, Told};
-use super::lifecycle::PodState;
 use super::membership::Membership;
 use super::outbox::{Outbox, Outgoing};
 use super::records::Records;
@@ -67,22 +74,19 @@ use super::room::Room;
 use super::sabotage::{Bug, Sabotage};
 use super::scheduler::Scheduler;
 
-use blobs::Pushed;
+use attempts::{Pod, Starting};
+use comparing::Agreements;
 use moving::Move;
 use ownership::Ownership;
+use pushes::Pushed;
+use ring_changes::Standing;
 use sealing::Sealing;
 use serve::{Asker, Parked};
 use told_ends::ToldEnds;
 use turns::Turns;
 
-/// Records in one answer to a fetch, at the most.
-const FETCHED_RECORDS: usize = 256;
-
 /// Jobs looked at in one go, at the most: a node that comes to own a million does other things in between.
 const RECONCILED_AT_ONCE: usize = 2_048;
-
-/// Why an attempt was given back that its node's guard had to end.
-const STOOD_STILL: &str = "its node stood still for so long that its guard ended it";
 
 /// What a peer starts from.
 #[derive(Debug)]
@@ -122,7 +126,7 @@ pub struct Peer {
     /// Those of them that are this node's to own.
     first_of: Vec<Partition>,
     placed_epoch: Option<u64>,
-    placed_standings: Option<Vec<ownership::Standing>>,
+    placed_standings: Option<Vec<Standing>>,
     /// Whether a majority of the members was in reach when the members were last looked at.
     had_majority: Option<bool>,
     /// Where the next look at what is on its way for long begins.
@@ -138,6 +142,7 @@ pub struct Peer {
     gateway: Gateway,
 
     ownership: Ownership,
+    agreements: Agreements,
     turns: Turns,
     sealing: Sealing,
     given: Given,
@@ -200,26 +205,6 @@ enum Waiting {
     Claim(Dot),
     /// A pod's report, which is answered by this number.
     Pod(u64),
-}
-
-/// A pod of this node.
-#[derive(Debug)]
-struct Pod {
-    job: JobId,
-    state: PodState,
-    /// Why it was told to end; nothing while it was not.
-    ended_because: &'static str,
-    /// The chain of the checkpoint it began with.
-    resumed: Option<u32>,
-    /// The number of the attempt whose checkpoint it should have begun with, and could not.
-    began_without: Option<u32>,
-}
-
-/// A claim of this node that may start, but for its checkpoint.
-#[derive(Debug)]
-struct Starting {
-    job: JobId,
-    until: Moment,
 }
 
 /// A claim on its way to its executor's start.
@@ -315,6 +300,7 @@ impl Peer {
             room: Room::new(config.capacity),
             gateway: Gateway::new(timing.resend_after, timing.acknowledge_within),
             ownership: Ownership::default(),
+            agreements: Agreements::default(),
             turns: Turns::default(),
             sealing: Sealing::default(),
             given: Given::default(),
@@ -451,31 +437,6 @@ impl Peer {
                 self.repair_own_copy(now, from, &response);
                 let routing = Routing { me: self.me.node, view: self.membership.view(), placement: &self.placement };
                 self.gateway.handle_response(now.moment, from, call, response, routing);
-            }
-        }
-    }
-
-    /// A pod of this node started or ended.
-    pub fn handle_pod(&mut self, now: Now, event: PodEvent) {
-        match event {
-            PodEvent::Started { key, at } => {
-                self.keep_no_longer(key);
-                let dot = self.next_dot();
-                let remark = self.remark_on_start(key);
-                self.change(now, key.job, |record| record.start_remarkably(dot, key.claim, at, remark));
-            }
-            PodEvent::Reported { key, report } => self.handle_report(now, key, report),
-            PodEvent::Ended { key, at, end, left } => {
-                self.keep_no_longer(key);
-                let because = self.pods.remove(&key.claim).map_or("", |pod| pod.ended_because);
-                self.must_schedule |= self.room.release(key.claim);
-                if self.sabotage.has(Bug::SwallowLateReports)
-                    && self.records.get(key.job).is_some_and(|held| held.record().is_superseded(key.claim))
-                {
-                    return;
-                }
-                self.handle_end(now, key, Ending { at, end, because }, *left);
-                self.dirty.insert(key.job);
             }
         }
     }
@@ -676,34 +637,4 @@ impl Peer {
         let share = f64::from(self.rng.next_u32()) / f64::from(u32::MAX);
         interval.mul_f64(0.75 + share / 2.0)
     }
-}
-
-/// How a pod of this node ended.
-#[derive(Debug)]
-struct Ending {
-    at: Timestamp,
-    end: PodEnd,
-    /// Why it was told to end, if it was.
-    because: &'static str,
-}
-
-/// What becomes of an attempt whose pod ended, by its executor's own word. One that was told to end without the
-/// job being over goes back: it counts against nothing.
-fn fate_of(record: &Record, claim: Dot, dot: Dot, ending: Ending, remark: String) -> Fate {
-    let Ending { at, end, because } = ending;
-    let (phase, exit, reason) = match end {
-        PodEnd::Exited(Exit::Code(0)) => (Phase::Succeeded, Some(Exit::Code(0)), remark),
-        PodEnd::Exited(exit) => (Phase::Failed, Some(exit), remark),
-        PodEnd::Silent(limit) => {
-            (Phase::Failed, None, format!("no heartbeat for {}", humantime::format_duration(limit)))
-        }
-        PodEnd::Stopped(exit) => {
-            let over = record.stop.is_some() || record.is_superseded(claim) || record.state().is_terminal();
-            (if over { Phase::Stopped } else { Phase::Returned }, Some(exit), because.to_owned())
-        }
-        PodEnd::Lapsed => (Phase::Returned, Some(Exit::KILLED), STOOD_STILL.to_owned()),
-        PodEnd::CouldNotStart { code, reason } => (Phase::Failed, Some(Exit::Code(code)), reason),
-        PodEnd::Unable { reason } => (Phase::Returned, None, reason),
-    };
-    Fate { phase, by_executor: true, dot, at, exit, reason }
 }

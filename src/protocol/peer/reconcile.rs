@@ -4,28 +4,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::model::id::{Actor, AttemptKey, Dot, Generation, JobId, NodeId};
-use crate::model::member::{Load, Status};
-use crate::model::record::{Attempt, Exit, Fate, JobState, Phase, Record, Stop, StopKind, Version};
-use crate::model::report::Checkpoint;
+use crate::model::id::{Dot, JobId, NodeId};
+use crate::model::record::{Fate, JobState, Phase, Record, Stop, StopKind, Version};
 use crate::model::request::EventKind;
-use crate::model::resources::Resources;
 use crate::model::time::Now;
 use crate::model::wire::Message;
 
 use super::super::blobs::Blobs;
-use super::super::effect::{Effect, PodStart};
-use super::super::former::FormerEnd;
-use super::super::lifecycle::{ExecutorDoes, OwnerDoes, OwnerSees, PodState, executor_decides, owner_decides, unfit};
+use super::super::effect::Effect;
+use super::super::lifecycle::{OwnerDoes, OwnerSees, owner_decides};
 use super::super::records::Held;
 use super::super::sabotage::Bug;
-use super::{Confirming, Peer, Pod, Waiting};
+use super::telling::outline;
+use super::{Confirming, Peer, Waiting};
 
 /// How long a pod that is told to end may take, killing it included.
 const POD_GRACE: Duration = Duration::from_secs(6);
-/// Why an attempt is given back that comes after the promise of its room has lapsed.
-const NO_ROOM: &str = "its node has no room for it any longer";
-
 impl Peer {
     /// Writes to a record this node holds, and spreads it if that changed anything.
     pub(super) fn change(&mut self, now: Now, job: JobId, write: impl FnOnce(&mut Record)) {
@@ -143,69 +137,6 @@ impl Peer {
         self.let_go_if_done(job);
     }
 
-    fn see_to_own_attempts(&mut self, now: Now, job: JobId) {
-        // Where every executor has said how its attempt ended, nothing is left to do but to end a pod and to give its room
-        // back: most records need not be opened for that.
-        let is_at_work = || self.room.holds_any_of(job) || self.pods.values().any(|pod| pod.job == job);
-        let concerns = |held: &Held<'_>| held.summary.has_attempts() && (held.summary.has_open_fates() || is_at_work());
-        let Some(record) = self.records.get(job).filter(concerns).map(|held| held.record()) else {
-            return;
-        };
-        for (claim, attempt) in &record.attempts {
-            if attempt.claim.executor.node != self.me.node {
-                continue;
-            }
-            if !attempt.is_live() && !self.pods.contains_key(claim) {
-                self.must_schedule |= self.room.release(*claim);
-            }
-            let pod = self.pods.get(claim).map_or(PodState::None, |pod| pod.state);
-            match executor_decides(&record, *claim, attempt, self.me, pod, self.membership.view()) {
-                ExecutorDoes::Wait => {
-                    if attempt.is_live()
-                        && attempt.claim.executor == self.me
-                        && !self.room.take(job, *claim, record.spec().need())
-                        && !self.sabotage.has(Bug::ClaimWithoutRoom)
-                    {
-                        self.say_of_own_attempt(now, job, *claim, Phase::Returned, NO_ROOM);
-                    }
-                }
-                ExecutorDoes::EndPod(reason) => {
-                    if let Some(pod) = self.pods.get_mut(claim) {
-                        pod.state = PodState::Ending;
-                        pod.ended_because = reason;
-                        self.outbox.send(Effect::Silence(AttemptKey { job, claim: *claim }));
-                        self.outbox.send(Effect::StopPod(AttemptKey { job, claim: *claim }));
-                    }
-                }
-                ExecutorDoes::GiveBack(reason) => {
-                    self.say_of_own_attempt(now, job, *claim, Phase::Returned, reason);
-                }
-                ExecutorDoes::OwnUp => {
-                    self.own_up(now, AttemptKey { job, claim: *claim }, attempt.claim.executor.generation);
-                }
-            }
-        }
-    }
-
-    fn say_of_own_attempt(&mut self, now: Now, job: JobId, claim: Dot, phase: Phase, reason: &str) {
-        let dot = self.next_dot();
-        let reason = reason.to_owned();
-        let fate = Fate { phase, by_executor: true, dot, at: now.wall, exit: None, reason };
-        self.change(now, job, |record| record.advance(claim, fate));
-    }
-
-    /// Says of an attempt of this node's earlier start that it was lost, and when it ended, if that is known.
-    fn own_up(&mut self, now: Now, key: AttemptKey, start: Generation) {
-        let (at, exit, reason) = match self.former_ends.of(start, key) {
-            Some(FormerEnd::Killed(at)) => (at, Some(Exit::KILLED), "its node died, and what ran there was ended"),
-            Some(FormerEnd::Before(at)) => (at, None, "its machine was restarted"),
-            None => (now.wall, None, "its node was restarted"),
-        };
-        let dot = self.next_dot();
-        let fate = Fate { phase: Phase::Lost, by_executor: true, dot, at, exit, reason: reason.to_owned() };
-        self.change(now, key.job, |record| record.advance(key.claim, fate));
-    }
-
     fn decide_as_owner(&mut self, now: Now, job: JobId) {
         let Some(held) = self.records.get(job) else {
             return;
@@ -296,13 +227,6 @@ impl Peer {
         self.unqueue(job);
         self.records.wake(job, None);
         self.confirming.remove(&job);
-    }
-
-    /// Takes a job out of the queue, and back from the node to which it was offered.
-    fn unqueue(&mut self, job: JobId) {
-        if let Some(node) = self.scheduler.remove(job) {
-            self.send(node, Message::Withdraw { job });
-        }
     }
 
     /// Lets go of a record that is safe elsewhere and none of this node's business.
@@ -400,13 +324,6 @@ impl Peer {
         self.check_copies(now, job);
     }
 
-    /// How many copies of the record make it safe: a majority of its home list, or all there can be now.
-    pub(super) fn copies_for_safety(&self, job: JobId) -> u32 {
-        let partition = self.records.partition_of(job);
-        let acting = self.placement.acting(partition).len() as u32;
-        majority(self.placement.home(partition).len()).min(acting).max(1)
-    }
-
     fn tell_executor(&mut self, now: Now, job: JobId, claim: Dot) {
         let Some(held) = self.records.get(job) else {
             return;
@@ -424,277 +341,4 @@ impl Peer {
             self.send(executor.node, Message::Start { record, claim });
         }
     }
-
-    /// This node is told that a claim which names it is safe: starts the pod, once.
-    pub(super) fn start_pod(&mut self, now: Now, job: JobId, claim: Dot) {
-        let Some(held) = self.records.get(job) else {
-            return;
-        };
-        let record = held.record();
-        let Some(attempt) = record.attempts.get(&claim) else {
-            return;
-        };
-        let startable = attempt.claim.executor == self.me
-            && (attempt.fate.phase == Phase::Claimed || self.sabotage.has(Bug::StartTwice))
-            && (!self.pods.contains_key(&claim) || self.sabotage.has(Bug::StartTwice))
-            && executor_decides(&record, claim, attempt, self.me, PodState::None, self.membership.view())
-                == ExecutorDoes::Wait;
-        if !startable {
-            return;
-        }
-        if self.status() != Status::Serving {
-            self.room.release(claim);
-            self.say_of_own_attempt(now, job, claim, Phase::Returned, "its node takes no new work");
-            return;
-        }
-        if !self.room.take(job, claim, record.spec().need()) && !self.sabotage.has(Bug::ClaimWithoutRoom) {
-            return self.say_of_own_attempt(now, job, claim, Phase::Returned, NO_ROOM);
-        }
-        if self.waits_for_checkpoint(now, &record, claim) {
-            return;
-        }
-        let saved = record.checkpoint.as_ref();
-        let has_it = |saved: &&Checkpoint| !self.blobs.lacks(saved.blob.id) && !self.sabotage.has(Bug::BeginAnew);
-        let checkpoint = saved.filter(has_it);
-        let pod = Pod {
-            job,
-            state: PodState::Running,
-            ended_because: "",
-            resumed: checkpoint.map(|checkpoint| checkpoint.chain),
-            began_without: saved.filter(|_| checkpoint.is_none()).map(|saved| saved.number),
-        };
-        self.pods.insert(claim, pod);
-        self.counters.started += 1;
-        let key = AttemptKey { job, claim };
-        if let Some(checkpoint) = checkpoint {
-            self.keep_for_start(key, checkpoint.blob);
-        }
-        self.outbox.send_when_stored(Effect::StartPod(PodStart {
-            key,
-            number: attempt.claim.number,
-            fence: attempt.fence(),
-            submission: Arc::clone(&record.submission),
-            checkpoint: checkpoint.map(|checkpoint| checkpoint.blob),
-        }));
-    }
-
-    /// Finds room for the jobs that wait, best first.
-    pub(super) fn schedule(&mut self, now: Now) -> bool {
-        let mut progress = false;
-        loop {
-            let mut placed = false;
-            for job in self.scheduler.candidates() {
-                let serves = self.status() == Status::Serving;
-                let room_here = serves && self.room.free().slots > 0;
-                if !room_here && !self.scheduler.anybody_has_room(self.me.node, self.membership.view()) {
-                    return progress;
-                }
-                placed |= self.place(now, job);
-            }
-            if !placed {
-                return progress;
-            }
-            progress = true;
-        }
-    }
-
-    /// Claims the job for this node, or offers it to another. Returns whether it is out of the queue.
-    fn place(&mut self, now: Now, job: JobId) -> bool {
-        let Some(held) = self.records.lay_open(job) else {
-            self.scheduler.remove(job);
-            return true;
-        };
-        let record = held.record();
-        let need = record.spec().need();
-        let view = self.membership.view();
-        if unfit(&record, self.me.node, view).is_none() && self.room.free().fits(&need) {
-            self.claim(now, job, self.me);
-            return true;
-        }
-        let walk = self.placement.walk(job);
-        match self.scheduler.choose(&record, &walk, self.me.node, view) {
-            Some(node) => {
-                self.scheduler.offer(now.moment, job, node, need);
-                self.send(node, Message::Offer { job, need });
-                true
-            }
-            None => false,
-        }
-    }
-
-    fn claim(&mut self, now: Now, job: JobId, executor: Actor) {
-        self.scheduler.remove(job);
-        self.counters.claimed += 1;
-        let dot = self.next_dot();
-        self.change(now, job, |record| record.claim(dot, executor, now.wall));
-        if executor == self.me {
-            let need = self.records.get(job).map(|held| held.record().spec().need());
-            let fits = self.room.take(job, dot, need.unwrap_or_default());
-            debug_assert!(fits, "a node claims for itself only what it has room for");
-        }
-    }
-
-    pub(super) fn handle_offer_answer(&mut self, now: Now, from: NodeId, job: JobId, accepted: bool, load: Load) {
-        self.membership.update_load(from, load);
-        if !self.scheduler.handle_answer(now.moment, job, from, accepted) {
-            if accepted {
-                self.send(from, Message::Withdraw { job });
-            }
-            return;
-        }
-        let executor = self
-            .membership
-            .view()
-            .get(&from)
-            .filter(|member| member.takes_work())
-            .map(|member| Actor { node: from, generation: member.facts.generation });
-        let still_due = self.ownership.is_caught_up(self.records.partition_of(job))
-            && self.records.get(job).is_some_and(|held| {
-                owner_decides(now.moment, &held.record(), &self.owner_sees(&held)) == OwnerDoes::Place
-            });
-        match executor {
-            Some(executor) if accepted && still_due => self.claim(now, job, executor),
-            Some(_) | None => {
-                if accepted {
-                    self.send(from, Message::Withdraw { job });
-                }
-                self.dirty.insert(job);
-            }
-        }
-    }
-
-    /// A peer has room: it is offered what waits here and fits.
-    pub(super) fn handle_idle(&mut self, now: Now, from: NodeId, free: Resources) {
-        let view = self.membership.view();
-        if !view.get(&from).is_some_and(|member| member.takes_work()) {
-            return;
-        }
-        let mut left = free;
-        let mut offers = Vec::new();
-        for job in self.scheduler.candidates() {
-            let Some(held) = self.records.get(job) else {
-                continue;
-            };
-            let record = held.record();
-            let need = record.spec().need();
-            if left.fits(&need) && unfit(&record, from, view).is_none() {
-                left = left.minus(&need);
-                offers.push((job, need));
-            }
-        }
-        for (job, need) in offers {
-            self.scheduler.offer(now.moment, job, from, need);
-            self.send(from, Message::Offer { job, need });
-        }
-    }
-
-    /// With room and nothing to do, asks one of those who have more than they can do.
-    pub(super) fn ask_for_work(&mut self, _now: Now) {
-        let free = self.room.free();
-        if self.status() != Status::Serving || free.slots == 0 || self.scheduler.backlog() > 0 {
-            return;
-        }
-        let me = self.me.node;
-        let busy = self
-            .membership
-            .view()
-            .values()
-            .filter(|member| member.is_live() && member.facts.node != me && member.facts.load.backlog > 0);
-        let busy: Vec<NodeId> = busy.map(|member| member.facts.node).collect();
-        if !busy.is_empty() {
-            let chosen = busy[rand::Rng::next_u32(&mut self.rng) as usize % busy.len()];
-            self.send(chosen, Message::Idle { free });
-        }
-    }
-
-    /// The owner says openly what ran twice, or may have.
-    fn tell_of_overlaps(&mut self, now: Now, record: &Record) {
-        for overlap in record.overlaps() {
-            let of = |claim: Dot| record.attempts.get(&claim).map(|a| (a.claim.number, a.claim.executor.node));
-            let (Some(first), Some(second)) = (of(overlap.first), of(overlap.second)) else {
-                continue;
-            };
-            self.counters.overlaps_told += 1;
-            let (title, certain) = (record.spec().title(), overlap.certain);
-            self.tell(now, EventKind::Overlap { job: record.id, title, attempts: [first, second], certain });
-        }
-    }
-
-    /// This node's copy has met a seal for which it was not asked: it had left while it was cut off, or the key was used again
-    /// here where nobody knew of the job. What ran of it is no part of the sealed record. Whoever gives up such a copy says so,
-    /// since nothing else will.
-    fn tell_of_what_a_seal_ends(&mut self, now: Now, sealed: &Record, copy: &Record) {
-        if !sealed.is_final() || copy.is_final() {
-            return;
-        }
-        let of = |attempt: &Attempt| (attempt.claim.number, attempt.claim.executor.node);
-        let Some(kept) = sealed.telling().map(of) else {
-            return;
-        };
-        let unknown = copy
-            .attempts
-            .iter()
-            .filter(|(claim, attempt)| attempt.may_have_run() && !sealed.attempts.contains_key(claim));
-        for ended in unknown.map(|(_, attempt)| of(attempt)) {
-            self.counters.overlaps_told += 1;
-            let (title, attempts) = (sealed.spec().title(), [kept, ended]);
-            self.tell(now, EventKind::Overlap { job: sealed.id, title, attempts, certain: false });
-        }
-    }
-
-    /// The owner tells whoever listens that a job's state, or its telling attempt, changed.
-    fn tell_of_change(&mut self, now: Now, job: JobId, before: Option<Outline>) {
-        let Some(held) = self.records.get(job) else {
-            return;
-        };
-        let record = held.record();
-        let after = outline(&record);
-        if !self.ownership.is_caught_up(self.records.partition_of(job)) {
-            return;
-        }
-        if before.is_none_or(|before| before.overlaps < after.overlaps) {
-            self.tell_of_overlaps(now, &record);
-        }
-        if before == Some(after) || !self.ownership.is_caught_up(self.records.partition_of(job)) {
-            return;
-        }
-        let telling = record.telling();
-        let kind = EventKind::Job {
-            job,
-            title: record.spec().title(),
-            state: after.state,
-            attempt: telling.map(|attempt| attempt.claim.number),
-            node: telling.map(|attempt| attempt.claim.executor.node),
-            reason: telling.map(|attempt| attempt.fate.reason.clone()).unwrap_or_default(),
-        };
-        self.tell(now, kind);
-    }
-}
-
-/// What a change must touch to be worth an event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Outline {
-    state: JobState,
-    attempt: Option<(u32, NodeId, Phase)>,
-    /// Pairs of attempts that may have run at once, and those that are certain to have.
-    overlaps: (usize, usize),
-}
-
-fn outline(record: &Record) -> Outline {
-    let attempt = record.telling().map(|a| (a.claim.number, a.claim.executor.node, a.fate.phase));
-    Outline { state: record.state(), attempt, overlaps: overlaps_of(record) }
-}
-
-/// Nearly every job has one attempt, and then there is nothing to count.
-fn overlaps_of(record: &Record) -> (usize, usize) {
-    if record.attempts.len() < 2 {
-        return (0, 0);
-    }
-    let overlaps = record.overlaps();
-    (overlaps.len(), overlaps.iter().filter(|overlap| overlap.certain).count())
-}
-
-/// More than half.
-pub(super) fn majority(of: usize) -> u32 {
-    (of / 2 + 1) as u32
 }

@@ -199,7 +199,7 @@ impl Peer {
             if !same {
                 // It lacks something, or knows something: either comes out when it is pushed there. Where the two hold the same, it
                 // waits for its own disk or for somebody else.
-                if self.targets(job).contains(&from) && !self.ownership.agrees(self.records.partition_of(job), from) {
+                if self.targets(job).contains(&from) && !self.agreements.agrees(self.records.partition_of(job), from) {
                     self.replication.push_once(job, from);
                 }
                 continue;

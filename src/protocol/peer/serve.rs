@@ -22,7 +22,7 @@ use super::super::lifecycle::{OwnerDoes, due_at, must_pause, owner_decides, unfi
 use super::super::outbox::Outgoing;
 use super::super::records::Held;
 use super::super::sabotage::Bug;
-use super::reconcile::majority;
+use super::keeping::majority;
 use super::{Peer, PendingSubmit, Waiting};
 
 /// Jobs in one answer to a list, at the most.
@@ -143,7 +143,7 @@ impl Peer {
         let agrees = |node: NodeId| match &known_copies {
             Some(copies) => copies.contains(&node),
             None => {
-                self.ownership.agrees(partition, node)
+                self.agreements.agrees(partition, node)
                     || !self.replication.is_spreading(job) && !self.stands_in(node, partition)
             }
         };
@@ -326,7 +326,7 @@ impl Peer {
         self.event_readers.push(Parked { number, asker, known, until });
     }
 
-    pub(super) fn answer_event_readers(&mut self, _now: Now) {
+    pub(super) fn answer_event_readers(&mut self) {
         for parked in std::mem::take(&mut self.event_readers) {
             self.parked_until.remove(&(parked.until, parked.number));
             let response = self.events_after(parked.known);

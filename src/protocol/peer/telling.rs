@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::model::id::Partition;
+use crate::model::id::{Dot, JobId, NodeId, Partition};
 use crate::model::member::Status;
+use crate::model::record::{Attempt, JobState, Phase, Record};
 use crate::model::request::{Event, EventKind};
 use crate::model::ring::Placement;
 use crate::model::time::Now;
@@ -11,7 +12,7 @@ use crate::model::time::Now;
 use super::super::effect::Effect;
 use super::super::membership::Membership;
 use super::super::records::Records;
-use super::super::snapshot::{Convergence, JobCounts, Snapshot};
+use super::super::snapshot::{JobCounts, Snapshot};
 use super::Peer;
 
 /// Events that are kept for those who ask a little late.
@@ -34,7 +35,7 @@ impl Peer {
             EventKind::Job { .. } | EventKind::Overlap { .. } => self.outbox.send_when_stored(note),
         }
         self.events.push_back(event);
-        self.answer_event_readers(now);
+        self.answer_event_readers();
     }
 
     /// What this node knows at this moment.
@@ -89,31 +90,6 @@ impl Peer {
         }
     }
 
-    /// How the node stands: see [`Convergence`].
-    fn convergence(&self, now: Now) -> Convergence {
-        let fingerprints: Vec<_> = self
-            .membership
-            .view()
-            .values()
-            .filter(|member| member.is_live())
-            .map(|member| (member.facts.node, member.facts.ring))
-            .collect();
-        let acting = self.acting_for.len() as u32;
-        let behind = self.behind(now.moment);
-        let since = self.settled_since.unwrap_or(self.unsettled_since);
-        Convergence {
-            converged: self.settled_since.is_some(),
-            since: since.wall,
-            since_moment: since.moment,
-            fingerprints,
-            acting,
-            in_sync: acting - behind.len() as u32,
-            behind: behind.into_iter().collect(),
-            strays: self.stray_count() as u32,
-            moving: self.moving(),
-        }
-    }
-
     /// The records this node holds; for the simulator's checkers.
     pub fn records(&self) -> &Records {
         &self.records
@@ -138,4 +114,87 @@ impl Peer {
     pub fn decides_for(&self, partition: Partition) -> bool {
         self.ownership.is_caught_up(partition)
     }
+
+    /// The owner tells whoever listens that a job's state, or its telling attempt, changed.
+    pub(super) fn tell_of_change(&mut self, now: Now, job: JobId, before: Option<Outline>) {
+        let is_owner = self.ownership.is_caught_up(self.records.partition_of(job));
+        let Some(record) = self.records.get(job).filter(|_| is_owner).map(|held| held.record()) else {
+            return;
+        };
+        let after = outline(&record);
+        if before.is_none_or(|before| before.overlaps < after.overlaps) {
+            self.tell_of_overlaps(now, &record);
+        }
+        if before == Some(after) {
+            return;
+        }
+        let telling = record.telling();
+        let kind = EventKind::Job {
+            job,
+            title: record.spec().title(),
+            state: after.state,
+            attempt: telling.map(|attempt| attempt.claim.number),
+            node: telling.map(|attempt| attempt.claim.executor.node),
+            reason: telling.map(|attempt| attempt.fate.reason.clone()).unwrap_or_default(),
+        };
+        self.tell(now, kind);
+    }
+
+    /// The owner says openly what ran twice, or may have.
+    fn tell_of_overlaps(&mut self, now: Now, record: &Record) {
+        for overlap in record.overlaps() {
+            let of = |claim: Dot| record.attempts.get(&claim).map(|a| (a.claim.number, a.claim.executor.node));
+            let (Some(first), Some(second)) = (of(overlap.first), of(overlap.second)) else {
+                continue;
+            };
+            self.counters.overlaps_told += 1;
+            let (title, certain) = (record.spec().title(), overlap.certain);
+            self.tell(now, EventKind::Overlap { job: record.id, title, attempts: [first, second], certain });
+        }
+    }
+
+    /// This node's copy has met a seal for which it was not asked: it had left while it was cut off, or the key was used again
+    /// here where nobody knew of the job. What ran of it is no part of the sealed record. Whoever gives up such a copy says so,
+    /// since nothing else will.
+    pub(super) fn tell_of_what_a_seal_ends(&mut self, now: Now, sealed: &Record, copy: &Record) {
+        if !sealed.is_final() || copy.is_final() {
+            return;
+        }
+        let of = |attempt: &Attempt| (attempt.claim.number, attempt.claim.executor.node);
+        let Some(kept) = sealed.telling().map(of) else {
+            return;
+        };
+        let unknown = copy
+            .attempts
+            .iter()
+            .filter(|(claim, attempt)| attempt.may_have_run() && !sealed.attempts.contains_key(claim));
+        for ended in unknown.map(|(_, attempt)| of(attempt)) {
+            self.counters.overlaps_told += 1;
+            let (title, attempts) = (sealed.spec().title(), [kept, ended]);
+            self.tell(now, EventKind::Overlap { job: sealed.id, title, attempts, certain: false });
+        }
+    }
+}
+
+/// What a change must touch to be worth an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Outline {
+    state: JobState,
+    attempt: Option<(u32, NodeId, Phase)>,
+    /// Pairs of attempts that may have run at once, and those that are certain to have.
+    overlaps: (usize, usize),
+}
+
+pub(super) fn outline(record: &Record) -> Outline {
+    let attempt = record.telling().map(|a| (a.claim.number, a.claim.executor.node, a.fate.phase));
+    Outline { state: record.state(), attempt, overlaps: overlaps_of(record) }
+}
+
+/// Nearly every job has one attempt, and then there is nothing to count.
+fn overlaps_of(record: &Record) -> (usize, usize) {
+    if record.attempts.len() < 2 {
+        return (0, 0);
+    }
+    let overlaps = record.overlaps();
+    (overlaps.len(), overlaps.iter().filter(|overlap| overlap.certain).count())
 }
