@@ -181,6 +181,7 @@ impl<'a> Story<'a> {
             http: None,
             seed: None,
             slots: Some(SLOTS),
+            pretends_faults: false,
         });
         let folder = stage.folder.path().display().to_string();
         stage.nodes = start_cluster(launches.collect()).await?;

@@ -21,6 +21,8 @@ Examples:
   flockwork up                       three nodes, data in a temporary folder
   flockwork up --nodes 5 --slots 2   five nodes that run two jobs each side by side
   flockwork up --dir ~/cluster       keep the data, and go on with it the next time
+  flockwork up --nodes 5 --enable-fault-injection
+                                     a cluster to be cut in two: see `flockwork cut --help`
 
 While it runs, other commands of this user find it without --addr, unless a node answers at the default port.";
 
@@ -135,6 +137,17 @@ Examples:
 A node that is down keeps its places on the ring until `forget_after` (a day, unless set), since it may come back with
 what it keeps. Forgetting it gives them to others at once. One that comes back nevertheless joins anew. A node that is
 alive is not forgotten: drain it, and stop it.";
+
+pub(crate) const CUT: &str = "\
+Examples:
+  flockwork up --nodes 5 --enable-fault-injection         then, in another terminal:
+  flockwork cut node-1 node-2                             these two on one side, the other three on the other
+  flockwork submit --addr 127.0.0.1:40001 -- sleep 60     both sides take jobs; `cut` says where
+  flockwork heal                                          one network again
+  flockwork merges                                        who was away, and what ran twice
+
+Only nodes that were started with --enable-fault-injection do it, which no node is that does real work. They drop what
+they would send to the other side or have from there; clients still reach all of them.";
 
 pub(crate) const MERGES: &str = "\
 Examples:

@@ -35,6 +35,9 @@ pub(crate) struct UpArgs {
     /// How many jobs each node runs side by side [default: what the machine has]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     slots: Option<u32>,
+    /// Let the nodes be told to pretend faults: see `flockwork cut`
+    #[arg(long)]
+    enable_fault_injection: bool,
 }
 
 pub(crate) async fn up(session: &Session, args: &UpArgs) -> Outcome {
@@ -50,6 +53,7 @@ pub(crate) async fn up(session: &Session, args: &UpArgs) -> Outcome {
         http: None,
         seed: None,
         slots: args.slots,
+        pretends_faults: args.enable_fault_injection,
     });
     let mut nodes = tokio::select! {
         started = start_cluster(launches.collect()) => started?,
@@ -61,7 +65,7 @@ pub(crate) async fn up(session: &Session, args: &UpArgs) -> Outcome {
     if let Err(error) = session.state.write_local_cluster(&note_for_others) {
         note(&format!("other commands will not find this cluster by themselves: {error}"));
     }
-    let shown = introduce(session, &nodes, &folder);
+    let shown = introduce(session, &nodes, &folder, args.enable_fault_injection);
     let outcome = match shown {
         Ok(()) => watch_over(&mut nodes, &mut interrupts).await,
         Err(failure) => Err(failure),
@@ -104,7 +108,7 @@ pub(crate) async fn stop_all(nodes: &mut [NodeProcess]) {
     join_all(stops).await;
 }
 
-fn introduce(session: &Session, nodes: &[NodeProcess], folder: &Folder) -> Result<(), Failure> {
+fn introduce(session: &Session, nodes: &[NodeProcess], folder: &Folder, pretends_faults: bool) -> Result<(), Failure> {
     let printer = session.printer;
     let addresses: Vec<&str> = nodes.iter().map(|node| node.announcement.http_addr.as_str()).collect();
     match printer.form {
@@ -141,11 +145,16 @@ fn introduce(session: &Session, nodes: &[NodeProcess], folder: &Folder) -> Resul
          flockwork submit -- sleep 30       # print the id and go on\n  \
          flockwork ps                       # all jobs, from any node\n  \
          flockwork debug --watch            # do the nodes agree?\n  \
-         {:<35}# lose a node, and see its jobs go on elsewhere\n\n\
+         {:<35}# lose a node, and see its jobs go on elsewhere\n{}\n\
          Ctrl-C stops all nodes.",
         folder.path().display(),
         addresses.join(","),
         nodes.last().map(|node| format!("kill -9 {}", node.announcement.pid)).unwrap_or_default(),
+        if pretends_faults {
+            "  flockwork cut node-1               # from the others; `flockwork heal` ends it\n"
+        } else {
+            ""
+        },
     ))?;
     Ok(())
 }

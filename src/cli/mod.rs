@@ -12,6 +12,7 @@
 mod answers;
 mod client;
 mod config;
+mod cut;
 mod demo;
 mod facts;
 mod failure;
@@ -145,6 +146,12 @@ enum ActiveCommand {
     /// Forget a node that is down and will not come back
     #[command(after_help = help::FORGET)]
     Forget(nodes::OneNode),
+    /// Pretend that the network is cut between these nodes and all others, to see what a partition does
+    #[command(after_help = help::CUT)]
+    Cut(cut::CutArgs),
+    /// End what `cut` began
+    #[command(after_help = help::CUT)]
+    Heal(cut::HealArgs),
     /// Show what became of a partition: who was away, and which jobs ran twice at once
     #[command(after_help = help::MERGES)]
     Merges(merges::MergesArgs),
@@ -335,6 +342,8 @@ async fn perform(session: &Session, command: ActiveCommand, matches: &ArgMatches
         ActiveCommand::Drain(args) => nodes::drain(session, &args).await,
         ActiveCommand::Undrain(args) => nodes::undrain(session, &args).await,
         ActiveCommand::Forget(args) => nodes::forget(session, &args).await,
+        ActiveCommand::Cut(args) => cut::cut(session, &args).await,
+        ActiveCommand::Heal(args) => cut::heal(session, args).await,
         ActiveCommand::Merges(args) => merges::merges(session, args).await,
         ActiveCommand::Debug(args) => nodes::debug(session, &args).await,
     }

@@ -89,6 +89,8 @@ pub(crate) struct Node {
 #[derive(Debug, Clone, Default, Deserialize)]
 pub(crate) struct Addresses {
     #[serde(default)]
+    pub(crate) cluster: String,
+    #[serde(default)]
     pub(crate) http: String,
 }
 
@@ -295,13 +297,17 @@ async fn find(session: &Session, text: &str) -> Result<(Node, Client), Failure> 
 
 /// The node that `text` names.
 async fn named(client: &Client, text: &str) -> Result<Node, Failure> {
-    let nodes = list(client).await?;
-    let mut named = nodes.into_iter().map(|(node, _)| node).filter(|node| node.id == text || node.name == text);
+    among(&members(client).await?, text).cloned()
+}
+
+/// The one of the nodes that `text` names.
+pub(crate) fn among<'a>(nodes: &'a [Node], text: &str) -> Result<&'a Node, Failure> {
+    let mut named = nodes.iter().filter(|node| node.id == text || node.name == text);
     let Some(node) = named.next() else {
         return Err(Failure::new(Kind::NotFound, format!("no node has the id or name `{text}`"))
             .with_hint("`flockwork nodes` lists them"));
     };
-    let others: Vec<String> = named.map(|node| node.id).collect();
+    let others: Vec<&str> = named.map(|node| node.id.as_str()).collect();
     if !others.is_empty() {
         return Err(Failure::usage(format!("several nodes are called {text}: {}, {}", node.id, others.join(", ")))
             .with_hint("name one by its id"));

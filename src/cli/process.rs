@@ -55,6 +55,8 @@ pub(crate) struct Launch {
     pub(crate) seed: Option<String>,
     /// How many jobs it runs side by side; `None` leaves it to the node.
     pub(crate) slots: Option<u32>,
+    /// Whether it can be told to pretend faults.
+    pub(crate) pretends_faults: bool,
 }
 
 impl Launch {
@@ -71,6 +73,9 @@ impl Launch {
         }
         if let Some(slots) = &self.slots {
             arguments.extend(["--slots".to_owned(), slots.to_string()]);
+        }
+        if self.pretends_faults {
+            arguments.push("--enable-fault-injection".to_owned());
         }
         arguments
     }
@@ -237,6 +242,7 @@ mod tests {
             http: None,
             seed: Some("127.0.0.1:4000".into()),
             slots: None,
+            pretends_faults: false,
         };
         let command = shell_command(&launch);
         assert!(command.contains(" node --profile local "), "{command}");

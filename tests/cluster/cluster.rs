@@ -51,7 +51,7 @@ pub struct Cluster {
 }
 
 pub struct Node {
-    name: String,
+    pub name: String,
     dir: PathBuf,
     settings: Vec<String>,
     /// Set for its process besides.

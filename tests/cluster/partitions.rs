@@ -26,7 +26,11 @@ async fn both_sides_of_a_cut_go_on_and_one_page_tells_what_ran_twice() {
     }
     let small_side: Vec<usize> = vec![places[0], (places[0] + 1) % 5];
     let large_side: Vec<usize> = (0..5).filter(|place| !small_side.contains(place)).collect();
-    cluster.cut_off(&small_side).await;
+    let names: Vec<&str> = small_side.iter().map(|place| cluster.node(*place).name.as_str()).collect();
+    let cut = cluster.flockwork(&[0], &[&["cut", "-o", "json"], &names[..]].concat()).await.good();
+    let cut: Value = serde_json::from_str(&cut).unwrap();
+    assert_eq!(cut["sides"][0].as_array().map(Vec::len), Some(2), "{cut}");
+    assert_eq!(cut["sides"][1].as_array().map(Vec::len), Some(3), "{cut}");
     for (here, there) in
         [(large_side[0], small_side[0]), (large_side[0], small_side[1]), (small_side[0], large_side[0])]
     {
@@ -47,7 +51,9 @@ async fn both_sides_of_a_cut_go_on_and_one_page_tells_what_ran_twice() {
         cluster.job_where(large_side[0], id, again).await;
     }
 
-    cluster.heal().await;
+    // Whoever is asked takes the other side for dead; they are told nevertheless.
+    let healed = cluster.flockwork(&[small_side[0]], &["heal", "-o", "id"]).await.good();
+    assert_eq!(healed.lines().count(), 5, "{healed}");
     cluster.agree().await;
     cluster.converge().await;
     for sleep in &sleeps {
@@ -172,5 +178,29 @@ async fn a_node_pretends_nothing_unless_it_was_started_for_it() {
         let (status, refused) = told(cluster.request(0, method, "/debug/faults").json(&json!({}))).await;
         assert_eq!((status, &refused["error"]["code"]), (403, &json!("forbidden")), "{refused}");
         assert!(refused["error"]["hint"].as_str().unwrap().contains("--enable-fault-injection"), "{refused}");
+    }
+    for command in [&["heal"][..], &["cut", "node-0"]] {
+        let refused = cluster.flockwork(&[0], command).await;
+        assert_eq!(refused.code, Some(4), "{refused:?}");
+        assert!(refused.err.contains("node-0: ") && refused.err.contains("--enable-fault-injection"), "{refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_cut_that_cannot_be_is_refused_and_cuts_nothing() {
+    let cluster = cluster_that_can_be_cut(2).await;
+    let nothing = cluster.flockwork(&[0], &["cut", "nobody"]).await;
+    assert_eq!(nothing.code, Some(3), "{nothing:?}");
+    let all = cluster.flockwork(&[0], &["cut", "node-0", "node-1"]).await;
+    assert_eq!(all.code, Some(2), "{all:?}");
+    // What else a node pretends stays through a cut and its end.
+    cluster.pretend(1, &json!({"clock_offset_ms": 5})).await;
+    for command in [&["cut", "node-1"][..], &["heal"]] {
+        cluster.flockwork(&[0], command).await.good();
+    }
+    for (node, clock_offset_ms) in [(0, 0), (1, 5)] {
+        let (_, plan) = cluster.get(node, "/debug/faults").await;
+        let as_before = json!({"drop_to": [], "drop_from": [], "disk": "real", "clock_offset_ms": clock_offset_ms});
+        assert_eq!(plan, as_before, "node {node}");
     }
 }
