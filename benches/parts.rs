@@ -15,13 +15,14 @@ use std::time::Duration;
 
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
+use flockwork::model::attempt::{Exit, Fate, Phase};
 use flockwork::model::config::{Config, Profile};
 use flockwork::model::id::{Actor, Dot, Generation, Incarnation, JobId, NodeId, Partition};
 use flockwork::model::member::{
     Facts, Fingerprint, Load, Member, MemberState, PartitionSet, Status, View, WIRE_VERSION,
 };
 use flockwork::model::packed::{PackedRecord, Packer};
-use flockwork::model::record::{Exit, Fate, Phase, Record, Submission};
+use flockwork::model::record::{Record, Submission};
 use flockwork::model::request::{Draft, Filter};
 use flockwork::model::resources::{Cpus, Memory, Resources};
 use flockwork::model::ring::Placement;

@@ -15,8 +15,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flockwork::io::executor::{Executor, ExecutorConfig, GuardProgram, HandlerError, Handlers, guard_main};
+use flockwork::model::attempt::Exit;
 use flockwork::model::id::{Actor, AttemptKey, Dot, Fence, Generation, JobId, NodeId};
-use flockwork::model::record::{Exit, Submission};
+use flockwork::model::record::Submission;
 use flockwork::model::spec::{Driver, Limit, Spec, Stdin};
 use flockwork::model::time::Timestamp;
 use flockwork::model::wire::{LogRequest, Stream};

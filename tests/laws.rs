@@ -12,12 +12,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use flockwork::model::attempt::{Exit, Fate, Overlap, Phase, Usage};
 use flockwork::model::blob::{Blob, BlobRef};
 use flockwork::model::id::{Actor, Dot, Generation, Incarnation, JobId, NodeId, Partition};
 use flockwork::model::member::{
     ClusterSettings, Facts, Fingerprint, Load, Member, MemberState, PartitionSet, Status, View, WIRE_VERSION,
 };
-use flockwork::model::record::{Exit, Fate, JobState, Overlap, Phase, Record, Stop, StopKind, Submission, Usage};
+use flockwork::model::record::{JobState, Record, Stop, StopKind, Submission};
 use flockwork::model::report::{Checkpoint, Outcome, Progress, Tail, Tails};
 use flockwork::model::resources::Resources;
 use flockwork::model::ring::Placement;

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use flockwork::io::executor::{Executor, ExecutorConfig, Handlers, ReportError};
 use flockwork::io::store::Store;
+use flockwork::model::attempt::Exit;
 use flockwork::model::blob::Blob;
 use flockwork::model::id::{Actor, AttemptKey, Dot, Fence, Generation, JobId, NodeId};
-use flockwork::model::record::{Exit, Submission};
+use flockwork::model::record::Submission;
 use flockwork::model::request::Receipt;
 use flockwork::model::spec::{Driver, Spec};
 use flockwork::model::time::Timestamp;

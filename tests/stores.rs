@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use flockwork::io::store::Store;
+use flockwork::model::attempt::{Exit, Phase};
 use flockwork::model::id::NodeId;
 use flockwork::model::packed::PackedRecord;
-use flockwork::model::record::{Exit, JobState, Phase, Record};
+use flockwork::model::record::{JobState, Record};
 use flockwork::model::time::Timestamp;
 
 #[test]

@@ -6,8 +6,9 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use flockwork::io::store::Store;
+use flockwork::model::attempt::{Exit, Fate, Phase};
 use flockwork::model::id::{Actor, Dot, JobId};
-use flockwork::model::record::{Exit, Fate, Phase, Record, Seal, Submission};
+use flockwork::model::record::{Record, Seal, Submission};
 use flockwork::model::spec::Spec;
 use flockwork::model::time::Timestamp;
 use flockwork::protocol::effect::Commit;

@@ -3,9 +3,10 @@
 //! A function of the record, like the state itself; only the nodes' names come from the view. What depends on
 //! the whole cluster (who has room, how long the queue is) is the owner's to explain, not this file's.
 
+use crate::model::attempt::{Attempt, Exit, Phase};
 use crate::model::id::NodeId;
 use crate::model::member::View;
-use crate::model::record::{Attempt, Exit, JobState, Phase, Record, StopKind};
+use crate::model::record::{JobState, Record, StopKind};
 use crate::model::time::Timestamp;
 
 /// The names of nodes, as far as they are known.

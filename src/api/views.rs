@@ -10,8 +10,9 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 
 use super::reason::{self, Names};
+use crate::model::attempt::{Attempt, Exit, Phase};
 use crate::model::id::{Clock, Dot, JobId, NodeId};
-use crate::model::record::{Attempt, Exit, JobState, Phase, Record, StopKind, Submission};
+use crate::model::record::{JobState, Record, StopKind, Submission};
 use crate::model::request::{JobAnswer, Receipt, Submitted};
 use crate::model::spec::{Spec, Stdin};
 use crate::model::time::Timestamp;

@@ -3,7 +3,8 @@
 //! Everything but what names a thing may be absent: a node of another version may say less, or more. What is
 //! printed as JSON is the node's own answer, untouched; these values are for tables and decisions only.
 
-use flockwork::model::record::{JobState, Phase};
+use flockwork::model::attempt::Phase;
+use flockwork::model::record::JobState;
 use flockwork::model::time::Timestamp;
 use serde::Deserialize;
 

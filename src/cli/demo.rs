@@ -14,7 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use clap::Args;
-use flockwork::model::record::{JobState, Phase};
+use flockwork::model::attempt::Phase;
+use flockwork::model::record::JobState;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;

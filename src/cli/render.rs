@@ -10,7 +10,8 @@ use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use comfy_table::{ContentArrangement, Table, presets};
-use flockwork::model::record::{JobState, Phase};
+use flockwork::model::attempt::Phase;
+use flockwork::model::record::JobState;
 use flockwork::model::time::Timestamp;
 use indicatif::{MultiProgress, ProgressBar};
 use serde::{Deserialize, Serialize};

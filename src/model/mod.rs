@@ -1,6 +1,7 @@
 //! The lowest floor: values. Ids, time, settings, specs, records, resources, the ring, what peers say to
 //! each other. Nothing here acts, waits or asks the machine anything.
 
+pub mod attempt;
 pub mod blob;
 pub mod config;
 pub mod id;

@@ -17,8 +17,9 @@
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use super::attempt::{Exit, Fate, Phase};
 use super::id::{Actor, Dot, Generation, JobId, NodeId};
-use super::record::{Exit, Fate, JobState, Phase, Record, Seal, Stop, StopKind, Submission, Version};
+use super::record::{JobState, Record, Seal, Stop, StopKind, Submission, Version};
 use super::request::Filter;
 use super::spec::{Driver, Spec};
 use super::time::Timestamp;

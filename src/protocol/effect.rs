@@ -10,10 +10,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::model::attempt::{Exit, Usage};
 use crate::model::blob::{Blob, BlobId, BlobRef};
 use crate::model::id::{AttemptKey, Fence, JobId, NodeId};
 use crate::model::member::Facts;
-use crate::model::record::{Exit, Record, Submission, Usage};
+use crate::model::record::{Record, Submission};
 use crate::model::report::Progress;
 use crate::model::request::{Event, Receipt};
 use crate::model::time::Timestamp;

@@ -14,9 +14,10 @@
 
 use std::time::Duration;
 
+use crate::model::attempt::{Attempt, Phase};
 use crate::model::id::{Actor, Dot, NodeId};
 use crate::model::member::{MemberState, Status, View, majority_in_reach};
-use crate::model::record::{Attempt, JobState, Phase, Record};
+use crate::model::record::{JobState, Record};
 use crate::model::spec::OnPartition;
 use crate::model::time::Moment;
 

@@ -7,12 +7,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use flockwork::api::{ApiConfig, serve};
+use flockwork::model::attempt::{Exit, Fate, Phase};
 use flockwork::model::blob::{Blob, BlobId, MAX_TAIL_BYTES};
 use flockwork::model::id::{Actor, Dot, Generation, Incarnation, JobId, JobIdPrefix, NodeId, Partition};
 use flockwork::model::member::{
     ClusterSettings, Facts, Fingerprint, Load, Member, MemberState, PartitionSet, Status, View, WIRE_VERSION,
 };
-use flockwork::model::record::{Exit, Fate, Phase, Record, Stop, StopKind, Submission};
+use flockwork::model::record::{Record, Stop, StopKind, Submission};
 use flockwork::model::report::{Checkpoint, Outcome, Progress, Tail, Tails};
 use flockwork::model::request::{
     Code, Cursor, Dependents, Draft, Event, Explanation, JobAnswer, Receipt, Refusal, Submitted,

@@ -1,6 +1,6 @@
 //! A job's life as a client sees it.
 
-use flockwork::model::record::{Exit, Phase};
+use flockwork::model::attempt::{Exit, Phase};
 use flockwork::model::report::Progress;
 use flockwork::model::request::{Code, Refusal};
 use serde_json::{Value, json};

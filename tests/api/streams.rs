@@ -1,8 +1,8 @@
 //! What takes long by its nature: logs that are followed, events.
 
+use flockwork::model::attempt::{Exit, Phase};
 use flockwork::model::id::NodeId;
 use flockwork::model::member::{MemberState, Status};
-use flockwork::model::record::{Exit, Phase};
 use flockwork::model::request::{Event, EventKind};
 use flockwork::model::time::Timestamp;
 use flockwork::model::wire::Stream;

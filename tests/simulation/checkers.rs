@@ -9,10 +9,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use flockwork::model::attempt::{Attempt, Phase};
 use flockwork::model::blob::BlobId;
 use flockwork::model::id::{Dot, JobId, NodeId, Partition};
 use flockwork::model::member::{MemberState, Status, View};
-use flockwork::model::record::{Attempt, JobState, Phase, Record, Submission};
+use flockwork::model::record::{JobState, Record, Submission};
 use flockwork::model::request::Receipt;
 use flockwork::protocol::effect::Commit;
 use flockwork::protocol::peer::Peer;

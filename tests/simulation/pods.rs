@@ -10,9 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use flockwork::model::attempt::Exit;
 use flockwork::model::blob::{Blob, BlobId};
 use flockwork::model::id::{AttemptKey, Dot, JobId};
-use flockwork::model::record::{Exit, Submission};
+use flockwork::model::record::Submission;
 use flockwork::model::report::{Outcome, Progress};
 use flockwork::model::request::Receipt;
 use flockwork::model::spec::Spec;

@@ -6,9 +6,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flockwork::model::attempt::Phase;
 use flockwork::model::id::{Actor, Dot, Generation, JobId, JobIdPrefix};
 use flockwork::model::member::{MemberState, Status};
-use flockwork::model::record::{JobState, Phase, Record, Stop, StopKind, Version};
+use flockwork::model::record::{JobState, Record, Stop, StopKind, Version};
 use flockwork::model::request::{Code, Draft, Refusal, Submitted};
 use flockwork::model::spec::{Durability, OnPartition, Spec};
 use flockwork::model::wire::Message;

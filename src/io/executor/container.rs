@@ -43,8 +43,8 @@ use super::overseer::{Cause, Order, Overseer};
 use super::process::{Places, cannot, read_checkpoint, told_to_job, unable};
 use super::{Core, Pod};
 use crate::io::crash_points::{self, Step};
+use crate::model::attempt::Exit;
 use crate::model::blob::Blob;
-use crate::model::record::Exit;
 use crate::model::spec::{Limit, OnPartition, Pull, Spec};
 use crate::protocol::effect::{PodEnd, PodStart};
 

@@ -27,8 +27,8 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::marker::{self, Origin};
 use crate::io::machine::OwnGroups;
+use crate::model::attempt::Usage;
 use crate::model::id::AttemptKey;
-use crate::model::record::Usage;
 use crate::model::resources::{Cpus, Memory};
 
 /// The period over which processor time is dealt out, in microseconds.

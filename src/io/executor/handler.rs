@@ -22,8 +22,8 @@ use super::log::StreamLog;
 use super::overseer::{Cause, Order, Overseer};
 use super::{Core, Pod, process};
 use crate::io::pod_api::{ReportError, Voice};
+use crate::model::attempt::Exit;
 use crate::model::id::{Fence, JobId};
-use crate::model::record::Exit;
 use crate::model::request::Receipt;
 use crate::protocol::effect::{PodEnd, PodStart};
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::io::machine::MemoryKills;
-use crate::model::record::Exit;
+use crate::model::attempt::Exit;
 
 /// How old a count may be that a pod starts with.
 const LOOK_EVERY: Duration = Duration::from_secs(1);

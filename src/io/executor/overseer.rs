@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use tokio::time::Instant;
 
 use super::{Core, Pod};
-use crate::model::record::Exit;
+use crate::model::attempt::Exit;
 use crate::model::spec::Spec;
 use crate::protocol::effect::PodEnd;
 

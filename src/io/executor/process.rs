@@ -42,8 +42,8 @@ use super::marker::{self, Mark};
 use super::overseer::{Cause, Order, Overseer};
 use super::{Core, Pod};
 use crate::io::crash_points::{self, Step};
+use crate::model::attempt::Exit;
 use crate::model::blob::Blob;
-use crate::model::record::Exit;
 use crate::model::spec::{Limit, OnPartition, Spec};
 use crate::protocol::effect::{PodEnd, PodStart};
 

@@ -7,9 +7,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::model::attempt::{Exit, Fate, Phase};
 use crate::model::id::{AttemptKey, Dot, Generation, JobId};
 use crate::model::member::Status;
-use crate::model::record::{Exit, Fate, Phase, Record};
+use crate::model::record::Record;
 use crate::model::report::Checkpoint;
 use crate::model::time::{Moment, Now, Timestamp};
 

@@ -7,10 +7,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::model::attempt::Attempt;
 use crate::model::blob::Blob;
 use crate::model::id::{JobId, NodeId};
 use crate::model::member::Status;
-use crate::model::record::{Attempt, Record};
+use crate::model::record::Record;
 use crate::model::time::Now;
 use crate::model::wire::Message;
 

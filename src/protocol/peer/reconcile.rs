@@ -4,8 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::model::attempt::{Fate, Phase};
 use crate::model::id::{Dot, JobId, NodeId};
-use crate::model::record::{Fate, JobState, Phase, Record, Stop, StopKind, Version};
+use crate::model::record::{JobState, Record, Stop, StopKind, Version};
 use crate::model::request::EventKind;
 use crate::model::time::Now;
 use crate::model::wire::Message;

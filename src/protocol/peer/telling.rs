@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use crate::model::attempt::{Attempt, Phase};
 use crate::model::id::{Dot, JobId, NodeId, Partition};
 use crate::model::member::Status;
-use crate::model::record::{Attempt, JobState, Phase, Record};
+use crate::model::record::{JobState, Record};
 use crate::model::request::{Event, EventKind};
 use crate::model::ring::Placement;
 use crate::model::time::Now;

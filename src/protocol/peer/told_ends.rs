@@ -8,8 +8,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use crate::model::attempt::Fate;
 use crate::model::id::{Dot, JobId};
-use crate::model::record::Fate;
 use crate::model::time::Now;
 
 use super::Peer;
@@ -66,8 +66,8 @@ impl Peer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::attempt::Phase;
     use crate::model::id::{Actor, Generation, NodeId};
-    use crate::model::record::Phase;
     use crate::model::time::Timestamp;
 
     #[test]
