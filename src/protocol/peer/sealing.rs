@@ -34,7 +34,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::model::id::{JobId, NodeId, Partition};
-use crate::model::member::MemberState;
+use crate::model::member::{Member, MemberState};
 use crate::model::record::{Record, Seal, Version};
 use crate::model::time::{Moment, Now};
 use crate::model::wire::Message;
@@ -169,19 +169,35 @@ impl Peer {
     /// who may hold a copy, and has yet to say so, or may still be asked to write the job down.
     pub(super) fn handle_check(&mut self, from: NodeId, round: u64, versions: &[(JobId, Version)]) {
         let submitting = self.gateway.submitting();
+        let mut unheard_of: BTreeMap<Partition, bool> = BTreeMap::new();
         let same = versions
             .iter()
             .map(|(job, version)| {
+                let partition = self.records.partition_of(*job);
                 let agrees = match self.records.get(*job) {
                     Some(held) => held.version == *version && !self.expects_blobs(*job),
-                    None => !self.should_keep(self.me.node, self.records.partition_of(*job)),
+                    None => !self.should_keep(self.me.node, partition),
                 };
-                let unheard_of = || self.given.holders(self.records.partition_of(*job)).any(|node| node != from);
+                let unheard_of =
+                    unheard_of.entry(partition).or_insert_with(|| self.knows_of_unheard_holders(partition, from));
                 // Nor may an older copy come back from the disk.
-                agrees && self.outbox.is_stored(*job) && !submitting.contains(job) && !unheard_of()
+                agrees && self.outbox.is_stored(*job) && !submitting.contains(job) && !*unheard_of
             })
             .collect();
         self.send(from, Message::Checked { round, same });
+    }
+
+    /// Whether somebody may hold records of the partition of whom whoever asks may not know: who was given one and has not said
+    /// so since, or said so, or was given one, when this node last heard of it. What was noted of such gifts before a restart
+    /// is remembered as that.
+    fn knows_of_unheard_holders(&self, partition: Partition, asker: NodeId) -> bool {
+        let is_silent = |member: &Member| match member.state {
+            MemberState::Suspect | MemberState::Down => true,
+            MemberState::Alive | MemberState::Left => false,
+        };
+        let view = self.membership.view();
+        self.given.holders(partition).any(|node| node != asker)
+            || view.values().any(|member| is_silent(member) && member.facts.held.contains(partition))
     }
 
     pub(super) fn handle_checked(&mut self, now: Now, from: NodeId, round: u64, same: &[bool]) {
