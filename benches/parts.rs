@@ -202,7 +202,7 @@ mod codec {
     fn push() -> Frame {
         let mut dice = dice();
         let records = (0..256).map(|number| Arc::new(ended(random_id(&mut dice), number))).collect();
-        Frame::Message(Message::Push { seq: 1, records, blobs: Vec::new(), lacking: Vec::new() })
+        Frame::Message(Message::Push { seq: 1, records, blobs: Vec::new(), lacking: Vec::new(), known_for: Vec::new() })
     }
 
     #[divan::bench]

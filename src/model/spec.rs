@@ -318,6 +318,11 @@ impl Default for Spec {
 }
 
 impl Spec {
+    /// Whether anything is to happen, or to end, when the job has been known for long enough.
+    pub fn waits_for_a_time(&self) -> bool {
+        self.delay.is_some() || self.queue_timeout.is_some() || self.total_timeout.is_some()
+    }
+
     /// What the job takes of the node that runs it.
     pub fn need(&self) -> Resources {
         Resources { cpus: self.cpus, memory: self.memory, slots: self.slots }

@@ -161,6 +161,14 @@ pub struct Now {
     pub wall: Timestamp,
 }
 
+impl Now {
+    /// What the wall clock would have shown at an earlier moment, had it gone then as it goes now.
+    pub fn wall_at(self, earlier: Moment) -> Timestamp {
+        let ago = u64::try_from(self.moment.since(earlier).as_millis()).unwrap_or(u64::MAX);
+        Timestamp(self.wall.0.saturating_sub(ago))
+    }
+}
+
 /// (De)serialises a duration: "1m30s" or a number of seconds for people; for machines milliseconds, or seconds and
 /// nanoseconds where these are not whole. Nothing is rounded: what a node reads must be what another has in memory.
 /// For a field, `#[serde(with = "time::duration")]`.

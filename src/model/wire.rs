@@ -6,6 +6,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -102,6 +103,9 @@ pub enum Message {
         /// it has everything, and keeps it until the push is acknowledged.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         lacking: Vec<JobId>,
+        /// For how long the sender has known those of them that wait for a time to pass. Clocks differ, and durations do not.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        known_for: Vec<(JobId, Duration)>,
     },
     /// The records of push `seq` are on disk, merged; these are the versions they have now, in the order of the
     /// push.
@@ -159,6 +163,9 @@ pub enum Message {
         round: u64,
         /// The records.
         records: Vec<Arc<Record>>,
+        /// As in a push.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        known_for: Vec<(JobId, Duration)>,
         /// Whether this was the last part of the answer.
         last: bool,
     },

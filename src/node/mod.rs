@@ -190,6 +190,7 @@ impl Node {
         let start = Start {
             has_seeds: !options.seeds.is_empty(),
             records: loaded.records,
+            known_at: loaded.known_at,
             blobs: loaded.blobs,
             members: loaded.members,
             former_ends,

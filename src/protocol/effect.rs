@@ -6,6 +6,7 @@
 //! nothing, so it may overtake the commit of its own content. Effects that come out must be carried out in
 //! the order in which they come out, as far as they concern one addressee.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -99,6 +100,8 @@ pub struct Commit {
     pub number: u64,
     /// Records to insert or replace.
     pub put: Vec<Arc<Record>>,
+    /// Since when those of them are known that wait for a time to pass, by this node's own clock.
+    pub known_at: BTreeMap<JobId, Timestamp>,
     /// Records to delete.
     pub delete: Vec<JobId>,
     /// Blobs to keep beside the records.

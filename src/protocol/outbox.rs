@@ -12,6 +12,7 @@ use crate::model::id::{JobId, NodeId};
 use crate::model::member::Facts;
 use crate::model::record::Version;
 use crate::model::request::Response;
+use crate::model::time::Now;
 
 use super::blobs::{Blobs, Storing};
 use super::effect::{Commit, Effect};
@@ -132,7 +133,7 @@ impl Outbox {
 
     /// The next commit, when the last one is done and there is anything to store. Asked for when nothing else
     /// is left to do, so that it carries as much as possible.
-    pub fn poll_commit(&mut self, records: &Records, blobs: &Blobs) -> Option<Commit> {
+    pub fn poll_commit(&mut self, now: Now, records: &Records, blobs: &Blobs) -> Option<Commit> {
         if self.committing.is_some() || self.gathering.is_empty() || self.held_back {
             return None;
         }
@@ -142,7 +143,11 @@ impl Outbox {
             match records.get(*job) {
                 Some(held) => {
                     *revision = held.revision;
-                    commit.put.push(held.record());
+                    let record = held.record();
+                    if record.spec().waits_for_a_time() {
+                        commit.known_at.insert(*job, now.wall_at(held.known_since));
+                    }
+                    commit.put.push(record);
                 }
                 None => commit.delete.push(*job),
             }

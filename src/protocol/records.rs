@@ -15,6 +15,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::model::id::{Actor, JobId, JobIdPrefix, Partition};
 use crate::model::member::PartitionSet;
@@ -278,16 +279,16 @@ impl Digest {
 impl Records {
     /// None yet, in `partitions` partitions.
     pub fn new(partitions: u32) -> Self {
-        Self::load(partitions, Vec::new(), |_| Moment::START)
+        Self::load(partitions, Vec::new(), |_, _| Moment::START)
     }
 
-    /// Those that were stored. `known_since` says since when a job that was submitted at some time is known.
-    pub fn load(partitions: u32, stored: Vec<PackedRecord>, known_since: impl Fn(Timestamp) -> Moment) -> Self {
+    /// Those that were stored. `known_since` says since when a job is known that was submitted at some time.
+    pub fn load(partitions: u32, stored: Vec<PackedRecord>, known_since: impl Fn(JobId, Timestamp) -> Moment) -> Self {
         // Maps that are made of everything at once are full; those that grow have room for as much again.
         let mut next_revision = 1;
         let mut entry = |stored: PackedRecord| {
             let PackedRecord { id, submitted_at, version, summary, body } = stored;
-            let (since, revision) = (known_since(submitted_at).to_coarse(), Revision::of(next_revision));
+            let (since, revision) = (known_since(id, submitted_at).to_coarse(), Revision::of(next_revision));
             next_revision += 1;
             let entry = Entry {
                 body: Body::Packed(body),
@@ -336,6 +337,19 @@ impl Records {
             self.keep_desk_small();
         }
         self.get(job)
+    }
+
+    /// The record has been known since this moment, elsewhere.
+    pub fn know_since(&mut self, job: JobId, moment: Moment) {
+        if let Some(entry) = self.held.get_mut(&job) {
+            entry.known_since = moment.to_coarse();
+        }
+    }
+
+    /// For how long these are known that wait for a time to pass.
+    pub fn known_for(&self, now: Moment, records: &[Arc<Record>]) -> Vec<(JobId, Duration)> {
+        let timed = records.iter().filter(|record| record.spec().waits_for_a_time());
+        timed.filter_map(|record| Some((record.id, now.since(self.get(record.id)?.known_since)))).collect()
     }
 
     /// Inserts or replaces a record, and returns its new revision and its version.
@@ -732,7 +746,7 @@ mod tests {
         let all = || (0..500).map(|number| if number % 3 == 0 { cancelled(record(number)) } else { record(number) });
         let one_by_one = held(all());
         let stored = all().map(|record| PackedRecord::from(&record)).collect();
-        let loaded = Records::load(64, stored, |_| NOW);
+        let loaded = Records::load(64, stored, |_, _| NOW);
         assert_eq!((&loaded.open, &loaded.to_seal), (&one_by_one.open, &one_by_one.to_seal));
         assert_eq!(loaded.by_age, one_by_one.by_age);
         for partition in (0..64).map(Partition) {

@@ -440,7 +440,8 @@ impl<W> Replication<W> {
             let resend_at = now + self.patience.entry(to).or_default().resend_after(self.resend_after);
             self.resends.insert((resend_at, seq));
             self.under_way.insert(seq, Push { to, urgent, jobs, sent_at: now, resend_at });
-            return Some((to, Message::Push { seq, records: batch, blobs: riding, lacking }));
+            let known_for = records.known_for(now, &batch);
+            return Some((to, Message::Push { seq, records: batch, blobs: riding, lacking, known_for }));
         }
     }
 

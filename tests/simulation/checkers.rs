@@ -76,7 +76,7 @@ impl World {
         self.let_clients_ask(None);
         self.heal();
         for node in 0..self.nodes.len() {
-            (self.nodes[node].disk.full, self.nodes[node].disk.slow_ms) = (false, 0.0);
+            self.nodes[node].disk.mend();
             self.resume(node);
             self.drain(node, false);
             // What could not be handed over is on the disk of whoever left with it, and its operator was told so.

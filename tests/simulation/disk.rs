@@ -1,7 +1,8 @@
 //! A machine's disk: what survives its process.
 //!
 //! One transaction is under way at a time. A crash finds it either synced, although nobody was told, or gone
-//! without a trace; what was synced before stays. A full disk fails every transaction and changes nothing.
+//! without a trace; what was synced before stays. A full disk fails every transaction and changes nothing. A sync that fails
+//! leaves either, and ends the process.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,12 +11,15 @@ use flockwork::model::blob::{Blob, BlobId};
 use flockwork::model::id::JobId;
 use flockwork::model::member::Facts;
 use flockwork::model::record::Record;
+use flockwork::model::time::Timestamp;
 use flockwork::protocol::effect::Commit;
 
 /// See the top of this file.
 #[derive(Debug, Default)]
 pub struct Disk {
     pub records: BTreeMap<JobId, Arc<Record>>,
+    /// Since when those are known that wait for a time to pass, by the machine's clock.
+    pub known_at: BTreeMap<JobId, Timestamp>,
     pub blobs: BTreeMap<BlobId, Blob>,
     /// What it let go of when all others that should have it had it on their disks, and has not got back since.
     pub handed_over: BTreeSet<JobId>,
@@ -23,6 +27,8 @@ pub struct Disk {
     /// That of the last start.
     pub generation: u64,
     pub full: bool,
+    /// The next sync fails.
+    pub fails_to_sync: bool,
     /// How long a sync may take, in milliseconds.
     pub slow_ms: f64,
     pub writing: Option<Write>,
@@ -36,6 +42,11 @@ pub struct Write {
 }
 
 impl Disk {
+    /// Ends its troubles.
+    pub fn mend(&mut self) {
+        (self.full, self.slow_ms, self.fails_to_sync) = (false, 0.0, false);
+    }
+
     /// The transaction of `process` is done. Returns its number, and whether it is on the disk.
     pub fn finish(&mut self, process: u64) -> Option<(u64, bool)> {
         let write = self.writing.take_if(|write| write.process == process)?;
@@ -59,10 +70,13 @@ impl Disk {
     fn apply(&mut self, commit: Commit) {
         for record in commit.put {
             self.handed_over.remove(&record.id);
+            self.known_at.remove(&record.id);
             self.records.insert(record.id, record);
         }
+        self.known_at.extend(commit.known_at);
         for job in commit.delete {
             self.records.remove(&job);
+            self.known_at.remove(&job);
         }
         self.blobs.extend(commit.put_blobs.into_iter().map(|blob| (blob.id(), blob)));
         for blob in commit.drop_blobs {

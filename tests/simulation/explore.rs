@@ -54,12 +54,14 @@ enum Trouble {
     BadNetwork,
     FullDisk,
     SlowDisk,
+    FailedSync,
+    WrongClock,
     Join,
     Leave,
     Drain,
 }
 
-const ALL: [Trouble; 12] = [
+const ALL: [Trouble; 14] = [
     Trouble::Kill,
     Trouble::PowerOff,
     Trouble::KillAll,
@@ -69,10 +71,15 @@ const ALL: [Trouble; 12] = [
     Trouble::BadNetwork,
     Trouble::FullDisk,
     Trouble::SlowDisk,
+    Trouble::FailedSync,
+    Trouble::WrongClock,
     Trouble::Join,
     Trouble::Leave,
     Trouble::Drain,
 ];
+
+/// How far clocks jump, at the most: three hours.
+const CLOCK_JUMPS_MS: u64 = 3 * 3_600_000;
 
 /// How a trouble ends.
 #[derive(Debug, Clone, Copy)]
@@ -80,7 +87,8 @@ enum Relief {
     Start(usize),
     Resume(usize),
     Heal,
-    EmptyDisk(usize),
+    MendDisk(usize),
+    SetClock(usize, i64),
     EndDrain(usize),
 }
 
@@ -207,7 +215,7 @@ impl World {
                 self.faults.disk_faults += 1;
                 self.nodes[node].disk.full = true;
                 self.log_fault(|| format!("n{node}'s disk is full"));
-                vec![(lasts / 2, Relief::EmptyDisk(node))]
+                vec![(lasts / 2, Relief::MendDisk(node))]
             }
             Trouble::SlowDisk => {
                 // Slow enough that a process waits for it, not so slow that it looks dead.
@@ -215,7 +223,19 @@ impl World {
                 self.faults.disk_faults += 1;
                 self.nodes[node].disk.slow_ms = self.dice.number(20..800) as f64;
                 self.log_fault(|| format!("n{node}'s disk is slow"));
-                vec![(lasts, Relief::EmptyDisk(node))]
+                vec![(lasts, Relief::MendDisk(node))]
+            }
+            Trouble::FailedSync => {
+                self.disturbances.any = true;
+                self.faults.disk_faults += 1;
+                self.nodes[node].disk.fails_to_sync = true;
+                vec![(lasts, Relief::Start(node))]
+            }
+            Trouble::WrongClock => {
+                self.faults.wrong_clocks += 1;
+                let by_ms = self.dice.number(0..2 * CLOCK_JUMPS_MS) as i64 - CLOCK_JUMPS_MS as i64;
+                self.set_clock(node, by_ms);
+                vec![(lasts, Relief::SetClock(node, -by_ms))]
             }
             Trouble::Join => {
                 if self.nodes.len() < self.options.nodes + 3 {
@@ -244,15 +264,21 @@ impl World {
         }
     }
 
+    fn set_clock(&mut self, node: usize, by_ms: i64) {
+        self.nodes[node].skew_ms += by_ms;
+        self.log_fault(|| format!("n{node}'s clock jumps by {by_ms} ms"));
+    }
+
     fn relieve(&mut self, relief: Relief) {
         match relief {
             Relief::Start(node) => self.start(node),
             Relief::Resume(node) => self.resume(node),
             Relief::Heal => self.heal(),
-            Relief::EmptyDisk(node) => {
-                (self.nodes[node].disk.full, self.nodes[node].disk.slow_ms) = (false, 0.0);
+            Relief::MendDisk(node) => {
+                self.nodes[node].disk.mend();
                 self.log_fault(|| format!("n{node}'s disk is well"));
             }
+            Relief::SetClock(node, by_ms) => self.set_clock(node, by_ms),
             Relief::EndDrain(node) => self.drain(node, false),
         }
     }

@@ -62,14 +62,15 @@ impl AddAssign for Tally {
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Faults { crashes, splits, cuts, pauses, bad_networks, disk_faults, joins, leaves, drains } = self.faults;
+        let Faults { crashes, splits, cuts, pauses, bad_networks, wrong_clocks, disk_faults, joins, leaves, drains } =
+            self.faults;
         let hours = self.simulated.as_secs_f64() / 3_600.0;
         writeln!(f, "{} seeds, {hours:.1} simulated hours, {} events", self.seeds, self.events)?;
         writeln!(f, "{} acknowledged jobs, {} pods, {} overlaps", self.jobs, self.pods, self.overlaps)?;
         writeln!(
             f,
             "{crashes} crashes, {splits} partitions, {cuts} one-way cuts, {pauses} pauses, {bad_networks} bad networks, \
-             {disk_faults} disk faults, {joins} joins, {leaves} leaves, {drains} drains"
+             {disk_faults} disk faults, {wrong_clocks} wrong clocks, {joins} joins, {leaves} leaves, {drains} drains"
         )?;
         write!(f, "{} exceptions, {} violations, {} panics", self.exceptions, self.violations, self.panics)
     }

@@ -356,6 +356,60 @@ fn a_node_that_restarts_goes_on_with_what_it_had() {
     world.end_well();
 }
 
+/// A job that is to begin after `delay`, and to have ended soon after.
+fn timed(delay: Duration) -> Spec {
+    Spec { delay: Some(delay), total_timeout: Some(delay + SECOND * 60), ..work(50, 0) }
+}
+
+#[test]
+fn a_delay_does_not_begin_anew_where_a_job_moves() {
+    let mut world = cluster_of(Options { replicas: 1, ..Options::new(1, 3) });
+    let job = world.submit(0, timed(SECOND * 60));
+    let submitted = world.now;
+    for _ in 0..2 {
+        world.run_for(SECOND * 10);
+        let owner = world.owner(job);
+        world.leave(owner);
+        world.wait_until("it has left", |world| world.process(owner).is_none());
+    }
+    assert_eq!(world.pods(job), 0);
+    world.run_for((submitted + SECOND * 62).saturating_sub(world.now));
+    assert_eq!(world.state(job), Some(JobState::Succeeded));
+    world.end_well();
+}
+
+#[test]
+fn clocks_that_are_hours_apart_make_no_wait_shorter_or_longer() {
+    let mut world = cluster(3);
+    for (node, hours) in [(0, -4), (1, 0), (2, 4)] {
+        world.nodes[node].skew_ms = hours * 3_600_000;
+    }
+    let jobs: Vec<JobId> = (0..12).map(|at| world.submit(at % 3, timed(SECOND * 60))).collect();
+    let submitted = world.now;
+    world.run_for(SECOND * 10);
+    (0..3).for_each(|node| world.kill(node));
+    world.run_for(SECOND);
+    (0..3).for_each(|node| world.start(node));
+    world.run_for((submitted + SECOND * 55).saturating_sub(world.now));
+    assert!(jobs.iter().all(|job| world.pods(*job) == 0), "no delay is over");
+    world.run_for(SECOND * 10);
+    assert!(jobs.iter().all(|job| world.state(*job) == Some(JobState::Succeeded)));
+    world.end_well();
+}
+
+#[test]
+fn a_disk_that_fails_to_sync_ends_its_process_and_nothing_acknowledged_is_lost() {
+    let mut world = cluster(3);
+    let asks: Vec<AskId> = (0..20).map(|_| world.ask_to_submit(0, work(50, 0))).collect();
+    world.nodes[1].disk.fails_to_sync = true;
+    world.wait_until("its process has ended", |world| world.process(1).is_none());
+    for ask in asks {
+        world.outcome(ask).expect("others take it");
+    }
+    world.start(1);
+    world.end_well();
+}
+
 #[test]
 fn all_nodes_restart_at_once() {
     let mut world = cluster(4);
@@ -823,7 +877,13 @@ fn whoever_reads_copies_that_differ_has_them_merged_at_once() {
         let at = world.local_now(owner).wall;
         record.request_stop(Stop { kind, dot, at, reason: "heard by one alone".into() });
         let (now, from) = (world.local_now(replica), world.nodes[reader].id);
-        let push = Message::Push { seq: 1, records: vec![Arc::new(record)], blobs: Vec::new(), lacking: Vec::new() };
+        let push = Message::Push {
+            seq: 1,
+            records: vec![Arc::new(record)],
+            blobs: Vec::new(),
+            lacking: Vec::new(),
+            known_for: Vec::new(),
+        };
         world.call(replica, |peer| peer.handle_message(now, from, push));
         world.pump(replica);
         assert_eq!(versions(&world), 2);
@@ -978,9 +1038,9 @@ fn whoever_decides_no_longer_for_a_job_has_it_in_its_queue_no_longer() {
     world.end_well();
 }
 
-#[test]
-fn nothing_is_sealed_without_one_that_was_cut_off_before_it_could_say_that_it_has_a_copy() {
-    let mut world = cluster_of(Options { replicas: 2, repair_after: Duration::ZERO, ..Options::new(1, 4) });
+/// A job that waits, the two that should hold it, the first of which was killed, and one that was given it by the second
+/// and cut off before it could say so.
+fn cut_off_with_a_copy(world: &mut World) -> (JobId, Vec<usize>, usize) {
     let nowhere = [("place".to_owned(), "nowhere".to_owned())];
     let job = world.submit(0, Spec { require: nowhere.into(), ..work(50, 0) });
     let keepers = world.disks_with(job);
@@ -990,14 +1050,39 @@ fn nothing_is_sealed_without_one_that_was_cut_off_before_it_could_say_that_it_ha
     };
     world.kill(keepers[0]);
     for _ in 0..PATIENCE.as_millis() {
-        if stand_in(&world).is_some() {
+        if stand_in(world).is_some() {
             break;
         }
         world.run_for(SECOND / 1_000);
     }
-    let stand_in = stand_in(&world).expect("somebody stands in");
+    let stand_in = stand_in(world).expect("somebody stands in");
     world.split(&[stand_in]);
+    (job, keepers, stand_in)
+}
+
+#[test]
+fn nothing_is_sealed_without_one_that_was_cut_off_before_it_could_say_that_it_has_a_copy() {
+    let mut world = cluster_of(Options { replicas: 2, repair_after: Duration::ZERO, ..Options::new(1, 4) });
+    let (job, keepers, _) = cut_off_with_a_copy(&mut world);
     world.start(keepers[0]);
+    world.cancel(keepers[1], job).unwrap();
+    world.run_for(SECOND * 30);
+    assert!(keepers.iter().all(|node| !world.peer(*node).unwrap().records().get(job).unwrap().is_final()));
+    world.heal();
+    world.wait_until("it is sealed", |world| world.merged(job).unwrap().is_final());
+    world.end_well();
+}
+
+#[test]
+fn whoever_gave_a_copy_to_one_that_was_cut_off_remembers_it_over_a_restart() {
+    let mut world = cluster_of(Options { replicas: 2, repair_after: Duration::ZERO, ..Options::new(1, 4) });
+    let (job, keepers, stand_in) = cut_off_with_a_copy(&mut world);
+    world.start(keepers[0]);
+    world.run_for(SECOND * 3);
+    let others = world.others(&[stand_in]);
+    others.iter().for_each(|node| world.kill(*node));
+    others.iter().for_each(|node| world.start(*node));
+    world.wait_until("they serve", |world| others.iter().all(|node| world.status(*node) == Status::Serving));
     world.cancel(keepers[1], job).unwrap();
     world.run_for(SECOND * 30);
     assert!(keepers.iter().all(|node| !world.peer(*node).unwrap().records().get(job).unwrap().is_final()));

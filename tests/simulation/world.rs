@@ -140,7 +140,7 @@ pub struct Node {
     pub crashes: u32,
     pub slots: u32,
     drift_ppm: i64,
-    skew_ms: i64,
+    pub skew_ms: i64,
     has_seeds: bool,
 }
 
@@ -287,6 +287,7 @@ pub struct Faults {
     pub cuts: u64,
     pub pauses: u64,
     pub bad_networks: u64,
+    pub wrong_clocks: u64,
     pub disk_faults: u64,
     pub joins: u64,
     pub leaves: u64,
@@ -300,6 +301,7 @@ impl std::ops::AddAssign for Faults {
         self.cuts += other.cuts;
         self.pauses += other.pauses;
         self.bad_networks += other.bad_networks;
+        self.wrong_clocks += other.wrong_clocks;
         self.disk_faults += other.disk_faults;
         self.joins += other.joins;
         self.leaves += other.leaves;
@@ -428,11 +430,11 @@ impl World {
     /// Both clocks of `node` at this instant.
     pub fn local_now(&self, node: usize) -> Now {
         let Node { drift_ppm, skew_ms, .. } = self.nodes[node];
-        let nanos = self.now.as_nanos() as i128;
-        let local = nanos + nanos * i128::from(drift_ppm) / 1_000_000;
+        let nanos = self.now.as_nanos() as i64;
+        let local = nanos + nanos * drift_ppm / 1_000_000;
         let moment = Moment::from_start(Duration::from_nanos(local as u64));
         let into_the_hour = self.options.into_the_hour.as_millis() as i64;
-        let wall = AN_HOUR_BEGINS + into_the_hour + (local / 1_000_000) as i64 + skew_ms;
+        let wall = AN_HOUR_BEGINS + into_the_hour + local / 1_000_000 + skew_ms;
         Now { moment, wall: Timestamp(wall as u64) }
     }
 
@@ -737,6 +739,7 @@ impl World {
             dismissed: BTreeMap::new(),
         };
         let records: Vec<_> = place.disk.records.values().map(|record| PackedRecord::from(&**record)).collect();
+        let known_at = place.disk.known_at.clone();
         let blobs = place.disk.blobs.values().map(flockwork::model::blob::Blob::reference).collect();
         let members = place.disk.members.clone();
         let mut contacts: Vec<NodeId> = members.iter().map(|member| member.node).collect();
@@ -747,7 +750,7 @@ impl World {
         contacts.dedup();
         let held = records.len();
         let former_ends = FormerEnds::default();
-        let start = Start { config, facts, has_seeds, records, blobs, members, former_ends, seed };
+        let start = Start { config, facts, has_seeds, records, known_at, blobs, members, former_ends, seed };
         let peer = planted(self.options.planted, Peer::new(self.local_now(node), start));
         self.nodes[node].process = Some(Process {
             number,
@@ -907,6 +910,13 @@ impl World {
     }
 
     fn finish_write(&mut self, node: usize, process: u64) {
+        let disk = &mut self.nodes[node].disk;
+        let is_concerned = disk.writing.as_ref().is_some_and(|write| write.process == process);
+        if is_concerned && std::mem::take(&mut disk.fails_to_sync) {
+            // What the disk has now nobody knows, so the process must end.
+            self.log_fault(|| format!("n{node}'s disk fails to sync"));
+            return self.kill(node);
+        }
         let Some((number, ok)) = self.nodes[node].disk.finish(process) else {
             return;
         };

@@ -58,6 +58,9 @@ const ROAD: &[&str] = &[
     "
     CREATE TABLE blob (row INTEGER PRIMARY KEY, id BLOB NOT NULL, part INTEGER NOT NULL, value BLOB NOT NULL) STRICT;
 ",
+    "
+    ALTER TABLE record ADD COLUMN known_at BLOB;
+",
 ];
 
 /// The keys of the table `node`.
@@ -92,6 +95,13 @@ struct StoredSelf {
 struct SetAside {
     row: i64,
     damaged: Damaged,
+}
+
+/// What the table of records holds.
+struct ReadRecords {
+    records: Vec<PackedRecord>,
+    known_at: BTreeMap<JobId, Timestamp>,
+    unreadable: Vec<SetAside>,
 }
 
 /// Where a blob's parts are: `parts` rows from `first` on.
@@ -182,12 +192,12 @@ impl Database {
         };
         database.write_self().map_err(explain)?;
         let members = database.read_members().map_err(explain)?;
-        let (records, unreadable) = database.read_records().map_err(explain)?;
+        let ReadRecords { records, known_at, unreadable } = database.read_records().map_err(explain)?;
         let damaged = database.quarantine(unreadable, now).map_err(explain)?;
         let blobs = database.find_blobs().map_err(explain)?;
         // The pages were read once, and are never read again.
         database.connection.execute_batch("PRAGMA shrink_memory").map_err(explain)?;
-        Ok((database, Loaded { identity, records, blobs, members, damaged, was_running }))
+        Ok((database, Loaded { identity, records, known_at, blobs, members, damaged, was_running }))
     }
 
     /// Writes one commit as one transaction and syncs it.
@@ -245,8 +255,8 @@ impl Database {
     ) -> rusqlite::Result<()> {
         let connection = &self.connection;
         {
-            let mut put =
-                connection.prepare_cached("INSERT OR REPLACE INTO record (row, id, value) VALUES (?1, ?2, ?3)")?;
+            let mut put = connection
+                .prepare_cached("INSERT OR REPLACE INTO record (row, id, value, known_at) VALUES (?1, ?2, ?3, ?4)")?;
             for record in &commit.put {
                 let row = *self.rows.entry(record.id).or_insert_with(|| {
                     added.push(record.id);
@@ -254,7 +264,8 @@ impl Database {
                     self.next_row - 1
                 });
                 envelope::pack(record.as_ref(), &mut self.buffer);
-                put.execute(params![row, record.id.0.to_be_bytes(), self.buffer])?;
+                let known_at = commit.known_at.get(&record.id).map(envelope::packed);
+                put.execute(params![row, record.id.0.to_be_bytes(), self.buffer, known_at])?;
                 self.unlooked_bytes += ROW_BYTES + self.buffer.len();
             }
             let mut delete = connection.prepare_cached("DELETE FROM record WHERE row = ?1")?;
@@ -404,9 +415,10 @@ impl Database {
         })
     }
 
-    /// Reads every record, and remembers its row. Gives those that are unreadable with their rows.
-    fn read_records(&mut self) -> rusqlite::Result<(Vec<PackedRecord>, Vec<SetAside>)> {
-        let mut select = self.connection.prepare("SELECT row, id, value FROM record")?;
+    /// Reads every record, and remembers its row.
+    fn read_records(&mut self) -> rusqlite::Result<ReadRecords> {
+        let mut select = self.connection.prepare("SELECT row, id, value, known_at FROM record")?;
+        let mut known_at: HashMap<i64, Timestamp> = HashMap::new();
         let mut rows = select.query([])?;
         let read = unpacking::all(|values| -> rusqlite::Result<Option<StoredRow>> {
             let Some(row) = rows.next()? else { return Ok(None) };
@@ -420,6 +432,9 @@ impl Database {
                 // Nothing, not even a header, and unreadable like all that is cut short.
                 ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_) | ValueRef::Text(_) => {}
             }
+            // Damage to it costs no more than the time that passed.
+            let packed: Option<&[u8]> = row.get_ref(3)?.as_blob_or_null().unwrap_or_default();
+            known_at.extend(packed.and_then(|packed| Some((number, envelope::unpack(packed).ok()?))));
             Ok(Some(StoredRow { number, id }))
         })?;
         let mut found: Vec<(i64, PackedRecord)> = Vec::with_capacity(read.len());
@@ -433,6 +448,8 @@ impl Database {
                 }
             }
         }
+        let known = |(row, record): &(i64, PackedRecord)| Some((record.id, *known_at.get(row)?));
+        let known_at = if known_at.is_empty() { BTreeMap::new() } else { found.iter().filter_map(known).collect() };
         found.sort_unstable_by_key(|(row, record)| (record.id, *row));
         // A map that is made of everything at once is full; one that grows has room for as much again.
         self.rows = found.iter().map(|(row, record)| (record.id, *row)).collect();
@@ -452,7 +469,7 @@ impl Database {
             }
             row_of_last = row;
         }
-        Ok((records, unreadable))
+        Ok(ReadRecords { records, known_at, unreadable })
     }
 
     /// Finds the blobs that are stored, without reading them. Parts without the others, which only damage can have

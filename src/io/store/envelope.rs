@@ -39,6 +39,13 @@ pub(super) fn pack<T: Serialize>(value: &T, buffer: &mut Vec<u8>) {
     buffer[1..HEADER_BYTES].copy_from_slice(&checksum.to_le_bytes());
 }
 
+/// Packs `value` into bytes of its own.
+pub(super) fn packed<T: Serialize>(value: &T) -> Vec<u8> {
+    let mut buffer = Vec::new();
+    pack(value, &mut buffer);
+    buffer
+}
+
 /// Packs bytes as they are, in place of what was in `buffer`.
 pub(super) fn pack_bytes(value: &[u8], buffer: &mut Vec<u8>) {
     buffer.clear();

@@ -24,6 +24,7 @@ mod envelope;
 mod tests;
 mod unpacking;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -146,6 +147,8 @@ pub struct Loaded {
     pub identity: Identity,
     /// Every record that could be read.
     pub records: Vec<PackedRecord>,
+    /// Since when those of them were known that wait for a time to pass, by this node's own clock.
+    pub known_at: BTreeMap<JobId, Timestamp>,
     /// Every blob that is there; read and checked only when it is wanted.
     pub blobs: Vec<BlobRef>,
     /// The members that were known at the last commit of them.

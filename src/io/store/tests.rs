@@ -107,6 +107,28 @@ fn in_a_closed(dir: &TempDir, work: impl FnOnce(&Connection)) {
 }
 
 #[test]
+fn since_when_a_job_is_known_is_kept_and_its_damage_costs_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let (desk, _) = Desk::open(dir.path());
+    let put = vec![record(1, "waits"), record(2, "does not"), record(3, "waits as well")];
+    let known_at = BTreeMap::from([(JobId(1), NOON), (JobId(3), NOON)]);
+    desk.store.commit(Commit { number: 1, put, known_at: known_at.clone(), ..Commit::default() }).unwrap();
+    assert_eq!(desk.done.recv_timeout(LONG).expect("it is reported").result, Ok(()));
+    desk.store.close();
+
+    let (desk, loaded) = Desk::open(dir.path());
+    assert_eq!((loaded.records.len(), loaded.known_at), (3, known_at));
+    desk.store.close();
+    in_a_closed(&dir, |connection| {
+        connection.execute("UPDATE record SET known_at = substr(known_at, 1, 7) WHERE row = 1", []).unwrap();
+        connection.execute("UPDATE record SET known_at = 'noon' WHERE row = 2", []).unwrap_err();
+    });
+    let (desk, loaded) = Desk::open(dir.path());
+    assert_eq!((loaded.records.len(), loaded.known_at), (3, BTreeMap::from([(JobId(3), NOON)])));
+    desk.store.close();
+}
+
+#[test]
 fn what_was_committed_is_there_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let (mut desk, first) = Desk::open(dir.path());
@@ -264,7 +286,7 @@ fn a_database_of_a_newer_program_is_refused_and_left_alone() {
     in_a_closed(&dir, |connection| connection.execute_batch("PRAGMA user_version = 99").unwrap());
     let error = Desk::open_at(dir.path(), NOON).err().unwrap();
     assert!(matches!(error, StoreError::Newer { found: 99, .. }), "{error}");
-    in_a_closed(&dir, |connection| connection.execute_batch("PRAGMA user_version = 2").unwrap());
+    in_a_closed(&dir, |connection| connection.execute_batch("PRAGMA user_version = 3").unwrap());
     assert_eq!(Desk::open(dir.path()).1.damaged, []);
 }
 

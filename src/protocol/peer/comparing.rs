@@ -115,14 +115,16 @@ impl Peer {
     }
 
     /// Sends the records that a comparison showed to be wanting. A part at a time: a frame has its limits.
-    pub(super) fn handle_fetch(&mut self, from: NodeId, round: u64, jobs: &[JobId]) {
+    pub(super) fn handle_fetch(&mut self, now: Moment, from: NodeId, round: u64, jobs: &[JobId]) {
         let records: Vec<_> = jobs.iter().filter_map(|job| self.records.get(*job)).map(|held| held.record()).collect();
         let mut parts: Vec<Vec<_>> = records.chunks(FETCHED_RECORDS).map(<[_]>::to_vec).collect();
         let last = parts.pop().unwrap_or_default();
         for records in parts {
-            self.send(from, Message::Fetched { round, records, last: false });
+            let known_for = self.records.known_for(now, &records);
+            self.send(from, Message::Fetched { round, records, known_for, last: false });
         }
-        self.send(from, Message::Fetched { round, records: last, last: true });
+        let known_for = self.records.known_for(now, &last);
+        self.send(from, Message::Fetched { round, records: last, known_for, last: true });
     }
 
     /// What a peer's list showed: who has what this node has, and who lacks it.

@@ -54,7 +54,7 @@ use crate::model::packed::PackedRecord;
 use crate::model::record::{Record, Version};
 use crate::model::request::{Event, SubmitOutcome};
 use crate::model::ring::Placement;
-use crate::model::time::{Moment, Now};
+use crate::model::time::{Moment, Now, Timestamp};
 use crate::model::wire::Message;
 
 use self::absence::Absence;
@@ -99,6 +99,8 @@ pub struct Start {
     pub has_seeds: bool,
     /// The records on its disk.
     pub records: Vec<PackedRecord>,
+    /// Since when those of them are known that wait for a time to pass, by its own clock.
+    pub known_at: BTreeMap<JobId, Timestamp>,
     /// The blobs on its disk.
     pub blobs: Vec<BlobRef>,
     /// The members it knew when it last ran.
@@ -246,8 +248,8 @@ struct Counters {
 impl Peer {
     /// A peer that has just started, with what its disk had.
     pub fn new(now: Now, start: Start) -> Self {
-        let Start { config, mut facts, has_seeds, records: stored, blobs: stored_blobs, members, former_ends, seed } =
-            start;
+        let Start { config, mut facts, has_seeds, members, former_ends, seed, .. } = start;
+        let (stored, known_at, stored_blobs) = (start.records, start.known_at, start.blobs);
         if !stored.is_empty() && facts.status == Status::Joining {
             facts.status = Status::Returning;
         }
@@ -255,8 +257,9 @@ impl Peer {
         let me = Actor { node: facts.node, generation: facts.generation };
         let mut rng = StdRng::seed_from_u64(seed);
         let timing = &config.timing;
-        // Best effort: the only clock that ran on while this process did not is the wall's.
-        let known_since = |submitted_at| moment - now.wall.since(submitted_at);
+        // The only clock that ran on while this process did not is the wall's. It is compared with itself where it can be.
+        let known_at = |job: JobId, submitted_at| known_at.get(&job).copied().unwrap_or(submitted_at);
+        let known_since = |job, submitted_at| moment - now.wall.since(known_at(job, submitted_at));
         let mut records = Records::load(config.cluster.partitions, stored, known_since);
         // What has ended is looked at only if somebody has yet to say how; what is open will be when the ring is known.
         let in_doubt = records.iter().filter(|(_, held)| held.summary.has_open_fates());
@@ -373,8 +376,9 @@ impl Peer {
             return;
         }
         match message {
-            Message::Push { seq, records, blobs, lacking } => {
-                self.handle_push(now, from, Pushed { seq, records, blobs, lacking: lacking.into_iter().collect() });
+            Message::Push { seq, records, blobs, lacking, known_for } => {
+                let (lacking, known_for) = (lacking.into_iter().collect(), known_for.into_iter().collect());
+                self.handle_push(now, from, Pushed { seq, records, blobs, lacking, known_for });
             }
             Message::PushAgain { jobs } => self.push_again(from, &jobs),
             Message::Stored { seq, versions } => {
@@ -403,12 +407,14 @@ impl Peer {
                 let difference = self.comparison.handle_differ(now.moment, from, answer, records, wants);
                 self.learn_difference(now, from, &difference);
             }
-            Message::Fetch { round, jobs } => self.handle_fetch(from, round, &jobs),
-            Message::Fetched { round, records, last } => {
+            Message::Fetch { round, jobs } => self.handle_fetch(now.moment, from, round, &jobs),
+            Message::Fetched { round, records, known_for, last } => {
+                let known_for: BTreeMap<JobId, Duration> = known_for.into_iter().collect();
                 let mut came = Vec::with_capacity(records.len());
                 for record in records {
                     let job = record.id;
-                    came.extend(self.absorb(now, from, record).map(|version| (job, version)));
+                    let version = self.absorb_known(now, from, record, known_for.get(&job));
+                    came.extend(version.map(|version| (job, version)));
                 }
                 self.comparison.handle_fetched(now.moment, from, round, came, last);
             }
@@ -484,7 +490,7 @@ impl Peer {
                 // What is left to be looked at is, when this node has seen what else has come.
                 self.reconciled = 0;
                 self.goes_on_at = (!self.dirty.is_empty()).then_some(now.moment);
-                return self.outbox.poll_commit(&self.records, &self.blobs).map(Effect::Commit);
+                return self.outbox.poll_commit(now, &self.records, &self.blobs).map(Effect::Commit);
             }
         }
     }

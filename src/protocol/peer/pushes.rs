@@ -4,8 +4,9 @@
 //! with its blobs: it leaves late, when the disk is done and the blobs have come, and only if this node would keep the record
 //! by its own ring at that moment. Where it would not, it remembers who pushed, and asks for it once more when that has changed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::model::attempt::Attempt;
 use crate::model::blob::Blob;
@@ -28,6 +29,8 @@ pub(super) struct Pushed {
     pub(super) blobs: Vec<Blob>,
     /// The jobs of which the sender lacks some blob.
     pub(super) lacking: BTreeSet<JobId>,
+    /// For how long the sender has known those that wait for a time to pass.
+    pub(super) known_for: BTreeMap<JobId, Duration>,
 }
 
 impl Peer {
@@ -38,7 +41,7 @@ impl Peer {
     ///
     /// Much can happen until the disk is done, where it was full: what was let go of meanwhile is not acknowledged either.
     pub(super) fn handle_push(&mut self, now: Now, from: NodeId, pushed: Pushed) {
-        let Pushed { seq, records, blobs, lacking } = pushed;
+        let Pushed { seq, records, blobs, lacking, known_for } = pushed;
         let came = self.blobs.offer(blobs);
         self.take_in(now, &came);
         let mut copies = Vec::with_capacity(records.len());
@@ -48,7 +51,7 @@ impl Peer {
                 copies.push(None);
                 continue;
             }
-            let version = self.absorb(now, from, Arc::clone(&record));
+            let version = self.absorb_known(now, from, Arc::clone(&record), known_for.get(&job));
             // Whoever pushes lets go of a record once it is acknowledged, so its word that it has the blobs counts for
             // more than an earlier one that it has not.
             if self.blobs.lacking() > 0 && !lacking.contains(&job) {

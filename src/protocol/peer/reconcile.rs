@@ -127,6 +127,24 @@ impl Peer {
         self.records.get(job).map(|held| held.version)
     }
 
+    /// The same, of a record that its sender has known for some time. Who has not known it until now counts from then: what
+    /// moves must not begin to wait anew.
+    pub(super) fn absorb_known(
+        &mut self,
+        now: Now,
+        from: NodeId,
+        record: Arc<Record>,
+        known_for: Option<&Duration>,
+    ) -> Option<Version> {
+        let job = record.id;
+        let is_new = self.records.get(job).is_none();
+        let version = self.absorb(now, from, record);
+        if let Some(known_for) = known_for.filter(|_| is_new) {
+            self.records.know_since(job, now.moment - *known_for);
+        }
+        version
+    }
+
     /// Looks at one job again, and does what follows.
     pub(super) fn reconcile(&mut self, now: Now, job: JobId) {
         self.see_to_own_attempts(now, job);

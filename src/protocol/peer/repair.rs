@@ -52,7 +52,8 @@ impl Peer {
                 // This node may have none of the blobs: those who have are asked for them.
                 let lacking = if merged.blobs().is_empty() { Vec::new() } else { vec![merged.id] };
                 let records = vec![Arc::clone(&merged)];
-                self.send(node, Message::Push { seq: UNANSWERED, records, blobs: Vec::new(), lacking });
+                let (blobs, known_for) = (Vec::new(), self.records.known_for(now.moment, &records));
+                self.send(node, Message::Push { seq: UNANSWERED, records, blobs, lacking, known_for });
             }
         }
     }
