@@ -226,7 +226,7 @@ mod records {
     fn known(count: u64) -> Records {
         let mut dice = dice();
         let stored = (0..count).map(|number| PackedRecord::from(&ended(random_id(&mut dice), number))).collect();
-        Records::load(PARTITIONS, stored, |_| Moment::START)
+        Records::load(PARTITIONS, stored, |_, _| Moment::START)
     }
 
     /// A change of one of a hundred thousand, with all indexes and the digest.
@@ -290,6 +290,7 @@ mod peer {
                 facts,
                 has_seeds: false,
                 records: Vec::new(),
+                known_at: BTreeMap::new(),
                 blobs: Vec::new(),
                 members: Vec::new(),
                 former_ends: FormerEnds::default(),
