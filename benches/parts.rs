@@ -226,7 +226,7 @@ mod records {
     fn known(count: u64) -> Records {
         let mut dice = dice();
         let stored = (0..count).map(|number| PackedRecord::from(&ended(random_id(&mut dice), number))).collect();
-        Records::load(PARTITIONS, stored, |_, _| Moment::START)
+        Records::load(PARTITIONS, stored, Moment::START, |_, _| Moment::START)
     }
 
     /// A change of one of a hundred thousand, with all indexes and the digest.

@@ -279,11 +279,17 @@ impl Digest {
 impl Records {
     /// None yet, in `partitions` partitions.
     pub fn new(partitions: u32) -> Self {
-        Self::load(partitions, Vec::new(), |_, _| Moment::START)
+        Self::load(partitions, Vec::new(), Moment::START, |_, _| Moment::START)
     }
 
-    /// Those that were stored. `known_since` says since when a job is known that was submitted at some time.
-    pub fn load(partitions: u32, stored: Vec<PackedRecord>, known_since: impl Fn(JobId, Timestamp) -> Moment) -> Self {
+    /// Those that were stored. `known_since` says since when a job is known that was submitted at some time. When its last
+    /// attempt ended nobody knows: the wait that follows begins anew.
+    pub fn load(
+        partitions: u32,
+        stored: Vec<PackedRecord>,
+        now: Moment,
+        known_since: impl Fn(JobId, Timestamp) -> Moment,
+    ) -> Self {
         // Maps that are made of everything at once are full; those that grow have room for as much again.
         let mut next_revision = 1;
         let mut entry = |stored: PackedRecord| {
@@ -295,7 +301,7 @@ impl Records {
                 version,
                 revision,
                 known_since: since,
-                idle_since: since,
+                idle_since: now.to_coarse(),
                 wake_at: NEVER,
                 summary,
                 lacking: false,
@@ -746,7 +752,7 @@ mod tests {
         let all = || (0..500).map(|number| if number % 3 == 0 { cancelled(record(number)) } else { record(number) });
         let one_by_one = held(all());
         let stored = all().map(|record| PackedRecord::from(&record)).collect();
-        let loaded = Records::load(64, stored, |_, _| NOW);
+        let loaded = Records::load(64, stored, NOW, |_, _| NOW);
         assert_eq!((&loaded.open, &loaded.to_seal), (&one_by_one.open, &one_by_one.to_seal));
         assert_eq!(loaded.by_age, one_by_one.by_age);
         for partition in (0..64).map(Partition) {

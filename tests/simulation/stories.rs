@@ -783,6 +783,30 @@ fn a_minority_does_not_forget_the_majority_however_long_it_is_cut_off() {
 }
 
 #[test]
+fn whoever_restarts_gives_one_that_is_cut_off_its_time_to_end_what_must_not_run_twice() {
+    let mut world = cluster(4);
+    let job = world.submit(0, Spec { on_partition: OnPartition::Pause, ..work(PATIENCE.as_millis() as u64, 0) });
+    let away = world.wait_for_pod(job);
+    let others = world.others(&[away]);
+    world.run_for(SECOND * 20);
+    world.split(&[away]);
+    let is_lost = |record: &Record| record.attempts.values().any(|attempt| attempt.fate.phase == Phase::Lost);
+    let held_by = |world: &World, node: usize| Some(world.peer(node)?.records().get(job)?.record());
+    world.wait_until("it is written off", |world| {
+        others.iter().any(|node| held_by(world, *node).is_some_and(|record| is_lost(&record)))
+    });
+    let written_off = world.now;
+    others.iter().for_each(|node| world.kill(*node));
+    others.iter().for_each(|node| world.start(*node));
+    world.wait_until("it runs again", |world| world.pods(job) == 2);
+    // What it takes to doubt four members and to end a pod.
+    assert!(world.now - written_off >= SECOND * 10, "no sooner than after {:?}", world.now - written_off);
+    world.heal();
+    world.cancel(others[0], job).unwrap();
+    world.end_well();
+}
+
+#[test]
 fn whoever_was_forgotten_comes_back_with_old_copies_and_nothing_runs_again() {
     let minute = SECOND * 60;
     let (forget_after, retention, into_the_hour) = (minute * 10, Duration::ZERO, minute * 40);

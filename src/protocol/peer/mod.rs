@@ -260,7 +260,7 @@ impl Peer {
         // The only clock that ran on while this process did not is the wall's. It is compared with itself where it can be.
         let known_at = |job: JobId, submitted_at| known_at.get(&job).copied().unwrap_or(submitted_at);
         let known_since = |job, submitted_at| moment - now.wall.since(known_at(job, submitted_at));
-        let mut records = Records::load(config.cluster.partitions, stored, known_since);
+        let mut records = Records::load(config.cluster.partitions, stored, moment, known_since);
         // What has ended is looked at only if somebody has yet to say how; what is open will be when the ring is known.
         let in_doubt = records.iter().filter(|(_, held)| held.summary.has_open_fates());
         let dirty = in_doubt.map(|(job, _)| job).collect();
