@@ -1115,6 +1115,30 @@ fn whoever_gave_a_copy_to_one_that_was_cut_off_remembers_it_over_a_restart() {
     world.end_well();
 }
 
+#[test]
+fn nothing_is_sealed_without_one_whose_full_disk_still_has_what_it_let_go_of() {
+    let mut world = cluster_of(Options { replicas: 2, repair_after: Duration::ZERO, ..Options::new(1, 4) });
+    let job = world.submit(0, Spec { delay: Some(PATIENCE), ..work(50, 0) });
+    let keepers = world.disks_with(job);
+    world.kill(keepers[0]);
+    world.wait_until("somebody stands in", |world| world.disks_with(job).len() == 3);
+    let stand_in = *world.disks_with(job).iter().find(|node| !keepers.contains(node)).expect("it was just there");
+    world.nodes[stand_in].disk.full = true;
+    world.disturbances.any = true;
+    world.start(keepers[0]);
+    world.wait_until("it lets go", |world| !world.has(stand_in, job));
+    assert!(world.disks_with(job).contains(&stand_in));
+    world.run_for(SECOND * 3);
+    world.kill(stand_in);
+    world.cancel(keepers[1], job).unwrap();
+    world.run_for(SECOND * 30);
+    assert!(!world.seals.contains_key(&job));
+    world.nodes[stand_in].disk.mend();
+    world.start(stand_in);
+    world.wait_until("it is sealed", |world| world.merged(job).unwrap().is_final());
+    world.end_well();
+}
+
 /// A job that n0 was just asked for and whose home list writes it down this instant: n0, which is not of it, has not heard
 /// that yet. Nor would n0 be the next to be asked.
 fn just_written_down(world: &mut World, spec: &Spec) -> (AskId, JobId, Vec<usize>) {

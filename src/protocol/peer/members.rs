@@ -226,6 +226,13 @@ impl Peer {
         self.dirty.extend(self.scheduler.handle_gone(node));
     }
 
+    /// The partitions of which this node holds records, or may after a restart: what it has let go of is on a full disk for long.
+    fn held_or_on_disk(&self) -> PartitionSet {
+        let mut held = self.records.partitions_held().clone();
+        self.outbox.unsaved().for_each(|job| held.insert(self.records.partition_of(job)));
+        held
+    }
+
     /// Gossips this node's facts when they changed and it is time, or at once if that is called for.
     pub(super) fn gossip(&mut self, now: Now) -> bool {
         let due =
@@ -233,7 +240,7 @@ impl Peer {
         if !due && !self.gossip_urgently {
             return false;
         }
-        let (load, held, ring) = (self.load(), self.records.partitions_held().clone(), self.placement.fingerprint());
+        let (load, held, ring) = (self.load(), self.held_or_on_disk(), self.placement.fingerprint());
         let (departed, dismissed) = (self.membership.departed(), self.membership.dismissed());
         self.membership.update_own(|facts| {
             facts.departed = departed;
