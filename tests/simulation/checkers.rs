@@ -309,7 +309,13 @@ impl World {
             let seen = &attempt.claim.seen;
             let knew = |write: &Dot| seen.get(&write.actor) >= write.counter;
             if record.stop.as_ref().is_some_and(|stop| knew(&stop.dot)) {
-                self.find("nothing is claimed by a node that knows of the stop", format!("{name}, claim {dot}"));
+                let text = format!("{name}, claim {dot}");
+                // Its owner had let go of the first of the two, with the stop, and knew nothing of it.
+                if self.ledger.submitted_anew.contains(&record.id) {
+                    self.except(format!("a claim of what was submitted anew, and stopped before: {text}"));
+                } else {
+                    self.find("nothing is claimed by a node that knows of the stop", text);
+                }
             }
             let ended: Vec<&Attempt> = record
                 .attempts
