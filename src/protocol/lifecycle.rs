@@ -221,11 +221,7 @@ pub fn executor_decides(
     debug_assert_eq!(attempt.claim.executor.node, me.node);
     if attempt.claim.executor.generation < me.generation {
         // The earlier start's pods were ended before this one began; what it last said may be out of date.
-        return if attempt.is_live() || (attempt.fate.phase == Phase::Lost && !attempt.fate.by_executor) {
-            ExecutorDoes::OwnUp
-        } else {
-            ExecutorDoes::Wait
-        };
+        return if attempt.is_live() || was_written_off(attempt) { ExecutorDoes::OwnUp } else { ExecutorDoes::Wait };
     }
     let unwanted = if record.stop.is_some() {
         Some("the job was stopped")
@@ -235,6 +231,8 @@ pub fn executor_decides(
         Some("the job had ended")
     } else if must_pause(record, view) {
         Some("a majority of the members was out of reach")
+    } else if record.spec().on_partition == OnPartition::Pause && was_written_off(attempt) {
+        Some("it was taken for lost, and must not run beside the next attempt")
     } else {
         None
     };
@@ -243,6 +241,11 @@ pub fn executor_decides(
         (PodState::None, Some(reason)) if attempt.is_live() => ExecutorDoes::GiveBack(reason),
         (PodState::None | PodState::Running | PodState::Ending, _) => ExecutorDoes::Wait,
     }
+}
+
+/// Whether somebody else said that the attempt is lost, and its executor nothing since.
+fn was_written_off(attempt: &Attempt) -> bool {
+    attempt.fate.phase == Phase::Lost && !attempt.fate.by_executor
 }
 
 /// Why `node` cannot run the job, if it cannot: whether it ever could, not whether it has room now.

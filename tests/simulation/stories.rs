@@ -782,6 +782,28 @@ fn a_minority_does_not_forget_the_majority_however_long_it_is_cut_off() {
     world.end_well();
 }
 
+/// Whether an attempt of the job is lost, as this node has it.
+fn was_lost(world: &World, node: usize, job: JobId) -> bool {
+    let record = world.peer(node).and_then(|peer| peer.records().get(job)).map(|held| held.record());
+    record.is_some_and(|record| record.attempts.values().any(|attempt| attempt.fate.phase == Phase::Lost))
+}
+
+#[test]
+fn what_must_not_run_twice_is_ended_where_it_was_taken_for_lost_before_it_runs_again() {
+    let mut world = cluster(4);
+    let job = world.submit(0, Spec { on_partition: OnPartition::Pause, ..work(PATIENCE.as_millis() as u64, 0) });
+    let away = world.wait_for_pod(job);
+    world.pause(away);
+    let others = world.others(&[away]);
+    world.wait_until("it is written off", |world| others.iter().any(|node| was_lost(world, *node, job)));
+    world.resume(away);
+    world.wait_until("it runs again", |world| world.pods(job) == 2);
+    world.run_for(SECOND);
+    assert!(world.ledger.overlaps.is_empty(), "never both at once");
+    world.cancel(others[0], job).unwrap();
+    world.end_well();
+}
+
 #[test]
 fn whoever_restarts_gives_one_that_is_cut_off_its_time_to_end_what_must_not_run_twice() {
     let mut world = cluster(4);
@@ -790,11 +812,7 @@ fn whoever_restarts_gives_one_that_is_cut_off_its_time_to_end_what_must_not_run_
     let others = world.others(&[away]);
     world.run_for(SECOND * 20);
     world.split(&[away]);
-    let is_lost = |record: &Record| record.attempts.values().any(|attempt| attempt.fate.phase == Phase::Lost);
-    let held_by = |world: &World, node: usize| Some(world.peer(node)?.records().get(job)?.record());
-    world.wait_until("it is written off", |world| {
-        others.iter().any(|node| held_by(world, *node).is_some_and(|record| is_lost(&record)))
-    });
+    world.wait_until("it is written off", |world| others.iter().any(|node| was_lost(world, *node, job)));
     let written_off = world.now;
     others.iter().for_each(|node| world.kill(*node));
     others.iter().for_each(|node| world.start(*node));
