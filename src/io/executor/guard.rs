@@ -209,8 +209,9 @@ impl Roll {
         self.groups.values().any(Known::is_leased) || self.containers.values().any(Option::is_some)
     }
 
-    /// There is a first lease from now on, or the last has gone.
+    /// There is a first lease from now on, or the last has gone, and may have lapsed before.
     fn mind_leases(&mut self) {
+        self.look(Instant::now());
         if !self.has_leases() {
             self.renewed = None;
         } else if self.renewed.is_none() {
