@@ -32,6 +32,8 @@ pub struct OwnerSees<'a> {
     pub idle_since: Moment,
     /// Until when a node that is named in a record, but is no member, may still turn up.
     pub strangers_until: Moment,
+    /// Since when this node has owned the job's partition, and reached a majority of the members, without a break.
+    pub undisputed_since: Moment,
     /// How long the other side of a partition may take to notice that it is the smaller one, and to end what must
     /// not run there.
     pub pause_takes: Duration,
@@ -107,7 +109,8 @@ pub fn owner_decides(now: Moment, record: &Record, sees: &OwnerSees<'_>) -> Owne
 }
 
 /// When a pending job may have its next attempt, by the owner's clock: after its delay, after the backoff
-/// that its failures call for, and after a short pause where attempts were given back or lost.
+/// that its failures call for, after a short pause where attempts were given back or lost, and, where it must not run
+/// twice, once nobody runs it any more who did so for an owner that this one cannot ask.
 pub fn due_at(record: &Record, sees: &OwnerSees<'_>) -> Moment {
     let spec = record.spec();
     let start = sees.known_since + spec.delay.unwrap_or_default();
@@ -124,7 +127,14 @@ pub fn due_at(record: &Record, sees: &OwnerSees<'_>) -> Moment {
             Duration::ZERO
         }
     };
-    start.max(if record.attempts.is_empty() { start } else { sees.idle_since + pause })
+    let waited = if record.attempts.is_empty() { start } else { sees.idle_since + pause };
+    start.max(waited).max(alone_from(record, sees).unwrap_or(start))
+}
+
+/// From when on no other side of a partition runs what must not run twice: whoever decided there before has
+/// noticed by then that most of the members are out of its reach, and its pods have ended.
+pub fn alone_from(record: &Record, sees: &OwnerSees<'_>) -> Option<Moment> {
+    (record.spec().on_partition == OnPartition::Pause).then(|| sees.undisputed_since + sees.pause_takes)
 }
 
 /// Whether the job is one that runs only where most of the members are, and this is not there.

@@ -123,6 +123,11 @@ impl<'a> Held<'a> {
 }
 
 impl Held<'_> {
+    /// The job that it is of.
+    pub fn job(&self) -> JobId {
+        self.job
+    }
+
     /// The record: shared where it lies open, else a copy that takes microseconds to unpack.
     pub fn record(&self) -> Arc<Record> {
         self.entry.body.record(self.job)

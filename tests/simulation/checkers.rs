@@ -16,6 +16,7 @@ use flockwork::model::member::{MemberState, Status, View};
 use flockwork::model::record::{JobState, Record, Submission};
 use flockwork::model::request::Receipt;
 use flockwork::protocol::effect::Commit;
+use flockwork::protocol::lifecycle::must_pause;
 use flockwork::protocol::peer::Peer;
 
 use crate::network::short;
@@ -303,7 +304,15 @@ impl World {
         }
         if !record.state().is_terminal() {
             let attempts: Vec<_> = record.attempts.values().map(|a| (a.claim.executor, a.fate.phase)).collect();
-            self.find("every job ends", format!("{name} is {}: {attempts:?}", record.state().as_str()));
+            let text = format!("{name} is {}: {attempts:?}", record.state().as_str());
+            // More than half of those that somebody remembers are gone for good, and nobody has said so.
+            let must_wait =
+                |node: &usize| self.peer(*node).is_some_and(|peer| must_pause(record, peer.membership().view()));
+            if self.up().iter().all(must_wait) {
+                self.except(format!("it waits for a majority: {text}"));
+            } else {
+                self.find("every job ends", text);
+            }
         }
         for (dot, attempt) in &record.attempts {
             let seen = &attempt.claim.seen;
@@ -477,8 +486,14 @@ impl World {
     /// that have left or were forgotten, as the node that seals sees it.
     pub fn check_seal(&mut self, node: usize, record: &Arc<Record>) {
         if let Some(first) = self.seals.get(&record.id) {
-            if first.state() != record.state() {
-                self.find("a final state is never left", format!("{} is sealed in two states", short(record.id.0)));
+            if first.state() != record.state() && !self.sealed_again.contains(&record.id) {
+                let text = format!("{} is sealed in two states", short(record.id.0));
+                if self.is_seal_out_of_reach(record.id) {
+                    self.sealed_again.insert(record.id);
+                    self.except(text);
+                } else {
+                    self.find("a final state is never left", text);
+                }
             }
             return;
         }
@@ -495,13 +510,16 @@ impl World {
             let on_disk = self.nodes[*at].disk.records.get(&record.id).cloned();
             in_memory.into_iter().chain(on_disk).find(|held| lacks(record, held))
         };
-        let waived = (0..self.nodes.len()).filter(|at| *at != node && !counts(at));
-        let wiser_and_waived: Vec<usize> = waived.filter(|at| more_at(at).is_some()).collect();
+        let waived: Vec<usize> = (0..self.nodes.len()).filter(|at| *at != node && !counts(at)).collect();
+        let wiser_and_waived: Vec<usize> = waived.iter().copied().filter(|at| more_at(at).is_some()).collect();
         let others = (0..self.nodes.len()).filter(|at| *at != node).filter(counts);
         let (same, another): (Vec<_>, Vec<_>) = others
             .filter_map(|at| more_at(&at).map(|copy| (at, copy)))
             .partition(|(_, copy)| copy.submission == record.submission);
         let wiser: Vec<usize> = same.into_iter().map(|(at, _)| at).collect();
+        if self.disks_with(record.id).iter().any(|at| waived.contains(at)) {
+            self.sealed_without.insert(record.id);
+        }
         let is_at_work = self.ledger.runs_of(record.id).any(|run| run.started.is_some() && run.ended.is_none());
         let name = short(record.id.0);
         if !wiser_and_waived.is_empty() {
@@ -530,12 +548,21 @@ impl World {
             return;
         };
         let text = format!("n{node} starts {} by {claim}", short(job.0));
-        if sealed.submission == *submission {
-            self.find("nothing starts after its seal", text);
-        } else {
+        if sealed.submission != *submission {
             self.given_up_for_a_seal.insert(job);
             self.except(format!("its seal is not known there: {text}"));
+        } else if self.is_seal_out_of_reach(job) {
+            self.except(format!("nobody is up who knows its seal: {text}"));
+        } else {
+            self.find("nothing starts after its seal", text);
         }
+    }
+
+    /// Whether the job was sealed without somebody who may come back with a copy, and all who know of the seal are off.
+    fn is_seal_out_of_reach(&self, job: JobId) -> bool {
+        let seal = self.seals.get(&job).and_then(|sealed| sealed.seal);
+        let knows = |peer: &Peer| peer.records().get(job).is_some_and(|held| held.record().seal == seal);
+        self.sealed_without.contains(&job) && !self.up().into_iter().filter_map(|at| self.peer(at)).any(knows)
     }
 
     /// Whether some clock has passed the hour that the job's seal names.

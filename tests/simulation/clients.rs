@@ -10,7 +10,7 @@ use std::time::Duration;
 use flockwork::model::id::{JobId, JobIdPrefix};
 use flockwork::model::record::JobState;
 use flockwork::model::request::{Code, Draft, Filter, JobAnswer, Refusal, Submitted};
-use flockwork::model::spec::Spec;
+use flockwork::model::spec::{OnPartition, Spec};
 use flockwork::protocol::gateway::{Ask, AskId, Reply, Told};
 
 use crate::network::short;
@@ -175,6 +175,10 @@ impl World {
         }
         if self.dice.chance(10.0) {
             spec.slots = 2;
+        }
+        if self.dice.chance(10.0) {
+            let Spec { command, .. } = work(self.dice.number(2_000..20_000), failures);
+            (spec.command, spec.on_partition) = (command, OnPartition::Pause);
         }
         if self.dice.chance(15.0) {
             spec.lost_limit = self.dice.number(0..2) as u32;

@@ -4,7 +4,7 @@
 //! end with exit code 1. On the way it saves its work: what a checkpoint holds is how many attempts it goes back on,
 //! so that a pod which starts says whether any of that was lost. It posts what it has come to, and its node tells what it
 //! has written, at the same moments. A pod dies with its node's process; a paused process
-//! does not stop its pods.
+//! does not stop its pods, but for those that it holds a lease for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,12 +16,15 @@ use flockwork::model::id::{AttemptKey, Dot, JobId};
 use flockwork::model::record::Submission;
 use flockwork::model::report::{Outcome, Progress};
 use flockwork::model::request::Receipt;
-use flockwork::model::spec::Spec;
+use flockwork::model::spec::{OnPartition, Spec};
 use flockwork::model::time::Timestamp;
 use flockwork::protocol::effect::{Leavings, PodEnd, PodEvent, PodReport, PodStart, Rejected};
 
 use crate::network::short;
 use crate::world::{Happening, World};
+
+/// How long the guard of a node that stands still waits before it ends what must not run twice.
+const LEASE: Duration = Duration::from_secs(4);
 
 /// One pod.
 #[derive(Debug, Clone)]
@@ -45,6 +48,8 @@ pub struct Run {
 struct Plan {
     takes: Duration,
     exit: Exit,
+    /// It must not run where most of the members are out of reach, and so holds a lease of its node.
+    leased: bool,
 }
 
 /// All pods that ever were.
@@ -104,9 +109,10 @@ fn plan_of(spec: &Spec, number: u32) -> Plan {
     let word = |at: usize| spec.command.get(at).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
     let takes = Duration::from_millis(word(1));
     let fails = u64::from(number) <= word(2);
+    let leased = spec.on_partition == OnPartition::Pause;
     match spec.timeout {
-        Some(limit) if limit < takes => Plan { takes: limit, exit: Exit::TimedOut },
-        Some(_) | None => Plan { takes, exit: Exit::Code(i32::from(fails)) },
+        Some(limit) if limit < takes => Plan { takes: limit, exit: Exit::TimedOut, leased },
+        Some(_) | None => Plan { takes, exit: Exit::Code(i32::from(fails)), leased },
     }
 }
 
@@ -169,7 +175,24 @@ impl World {
         };
         let process = self.process(node).map_or(0, |process| process.number);
         let takes = self.dice.ms(1.0, 100.0);
-        self.schedule(takes, Happening::PodEnds { node, process, run, told: true });
+        self.schedule(takes, Happening::PodEnds { node, process, run, end: Some(PodEnd::Stopped(Exit::Signal(15))) });
+    }
+
+    /// The node stands still: its guard ends what it holds a lease for, once that lapses.
+    pub fn leases_lapse(&mut self, node: usize) {
+        let Some(process) = self.process(node).map(|process| process.number) else {
+            return;
+        };
+        let leased = |run: &&usize| self.ledger.runs[**run].node == node && self.ledger.runs[**run].plan.leased;
+        for run in self.ledger.live.values().filter(leased).copied().collect::<Vec<_>>() {
+            self.schedule(LEASE, Happening::LeaseLapses { node, process, run, since: self.now });
+        }
+    }
+
+    pub fn lease_lapses(&mut self, node: usize, process: u64, run: usize, since: Duration) {
+        if self.process(node).is_some_and(|up| up.number == process && up.paused && up.paused_at == since) {
+            self.pod_ends(node, process, run, Some(PodEnd::Lapsed));
+        }
     }
 
     fn local_wall(&self, node: usize) -> Timestamp {
@@ -194,10 +217,14 @@ impl World {
             .collect();
         for other in beside.into_iter().filter(|other| self.ledger.runs[*other].started.is_some()).collect::<Vec<_>>() {
             self.ledger.overlaps.push((other, run));
+            if self.ledger.runs[run].plan.leased {
+                let place = self.ledger.runs[other].node;
+                self.find("what must not overlap does not", format!("{} on n{place} and n{node}", short(job.0)));
+            }
             self.check_overlap_has_a_cause(job, self.ledger.runs[other].node, node);
         }
         let takes = self.ledger.runs[run].plan.takes;
-        self.schedule(takes, Happening::PodEnds { node, process, run, told: false });
+        self.schedule(takes, Happening::PodEnds { node, process, run, end: None });
         for part in 1..=2 {
             self.schedule(takes * part / 4, Happening::PodReports { node, process, run });
         }
@@ -205,17 +232,17 @@ impl World {
         self.tell_of_pod(node, process, vec![event]);
     }
 
-    pub fn pod_ends(&mut self, node: usize, process: u64, run: usize, told: bool) {
+    /// It ends by itself, or is ended.
+    pub fn pod_ends(&mut self, node: usize, process: u64, run: usize, end: Option<PodEnd>) {
         let (job, claim) = (self.ledger.runs[run].job, self.ledger.runs[run].claim);
         if self.ledger.runs[run].ended.is_some() {
             return;
         }
-        let exit = if told { Exit::Signal(15) } else { self.ledger.runs[run].plan.exit };
-        self.note(node, || format!("pod: {} ends, {exit:?}", short(job.0)));
+        let end = end.unwrap_or(PodEnd::Exited(self.ledger.runs[run].plan.exit));
+        self.note(node, || format!("pod: {} ends, {end:?}", short(job.0)));
         self.ledger.runs[run].ended = Some(self.now);
         let key = AttemptKey { job, claim };
         self.ledger.live.remove(&key);
-        let end = if told { PodEnd::Stopped(exit) } else { PodEnd::Exited(exit) };
         let output = Blob::new(format!("{claim} says goodbye{}", ".".repeat(200)));
         let result = (end == PodEnd::Exited(Exit::Code(0))).then(|| Blob::new(format!("{claim} is done")));
         let left = Leavings { result, stdout: Some((0, output)), ..Leavings::default() };

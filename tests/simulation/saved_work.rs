@@ -83,7 +83,7 @@ impl World {
         if record.is_final() && before.submission != record.submission {
             self.except(format!("saved work of another record: {text}"));
             self.saved_work.forget(record.id);
-        } else if before.checkpoint.as_ref().is_some_and(|saved| was_passed_over(record, saved.claim)) {
+        } else if before.checkpoint.as_ref().is_some_and(|saved| self.was_passed_over(record, saved.claim)) {
             self.except(format!("saved work that a seal passed over: {text}"));
         } else if !self.peer(node).is_some_and(keeps) {
             self.except(format!("another copy after one that was let go of: {text}"));
@@ -151,7 +151,7 @@ impl World {
         // A key that was used again where nobody knew of its job: the seal of the one ended the other.
         if record.is_final() && record.spec().key.is_some() && !record.attempts.contains_key(&lost.claim) {
             self.except(format!("saved work of another record: of {} in the end", short(record.id.0)));
-        } else if was_passed_over(record, lost.claim) {
+        } else if self.was_passed_over(record, lost.claim) {
             self.except(format!("saved work that a seal passed over: of {} in the end", short(record.id.0)));
         } else {
             self.find("saved work is not lost", format!("of {} in the end", short(record.id.0)));
@@ -170,21 +170,22 @@ impl World {
             return;
         };
         let text = format!("of {claim} of {} in the end", short(record.id.0));
-        if was_passed_over(record, *claim) || (record.is_final() && !record.attempts.contains_key(claim)) {
+        if self.was_passed_over(record, *claim) || (record.is_final() && !record.attempts.contains_key(claim)) {
             self.except(format!("a result that a seal passed over: {text}"));
         } else {
             self.find("results are not lost", text);
         }
     }
 
+    /// Whether the record was sealed without what the attempt's executor knew of it: a seal may end what only nodes knew that
+    /// left, or were forgotten, while they were cut off. Often the end of the attempt is not known from its executor either.
+    fn was_passed_over(&self, record: &Record, claim: Dot) -> bool {
+        let told_its_end = |attempt: &Attempt| !attempt.is_live() && attempt.fate.by_executor;
+        let is_open = |claim| record.attempts.get(&claim).is_some_and(|attempt| !told_its_end(attempt));
+        record.is_final() && (self.given_up_for_a_seal.contains(&record.id) || is_open(claim))
+    }
+
     fn is_or_was_disturbed(&self) -> bool {
         self.is_disturbed() || self.fault_log.last().is_some_and(|(at, _)| self.now - *at <= WAKE)
     }
-}
-
-/// Whether the record was sealed without what the attempt's executor knew of it: a seal may end what only nodes knew that left,
-/// or were forgotten, while they were cut off. Then the end of the attempt is not known from its executor either.
-fn was_passed_over(record: &Record, claim: Dot) -> bool {
-    let told_its_end = |attempt: &Attempt| !attempt.is_live() && attempt.fate.by_executor;
-    record.is_final() && record.attempts.get(&claim).is_some_and(|attempt| !told_its_end(attempt))
 }

@@ -1457,3 +1457,47 @@ fn a_job_that_asked_for_it_is_known_for_less_long_than_others() {
     assert_eq!([world.disks_with(brief).len(), world.disks_with(other).len()], [0, 3]);
     world.end_well();
 }
+
+#[test]
+fn two_sides_that_come_to_a_majority_by_the_same_member_do_not_both_run_what_must_not_run_twice() {
+    let mut world = cluster(5);
+    let delay = Some(SECOND * 20);
+    let job = world.submit(0, Spec { on_partition: OnPartition::Pause, delay, ..work(15_000, 0) });
+    world.run_for(SECOND);
+    world.kill(4);
+    world.split(&[0, 1]);
+    world.run_for(SECOND * 30);
+    assert_eq!(world.pods(job), 0, "neither side is a majority");
+    world.heal();
+    for (here, there) in [(0, 2), (0, 3), (1, 2), (1, 3)] {
+        world.cut(here, there);
+        world.cut(there, here);
+    }
+    world.start(4);
+    world.wait_for_pod(job);
+    world.wait_for(job, JobState::Succeeded);
+    assert!(world.ledger.overlaps.is_empty(), "never both at once");
+    world.heal();
+    world.end_well();
+}
+
+#[test]
+fn whoever_takes_over_lets_the_other_side_end_what_must_not_run_twice_and_it_has_not_heard_of() {
+    for seed in 1..=8 {
+        let mut world = cluster_of(Options::new(seed, 5));
+        let delay = Some(SECOND * 10);
+        let job = world.submit(0, Spec { on_partition: OnPartition::Pause, delay, ..work(15_000, 0) });
+        world.run_for(SECOND * 5);
+        let owner = world.owner(job);
+        let another = world.disks_with(job).into_iter().find(|node| *node != owner).expect("there are three copies");
+        world.run_for(Duration::from_millis(4_000 + 30 * seed));
+        world.split(&[owner, another]);
+        world.wait_until("the majority runs it", |world| {
+            world.ledger.runs_of(job).any(|run| run.started.is_some() && ![owner, another].contains(&run.node))
+        });
+        assert!(world.ledger.overlaps.is_empty(), "not while it runs on the other side, with seed {seed}");
+        world.heal();
+        world.wait_for(job, JobState::Succeeded);
+        world.end_well();
+    }
+}

@@ -23,7 +23,7 @@ use flockwork::model::packed::PackedRecord;
 use flockwork::model::record::Record;
 use flockwork::model::resources::Resources;
 use flockwork::model::time::{Moment, Now, Timestamp};
-use flockwork::protocol::effect::{Effect, Fetched, PodEvent};
+use flockwork::protocol::effect::{Effect, Fetched, PodEnd, PodEvent};
 use flockwork::protocol::former::FormerEnds;
 use flockwork::protocol::gateway::{Ask, AskId};
 use flockwork::protocol::peer::{Peer, Start};
@@ -153,7 +153,7 @@ pub struct Process {
     pub peer: Peer,
     pub gossip: Gossip,
     pub paused: bool,
-    paused_at: Duration,
+    pub paused_at: Duration,
     stalled: Vec<Happening>,
     timer: Option<Duration>,
     last_call: (Duration, u32),
@@ -169,95 +169,49 @@ pub struct Process {
 #[derive(Debug, Clone)]
 pub enum Happening {
     /// A packet arrives.
-    Arrival {
-        to: usize,
-        from: usize,
-        packet: Packet,
-    },
+    Arrival { to: usize, from: usize, packet: Packet },
     /// A connection was refused.
-    Refused {
-        to: usize,
-        process: u64,
-        peer: usize,
-    },
+    Refused { to: usize, process: u64, peer: usize },
     /// A connection broke.
-    LinkDown {
-        to: usize,
-        process: u64,
-        peer: usize,
-    },
+    LinkDown { to: usize, process: u64, peer: usize },
     /// The Peer wanted to be called.
-    Timer {
-        node: usize,
-        process: u64,
-    },
+    Timer { node: usize, process: u64 },
     /// The gossip shell's interval is over.
-    GossipTick {
-        node: usize,
-        process: u64,
-    },
+    GossipTick { node: usize, process: u64 },
     /// The disk is done with a transaction.
-    DiskDone {
-        node: usize,
-        process: u64,
-    },
+    DiskDone { node: usize, process: u64 },
     /// The Peer learns that it is.
-    Committed {
-        node: usize,
-        process: u64,
-        number: u64,
-        ok: bool,
-    },
+    Committed { node: usize, process: u64, number: u64, ok: bool },
     /// A pod's process runs, or ends as planned, or ends as told.
-    PodStarts {
-        node: usize,
-        process: u64,
-        run: usize,
-    },
+    PodStarts { node: usize, process: u64, run: usize },
     PodEnds {
         node: usize,
         process: u64,
         run: usize,
-        told: bool,
+        /// Nothing if it ends by itself.
+        end: Option<PodEnd>,
     },
-    /// The Peer learns of it, and of all else that came from pods at that moment.
-    Pod {
-        node: usize,
-        process: u64,
-        events: Vec<PodEvent>,
-    },
-    /// A pod says something of itself, if it still runs.
-    PodReports {
+    LeaseLapses {
         node: usize,
         process: u64,
         run: usize,
+        /// Since when the node has stood still.
+        since: Duration,
     },
+    /// The Peer learns of it, and of all else that came from pods at that moment.
+    Pod { node: usize, process: u64, events: Vec<PodEvent> },
+    /// A pod says something of itself, if it still runs.
+    PodReports { node: usize, process: u64, run: usize },
     /// Another node is asked for a blob.
-    BlobAsked {
-        node: usize,
-        process: u64,
-        from: usize,
-        blob: BlobId,
-    },
+    BlobAsked { node: usize, process: u64, from: usize, blob: BlobId },
     /// The Peer learns what came of it.
-    BlobFetched {
-        node: usize,
-        process: u64,
-        from: usize,
-        blob: BlobId,
-        fetched: Fetched,
-    },
+    BlobFetched { node: usize, process: u64, from: usize, blob: BlobId, fetched: Fetched },
     /// A node that said goodbye exits.
-    Exit {
-        node: usize,
-        process: u64,
-    },
+    Exit { node: usize, process: u64 },
     /// The clients' next step.
     ClientStep,
     /// A client asks again what was not answered.
-    AskAgain {
-        key: String,
-    },
+    AskAgain { key: String },
 }
 
 /// What is printed of a run.
@@ -359,6 +313,10 @@ pub struct World {
     /// Jobs that were sealed while their key was used again where nobody knew of them, or without somebody who had left and
     /// knew more: what is no part of the seal is given up.
     pub given_up_for_a_seal: BTreeSet<JobId>,
+    /// Jobs that were sealed while somebody who had left, or was forgotten, had a copy.
+    pub sealed_without: BTreeSet<JobId>,
+    /// Those of them that such a copy brought to another end while nobody was up who had the seal.
+    pub sealed_again: BTreeSet<JobId>,
     pub saved_work: SavedWork,
     pub attempts: Attempts,
     pub trace: Trace,
@@ -384,6 +342,8 @@ impl World {
             fault_log: Vec::new(),
             seals: BTreeMap::new(),
             given_up_for_a_seal: BTreeSet::new(),
+            sealed_without: BTreeSet::new(),
+            sealed_again: BTreeSet::new(),
             saved_work: SavedWork::default(),
             attempts: Attempts::default(),
             trace: Trace::Off,
@@ -519,7 +479,10 @@ impl World {
             }
             Happening::DiskDone { node, process } => return self.finish_write(*node, *process),
             Happening::PodStarts { node, process, run } => return self.pod_starts(*node, *process, *run),
-            Happening::PodEnds { node, process, run, told } => return self.pod_ends(*node, *process, *run, *told),
+            Happening::PodEnds { node, process, run, end } => return self.pod_ends(*node, *process, *run, end.clone()),
+            Happening::LeaseLapses { node, process, run, since } => {
+                return self.lease_lapses(*node, *process, *run, *since);
+            }
             Happening::Exit { node, process } => {
                 if self.process(*node).is_some_and(|up| up.number == *process) {
                     self.note(*node, || "has left".into());
@@ -598,6 +561,7 @@ impl World {
             | Happening::BlobAsked { .. }
             | Happening::PodStarts { .. }
             | Happening::PodEnds { .. }
+            | Happening::LeaseLapses { .. }
             | Happening::Exit { .. }
             | Happening::ClientStep
             | Happening::AskAgain { .. } => unreachable!("these are the world's own"),
@@ -827,6 +791,7 @@ impl World {
             let number = process.number;
             self.clients.gateway_paused(number);
             self.log_fault(|| format!("n{node} is paused"));
+            self.leases_lapse(node);
         }
     }
 

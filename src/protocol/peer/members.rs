@@ -171,7 +171,7 @@ impl Peer {
                     // This process was paused: others may have decided in its place meanwhile.
                     self.ownership.clear();
                     self.comparison.start_over();
-                    (self.placed_epoch, self.placed_standings, self.had_majority) = (None, None, None);
+                    (self.placed_epoch, self.placed_standings, self.majority_since) = (None, None, None);
                 }
             }
         }

@@ -129,8 +129,8 @@ pub struct Peer {
     first_of: Vec<Partition>,
     placed_epoch: Option<u64>,
     placed_standings: Option<Vec<Standing>>,
-    /// Whether a majority of the members was in reach when the members were last looked at.
-    had_majority: Option<bool>,
+    /// Since when a majority of the members has been in reach, if it is.
+    majority_since: Option<Moment>,
     /// Where the next look at what is on its way for long begins.
     lingering_from: JobId,
     absence: Absence,
@@ -292,7 +292,7 @@ impl Peer {
             first_of: Vec::new(),
             placed_epoch: None,
             placed_standings: None,
-            had_majority: None,
+            majority_since: None,
             lingering_from: JobId(0),
             absence: Absence::default(),
             outbox,

@@ -30,15 +30,20 @@ pub(super) struct Ownership {
 }
 
 #[derive(Debug)]
-enum Owning {
-    /// These have not answered yet.
-    Comparing(BTreeSet<NodeId>),
-    CaughtUp,
+struct Owning {
+    since: Moment,
+    /// These have not answered yet: whoever owns is caught up when there are none.
+    waiting_for: BTreeSet<NodeId>,
 }
 
 impl Ownership {
     pub(super) fn is_caught_up(&self, partition: Partition) -> bool {
-        matches!(self.owned.get(&partition), Some(Owning::CaughtUp))
+        self.owned.get(&partition).is_some_and(|owning| owning.waiting_for.is_empty())
+    }
+
+    /// Since when the partition is this node's, caught up or not.
+    pub(super) fn owned_since(&self, partition: Partition) -> Option<Moment> {
+        self.owned.get(&partition).map(|owning| owning.since)
     }
 
     /// Nothing that was known is trusted any more.
@@ -74,21 +79,17 @@ impl Peer {
         }
         if self.may_own(partition) {
             let view = self.membership.view();
-            let caught_up = match self.ownership.owned.get_mut(&partition) {
-                Some(Owning::Comparing(waiting_for)) => {
+            match self.ownership.owned.get_mut(&partition) {
+                Some(Owning { waiting_for, .. }) if !waiting_for.is_empty() => {
                     waiting_for.retain(|node| view.get(node).is_some_and(|member| member.is_live()));
                     company.iter().for_each(|node| self.comparison.want(*node, partition, Purpose::Takeover));
                     waiting_for.extend(company);
-                    waiting_for.is_empty()
+                    if waiting_for.is_empty() {
+                        self.look_at_jobs_of(partition);
+                    }
                 }
-                Some(Owning::CaughtUp) => false,
-                None => {
-                    self.begin_takeover(now, partition, before.owner(partition));
-                    false
-                }
-            };
-            if caught_up {
-                self.become_owner(partition);
+                Some(_) => {}
+                None => self.begin_takeover(now, partition, before.owner(partition)),
             }
         } else {
             if self.ownership.owned.remove(&partition).is_some() {
@@ -118,7 +119,7 @@ impl Peer {
         let view = self.membership.view();
         let holders = view.values().filter(|member| member.facts.held.contains(partition)).map(|m| m.facts.node);
         let lists = self.placement.home(partition).iter().chain(self.placement.acting(partition)).copied();
-        let waiting_for: BTreeSet<NodeId> = lists
+        let mut waiting_for: BTreeSet<NodeId> = lists
             .chain(self.placement.next(partition))
             .chain(self.ownership.taken_by.get(&partition).copied())
             .chain(decided)
@@ -129,26 +130,24 @@ impl Peer {
         for node in &waiting_for {
             self.comparison.want(*node, partition, Purpose::Takeover);
         }
-        let alone = waiting_for.is_empty() || self.sabotage.has(Bug::ActBeforeComparing);
-        self.ownership.owned.insert(partition, Owning::Comparing(waiting_for));
+        if self.sabotage.has(Bug::ActBeforeComparing) {
+            waiting_for.clear();
+        }
+        let alone = waiting_for.is_empty();
+        self.ownership.owned.insert(partition, Owning { since: now, waiting_for });
         if alone {
-            self.become_owner(partition);
+            self.look_at_jobs_of(partition);
         }
     }
 
     /// A node has answered that may have known more of the partition.
     pub(super) fn hear_of_takeover(&mut self, partition: Partition, from: NodeId) {
-        if let Some(Owning::Comparing(waiting_for)) = self.ownership.owned.get_mut(&partition) {
-            waiting_for.remove(&from);
-            if waiting_for.is_empty() {
-                self.become_owner(partition);
-            }
+        if let Some(Owning { waiting_for, .. }) = self.ownership.owned.get_mut(&partition)
+            && waiting_for.remove(&from)
+            && waiting_for.is_empty()
+        {
+            self.look_at_jobs_of(partition);
         }
-    }
-
-    fn become_owner(&mut self, partition: Partition) {
-        self.ownership.owned.insert(partition, Owning::CaughtUp);
-        self.look_at_jobs_of(partition);
     }
 
     /// This node decides for the partition from now on, or no longer: what waits in its queue is another matter then.

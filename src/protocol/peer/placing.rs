@@ -91,7 +91,7 @@ impl Peer {
             .map(|member| Actor { node: from, generation: member.facts.generation });
         let still_due = self.ownership.is_caught_up(self.records.partition_of(job))
             && self.records.get(job).is_some_and(|held| {
-                owner_decides(now.moment, &held.record(), &self.owner_sees(&held)) == OwnerDoes::Place
+                owner_decides(now.moment, &held.record(), &self.owner_sees(now.moment, &held)) == OwnerDoes::Place
             });
         match executor {
             Some(executor) if accepted && still_due => self.claim(now, job, executor),

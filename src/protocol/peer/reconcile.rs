@@ -8,7 +8,7 @@ use crate::model::attempt::{Fate, Phase};
 use crate::model::id::{Dot, JobId, NodeId};
 use crate::model::record::{JobState, Record, Stop, StopKind, Version};
 use crate::model::request::EventKind;
-use crate::model::time::Now;
+use crate::model::time::{Moment, Now};
 use crate::model::wire::Message;
 
 use super::super::blobs::Blobs;
@@ -161,7 +161,8 @@ impl Peer {
             return;
         };
         let record = held.record();
-        let does = self.sabotaged(now, &record, owner_decides(now.moment, &record, &self.owner_sees(&held)));
+        let does =
+            self.sabotaged(now, &record, owner_decides(now.moment, &record, &self.owner_sees(now.moment, &held)));
         if does != OwnerDoes::Place {
             self.unqueue(job);
         }
@@ -224,21 +225,26 @@ impl Peer {
         does
     }
 
-    pub(super) fn owner_sees(&self, held: &Held<'_>) -> OwnerSees<'_> {
+    pub(super) fn owner_sees(&self, now: Moment, held: &Held<'_>) -> OwnerSees<'_> {
+        let owned_since = self.ownership.owned_since(self.records.partition_of(held.job()));
         OwnerSees {
             view: self.membership.view(),
             known_since: held.known_since,
             idle_since: held.idle_since,
             strangers_until: self.started + self.config.timing.suspicion_max * 2,
+            undisputed_since: owned_since.unwrap_or(now).max(self.majority_since.unwrap_or(now)),
             pause_takes: self.pause_takes(),
         }
     }
 
     /// A cut-off executor suspects the others after a probe of each at the worst, and doubts for no longer than the
-    /// longest grace; then its pods get theirs.
+    /// longest grace; then its pods get theirs. A node alone has nobody to wait for.
     fn pause_takes(&self) -> Duration {
         let timing = &self.config.timing;
         let members = u32::try_from(self.membership.view().len()).unwrap_or(u32::MAX);
+        if members == 1 {
+            return Duration::ZERO;
+        }
         timing.suspicion_max + timing.probe_interval.saturating_mul(members) + POD_GRACE
     }
 

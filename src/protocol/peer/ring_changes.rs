@@ -31,7 +31,7 @@ impl Peer {
             return false;
         }
         self.placed_epoch = Some(epoch);
-        self.look_at_open_jobs();
+        self.look_at_open_jobs(now.moment);
         self.must_schedule = true;
         let standings = standings(self.membership.view());
         if self.placed_standings.as_ref() != Some(&standings) {
@@ -45,9 +45,12 @@ impl Peer {
 
     /// A death, a restart or a doubt can change what is to be done about any job that somebody runs, and about any at all
     /// if there is a majority now and was none before.
-    fn look_at_open_jobs(&mut self) {
-        let has_majority = Some(majority_in_reach(self.membership.view()));
-        let all = std::mem::replace(&mut self.had_majority, has_majority) != has_majority;
+    fn look_at_open_jobs(&mut self, now: Moment) {
+        let has_majority = majority_in_reach(self.membership.view());
+        let all = has_majority != self.majority_since.is_some();
+        if all {
+            self.majority_since = has_majority.then_some(now);
+        }
         let has_run = |job: &JobId| self.records.get(*job).is_some_and(|held| held.summary.has_attempts());
         self.dirty.extend(self.records.open().iter().copied().filter(|job| all || has_run(job)));
     }

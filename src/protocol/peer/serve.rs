@@ -18,7 +18,7 @@ use crate::model::time::{Moment, Now};
 use crate::model::wire::Message;
 
 use super::super::effect::Effect;
-use super::super::lifecycle::{OwnerDoes, due_at, must_pause, owner_decides, unfit};
+use super::super::lifecycle::{OwnerDoes, alone_from, due_at, must_pause, owner_decides, unfit};
 use super::super::outbox::Outgoing;
 use super::super::records::Held;
 use super::super::sabotage::Bug;
@@ -383,7 +383,7 @@ impl Peer {
             .filter(|member| member.is_live())
             .map(|member| (member.facts.node, unfit(&record, member.facts.node, view)))
             .collect();
-        let due = due_at(&record, &self.owner_sees(&held));
+        let due = due_at(&record, &self.owner_sees(now.moment, &held));
         let due_at = (due > now.moment && held.state() == JobState::Pending).then(|| now.wall + due.since(now.moment));
         Response::Explanation(Explanation {
             id: job,
@@ -401,7 +401,8 @@ impl Peer {
             self.membership.view().get(&node).map_or_else(|| node.to_string(), |member| member.facts.name.clone())
         };
         let record = &held.record();
-        match owner_decides(now.moment, record, &self.owner_sees(held)) {
+        let sees = self.owner_sees(now.moment, held);
+        match owner_decides(now.moment, record, &sees) {
             OwnerDoes::Place if nodes.iter().all(|(_, against)| against.is_some()) => {
                 "no live node can run it: see what speaks against each".into()
             }
@@ -411,6 +412,12 @@ impl Peer {
             },
             OwnerDoes::Wait(_) if held.state() == JobState::Pending && must_pause(record, self.membership.view()) => {
                 "it waits until a majority of the members is in reach".into()
+            }
+            OwnerDoes::Wait(_)
+                if held.state() == JobState::Pending
+                    && alone_from(record, &sees).is_some_and(|alone_from| alone_from > now.moment) =>
+            {
+                "it waits until the other side of a partition, if there is one, would have ended it".into()
             }
             OwnerDoes::Wait(_) if held.state() == JobState::Pending && record.attempts.is_empty() => {
                 "it waits for its delay to pass".into()
