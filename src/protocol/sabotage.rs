@@ -58,11 +58,13 @@ pub enum Bug {
     TakeOlderWork,
     /// An attempt begins anew although work was saved for it.
     BeginAnew,
+    /// What must not run twice begins without giving another side of a partition the time to end it.
+    BeginBesideOthers,
 }
 
 impl Bug {
     /// Every one, in the order of the table.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::AcknowledgeBeforeSync,
         Self::AcknowledgeWithTooFew,
         Self::SkipAntiEntropy,
@@ -86,6 +88,7 @@ impl Bug {
         Self::LeaveWithoutHandover,
         Self::TakeOlderWork,
         Self::BeginAnew,
+        Self::BeginBesideOthers,
     ];
 }
 

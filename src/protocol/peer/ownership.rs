@@ -29,6 +29,7 @@ pub(super) struct Ownership {
     taken_by: BTreeMap<Partition, NodeId>,
 }
 
+/// What a partition that the ring gives to this node waits for.
 #[derive(Debug)]
 struct Owning {
     since: Moment,

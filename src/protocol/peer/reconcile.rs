@@ -242,7 +242,7 @@ impl Peer {
     fn pause_takes(&self) -> Duration {
         let timing = &self.config.timing;
         let members = u32::try_from(self.membership.view().len()).unwrap_or(u32::MAX);
-        if members == 1 {
+        if members == 1 || self.sabotage.has(Bug::BeginBesideOthers) {
             return Duration::ZERO;
         }
         timing.suspicion_max + timing.probe_interval.saturating_mul(members) + POD_GRACE
