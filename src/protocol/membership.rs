@@ -627,7 +627,7 @@ impl Membership {
 
     /// A tick that comes late means that this process did not run (a pause, a debugger, a starved machine): what
     /// it did not hear meanwhile is no evidence (Lifeguard, section IV-A).
-    fn notice_pause(&mut self, now: Now) {
+    pub fn notice_pause(&mut self, now: Now) {
         let late_by = now.moment.since(self.next_tick);
         if late_by <= self.timing.probe_timeout.max(SHORTEST_LATENESS) || !self.rules.lifeguard {
             return;

@@ -108,14 +108,14 @@ pub(super) async fn run(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart) -> P
     let mark = Mark { origin: core.origin.clone(), key: start.key };
     let container = Container { core, client, name: docker::container_name(&mark), mark };
     match container.prepare(pod, start).await {
-        Ok((attached, begun)) => container.supervise(pod, start, attached, begun).await,
+        Ok(attached) => container.supervise(pod, start, attached).await,
         Err(end) => end,
     }
 }
 
 impl Container<'_> {
-    /// Gets the image, makes the container, listens to it and starts it. Says since when the guard knows of it.
-    async fn prepare(&self, pod: &Arc<Pod>, start: &PodStart) -> Result<(AttachContainerResults, Instant), PodEnd> {
+    /// Gets the image, makes the container, listens to it and starts it.
+    async fn prepare(&self, pod: &Arc<Pod>, start: &PodStart) -> Result<AttachContainerResults, PodEnd> {
         let spec = &start.submission.spec;
         let saved = read_checkpoint(self.core, start).await?;
         let image = spec.image.as_deref().unwrap_or_default();
@@ -134,16 +134,20 @@ impl Container<'_> {
         let making = tokio::task::spawn_blocking(move || make_rooms(&core, &kept, &own_start, saved.as_ref()));
         let body = making.await.map_err(|_| unable("this node is shutting down"))??;
         let leased = (spec.on_partition == OnPartition::Pause).then_some(&self.mark);
-        let guarded_since = Instant::now();
         self.core.guard_adds_container(&self.name, leased);
-        let begun = self.begin(pod, body).await;
+        let begun = self.begin(pod, body, leased.is_some()).await;
         if begun.is_err() && !self.remove().await {
             self.kill_by_mark().await;
         }
-        begun.map(|attached| (attached, guarded_since))
+        begun
     }
 
-    async fn begin(&self, pod: &Pod, body: ContainerCreateBody) -> Result<AttachContainerResults, PodEnd> {
+    async fn begin(
+        &self,
+        pod: &Pod,
+        body: ContainerCreateBody,
+        is_leased: bool,
+    ) -> Result<AttachContainerResults, PodEnd> {
         let stdin = body.open_stdin == Some(true);
         let options = CreateContainerOptions { name: Some(self.name.clone()), ..CreateContainerOptions::default() };
         call(self.client.create_container(Some(options), body)).await.map_err(|error| self.failure(&error))?;
@@ -152,8 +156,12 @@ impl Container<'_> {
         if pod.stop.is_cancelled() {
             return Err(Cause::Stopped.before_start());
         }
+        // The guard found nothing to end where the node stood still before it was there.
+        let may_run = || if is_leased && self.core.let_lapse(pod) { Err(PodEnd::Lapsed) } else { Ok(()) };
+        may_run()?;
         let started = call(self.client.start_container(&self.name, None::<StartContainerOptions>)).await;
         started.map_err(|error| self.failure(&error))?;
+        may_run()?;
         crash_points::pass(Step::Spawn);
         Ok(attached)
     }
@@ -187,13 +195,7 @@ impl Container<'_> {
         }
     }
 
-    async fn supervise(
-        &self,
-        pod: &Arc<Pod>,
-        start: &PodStart,
-        attached: AttachContainerResults,
-        guarded_since: Instant,
-    ) -> PodEnd {
+    async fn supervise(&self, pod: &Arc<Pod>, start: &PodStart, attached: AttachContainerResults) -> PodEnd {
         pod.voice.begin();
         pod.voice.tell_begin();
         let spec = &start.submission.spec;
@@ -241,7 +243,7 @@ impl Container<'_> {
         }
         if spec.on_partition == OnPartition::Pause
             && is_killed
-            && self.core.leases_lapsed_since(guarded_since)
+            && self.core.let_lapse(pod)
             && let Some(end) = self.core.lapsed(pod, start.key, overseer.cause()).await
         {
             return end;

@@ -174,7 +174,7 @@ pub(super) struct Guard {
     broken: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Roll {
     /// Each group, and how the guard knows of it.
     groups: BTreeMap<i32, Known>,
@@ -183,8 +183,8 @@ struct Roll {
     /// Each container, with its pod's mark where it is leased.
     containers: BTreeMap<String, Option<String>>,
     pipe: Option<OwnedFd>,
-    /// When the leases were last renewed; nothing while there are none.
-    renewed: Option<Instant>,
+    /// When the leases were last renewed, or would have been if there had been any.
+    renewed: Instant,
     /// When it was last noticed that they were not renewed in time.
     lapsed: Option<Instant>,
 }
@@ -205,23 +205,24 @@ impl Known {
 }
 
 impl Roll {
+    fn new(register: Option<Register>) -> Self {
+        Self {
+            register,
+            groups: BTreeMap::new(),
+            containers: BTreeMap::new(),
+            pipe: None,
+            renewed: Instant::now(),
+            lapsed: None,
+        }
+    }
+
     fn has_leases(&self) -> bool {
         self.groups.values().any(Known::is_leased) || self.containers.values().any(Option::is_some)
     }
 
-    /// There is a first lease from now on, or the last has gone, and may have lapsed before.
-    fn mind_leases(&mut self) {
-        self.look(Instant::now());
-        if !self.has_leases() {
-            self.renewed = None;
-        } else if self.renewed.is_none() {
-            self.renewed = Some(Instant::now());
-        }
-    }
-
-    /// Looks at the clock: whether the leases have been let lapse.
+    /// Looks at the clock: whether the leases have been let lapse, or would have been.
     fn look(&mut self, now: Instant) {
-        if self.renewed.is_some_and(|at| now.duration_since(at) + LEASE_SLACK >= LEASE) {
+        if now.duration_since(self.renewed) + LEASE_SLACK >= LEASE {
             self.lapsed = Some(now);
         }
     }
@@ -276,7 +277,7 @@ impl Guard {
         let register = program.reads_registers().then(Register::new).and_then(|made| {
             made.inspect_err(|error| tracing::debug!(%error, "the pod guard is told each pod by name")).ok()
         });
-        let roll = Mutex::new(Roll { register, ..Roll::default() });
+        let roll = Mutex::new(Roll::new(register));
         let guard = Arc::new(Self { program, watched, roll, broken: Notify::new() });
         let child = guard.spawn()?;
         Ok((guard, child))
@@ -323,7 +324,6 @@ impl Guard {
         }
         let line = introduction(group, leased.as_deref());
         roll.groups.insert(group, Known::Told(leased));
-        roll.mind_leases();
         self.tell(&roll, &line);
     }
 
@@ -333,7 +333,6 @@ impl Guard {
         let mut roll = self.roll();
         let line = container_line(name, leased.as_deref());
         roll.containers.insert(name.to_owned(), leased);
-        roll.mind_leases();
         self.tell(&roll, &line);
     }
 
@@ -341,18 +340,17 @@ impl Guard {
     pub(super) fn remove_container(&self, name: &str) {
         let mut roll = self.roll();
         if roll.containers.remove(name).is_some() {
-            roll.mind_leases();
             self.tell(&roll, &format!("c-{name}\n"));
         }
     }
 
-    /// Renews the leases, if there are any.
+    /// Renews the leases, if there are any. That this node moves is noted in any case: a lease may be wanted soon.
     fn renew(&self) {
         let mut roll = self.roll();
+        let now = Instant::now();
+        roll.look(now);
+        roll.renewed = now;
         if roll.has_leases() {
-            let now = Instant::now();
-            roll.look(now);
-            roll.renewed = Some(now);
             self.tell(&roll, "t\n");
         }
     }
@@ -381,7 +379,6 @@ impl Guard {
                 }
             }
             Some(Known::Told(_)) => {
-                roll.mind_leases();
                 self.tell(&roll, &format!("-{}\n", group.as_raw_nonzero()));
             }
             None => {}

@@ -196,6 +196,8 @@ struct Registry {
 struct Pod {
     /// Nothing of it started earlier.
     since: Tick,
+    /// When its node was told to start it. From then on it may stand still.
+    asked: Instant,
     stop: CancellationToken,
     voice: Arc<Voice>,
     /// By which it proves that it is itself.
@@ -438,6 +440,7 @@ impl Pod {
         let (voice, token) = core.pod_api.enroll(key);
         Self {
             since: Tick::now(),
+            asked: Instant::now(),
             voice,
             token,
             memory_kills: OnceLock::new(),
@@ -496,9 +499,9 @@ impl Core {
         (noted.is_some() || cause.is_none()).then_some(PodEnd::Lapsed)
     }
 
-    /// Whether the guard may have ended leased pods since then.
-    fn leases_lapsed_since(&self, then: Instant) -> bool {
-        self.guard.as_ref().is_some_and(|guard| guard.has_lapsed_since(then))
+    /// Whether the node has stood still, since it was told to start the pod, for so long that its guard ends what is leased.
+    fn let_lapse(&self, pod: &Pod) -> bool {
+        self.guard.as_ref().is_some_and(|guard| guard.has_lapsed_since(pod.asked))
     }
 
     fn guard_removes(&self, group: Pid) {

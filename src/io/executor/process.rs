@@ -33,7 +33,6 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::sync::oneshot;
-use tokio::time::Instant;
 
 use super::groups::{self, Bounds, Group, Groups};
 use super::identity::{self, Account, Identity};
@@ -103,7 +102,7 @@ struct Spawned {
 
 /// Runs the pod to its end.
 pub(super) async fn run(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart) -> PodEnd {
-    let (spawned, guarded_since) = {
+    let spawned = {
         let Ok(_permit) = core.spawning.acquire().await else { return unable("this node is shutting down") };
         if pod.stop.is_cancelled() {
             return Cause::Stopped.before_start();
@@ -113,25 +112,17 @@ pub(super) async fn run(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart) -> P
             Err(end) => return end,
         };
         let (core, pod, start) = (Arc::clone(core), Arc::clone(pod), start.clone());
-        // The node may stand still at any moment from now on.
-        let before = Instant::now();
         match tokio::task::spawn_blocking(move || spawn(&core, &pod, &start, saved.as_ref())).await {
-            Ok(Ok(spawned)) => (spawned, before),
+            Ok(Ok(spawned)) => spawned,
             Ok(Err(end)) => return end,
             Err(_) => return unable("this node is shutting down"),
         }
     };
     pod.voice.begin();
-    supervise(core, pod, start, spawned, guarded_since).await
+    supervise(core, pod, start, spawned).await
 }
 
-async fn supervise(
-    core: &Arc<Core>,
-    pod: &Arc<Pod>,
-    start: &PodStart,
-    mut spawned: Spawned,
-    guarded_since: Instant,
-) -> PodEnd {
+async fn supervise(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart, mut spawned: Spawned) -> PodEnd {
     let group = spawned.group;
     let spec = &start.submission.spec;
     let input = spec.stdin.as_ref().map_or(&[][..], |stdin| &stdin.0);
@@ -189,7 +180,7 @@ async fn supervise(
     let is_killed = exit == Exit::Signal(Signal::KILL.as_raw());
     if spec.on_partition == OnPartition::Pause
         && is_killed
-        && core.leases_lapsed_since(guarded_since)
+        && core.let_lapse(pod)
         && let Some(end) = core.lapsed(pod, start.key, cause).await
     {
         return end;
@@ -265,6 +256,11 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
         let _ = pod.memory_kills.set(count);
     }
     let control = control_group(core, start, identity, &mut command)?;
+    let leased = spec.on_partition == OnPartition::Pause;
+    if leased && core.let_lapse(pod) {
+        control.map(Group::end);
+        return Err(PodEnd::Lapsed);
+    }
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(error) => {
@@ -284,7 +280,11 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
     crash_points::pass(Step::Spawn);
     let group = Pid::from_child(&child);
     let mark = Mark { origin: core.origin.clone(), key: start.key };
-    core.guard_adds(group, (spec.on_partition == OnPartition::Pause).then_some(&mark));
+    core.guard_adds(group, leased.then_some(&mark));
+    if leased && core.let_lapse(pod) {
+        // The node stood still before the guard knew of it.
+        kill(group);
+    }
     Ok(Spawned {
         group,
         stdin: child.stdin.take().map(OwnedFd::from),

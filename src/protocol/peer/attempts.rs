@@ -12,6 +12,7 @@ use crate::model::id::{AttemptKey, Dot, Generation, JobId};
 use crate::model::member::Status;
 use crate::model::record::Record;
 use crate::model::report::Checkpoint;
+use crate::model::spec::OnPartition;
 use crate::model::time::{Moment, Now, Timestamp};
 
 use super::super::effect::{Effect, PodEnd, PodEvent, PodStart};
@@ -23,6 +24,12 @@ use super::Peer;
 
 /// How long an attempt waits for its checkpoint to come, before it starts without.
 const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(20);
+/// What must not run twice is started so soon after this node has decided to, or not at all: where its disk or its process
+/// stood still, others may have decided since. The lease that its guard holds for it is longer than that.
+const START_WITHIN: Duration = Duration::from_secs(2);
+/// Within so many intervals of the gossip a node that was paused, or has just come to a majority, has taken in what others did
+/// meanwhile. It is told again then to start what it still is to start.
+const CAUGHT_UP_AFTER: u32 = 4;
 /// Why an attempt is given back that comes after the promise of its room has lapsed.
 const NO_ROOM: &str = "its node has no room for it any longer";
 /// Why an attempt was given back that its node's guard had to end.
@@ -33,6 +40,8 @@ const STOOD_STILL: &str = "its node stood still for so long that its guard ended
 pub(super) struct Pod {
     pub(super) job: JobId,
     pub(super) state: PodState,
+    /// When this node decided to start it.
+    decided: Moment,
     /// Why it was told to end; nothing while it was not.
     pub(super) ended_because: &'static str,
     /// The chain of the checkpoint it began with.
@@ -136,7 +145,7 @@ impl Peer {
             && (!self.pods.contains_key(&claim) || self.sabotage.has(Bug::StartTwice))
             && executor_decides(&record, claim, attempt, self.me, PodState::None, self.membership.view())
                 == ExecutorDoes::Wait;
-        if !startable {
+        if !startable || !self.knows_enough_to_start(now, &record) {
             return;
         }
         if self.status() != Status::Serving {
@@ -156,6 +165,7 @@ impl Peer {
         let pod = Pod {
             job,
             state: PodState::Running,
+            decided: now.moment,
             ended_because: "",
             resumed: checkpoint.map(|checkpoint| checkpoint.chain),
             began_without: saved.filter(|_| checkpoint.is_none()).map(|saved| saved.number),
@@ -173,6 +183,25 @@ impl Peer {
             submission: Arc::clone(&record.submission),
             checkpoint: checkpoint.map(|checkpoint| checkpoint.blob),
         }));
+    }
+
+    /// Whether this node has heard enough of the others to begin what must not run twice.
+    fn knows_enough_to_start(&mut self, now: Now, record: &Record) -> bool {
+        if record.spec().on_partition == OnPartition::Run {
+            return true;
+        }
+        self.membership.notice_pause(now);
+        self.drain_membership(now);
+        let caught_up_after = self.config.timing.gossip_interval * CAUGHT_UP_AFTER;
+        let is_alone = self.membership.view().len() == 1;
+        is_alone || self.majority_since.is_some_and(|since| now.moment.since(since) >= caught_up_after)
+    }
+
+    /// Whether it is too late for a pod to begin that must not run twice.
+    pub(super) fn is_overdue(&self, now: Now, start: &PodStart) -> bool {
+        let decided = self.pods.get(&start.key.claim).map(|pod| pod.decided);
+        start.submission.spec.on_partition == OnPartition::Pause
+            && decided.is_some_and(|decided| now.moment.since(decided) > START_WITHIN)
     }
 
     /// Whether the attempt must not start yet, because the work that was saved for it is on its way here.

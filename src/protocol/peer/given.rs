@@ -1,11 +1,13 @@
-//! Who was given records of a partition, and has not said yet that it holds any.
+//! Who has records of a partition, and has not said yet that it holds any.
 //!
 //! Everybody gossips of which partitions it holds records, and whoever seals one asks them all. A node that was cut off, or
-//! died, between its first record of a partition and its next gossip is asked by nobody. But whoever gave it the record
-//! knows, and objects to the seal until that node has been heard of. A gateway that has a job written down gives it too.
+//! died, between its first record of a partition and its next gossip is asked by nobody. But whoever gave it the record, or had
+//! it from there, knows, and objects to the seal until that node has been heard of. A gateway that has a job written down gives
+//! it too.
 //!
-//! A giver writes it down with its next gossip. If it dies before that, a seal may do without the one who was given the
-//! record, and that one begin the sealed job again while it is cut off: two deaths and a cut within one interval of the gossip.
+//! That is written down with the next gossip, also where the node has said it by then. Whoever dies before that does not know it
+//! after a restart: a seal may do without the one who has the record, and that one begin the sealed job again while it is cut
+//! off, after two deaths and a cut within one interval of the gossip.
 
 use std::collections::BTreeMap;
 
@@ -20,14 +22,14 @@ use super::Peer;
 /// Within so many intervals of the gossip all have heard what a live node says of itself.
 const HEARD_AFTER: u32 = 20;
 
-/// What was given to nodes that had not said that they hold any of it.
+/// What nodes have that had not said that they hold any of it.
 #[derive(Debug, Default)]
 pub(super) struct Given(BTreeMap<NodeId, Gifts>);
 
 #[derive(Debug, Default)]
 struct Gifts {
     partitions: PartitionSet,
-    /// When it was given something for the last time, or was last not to be heard; nothing if that was since the last review.
+    /// When it gave or was given something for the last time, or was last not to be heard; nothing if that was since the last review.
     since: Option<Moment>,
 }
 
@@ -46,23 +48,29 @@ impl Given {
 impl Peer {
     /// A message is about to be sent: notes what it gives away.
     pub(super) fn note_given(&mut self, to: NodeId, message: &Message) {
-        if let Message::Push { records, .. } | Message::Fetched { records, .. } = message {
-            records.iter().for_each(|record| self.note_one_given(to, record.id));
-        } else if let Message::Request { request: Request::Submit { jobs, .. }, .. } = message {
-            jobs.iter().for_each(|job| self.note_one_given(to, job.id));
+        self.note_copies(to, message);
+        if let Message::Request { request: Request::Submit { jobs, .. }, .. } = message {
+            jobs.iter().for_each(|job| self.note_holder(to, job.id));
         }
     }
 
-    fn note_one_given(&mut self, to: NodeId, job: JobId) {
-        let partition = self.records.partition_of(job);
-        if self.membership.view().get(&to).is_some_and(|member| member.facts.held.contains(partition)) {
-            return;
+    /// Whoever sends records, or is sent them, has copies of them.
+    pub(super) fn note_copies(&mut self, node: NodeId, message: &Message) {
+        if let Message::Push { records, .. } | Message::Fetched { records, .. } = message {
+            records.iter().for_each(|record| self.note_holder(node, record.id));
         }
-        let gifts = self.given.0.entry(to).or_default();
-        if !gifts.partitions.contains(partition) {
+    }
+
+    fn note_holder(&mut self, node: NodeId, job: JobId) {
+        let partition = self.records.partition_of(job);
+        if !self.remembered_held.get(&node).is_some_and(|held| held.contains(partition)) {
             // It is written down with the next gossip.
             self.remember_held_at = Moment::START;
         }
+        if self.membership.view().get(&node).is_some_and(|member| member.facts.held.contains(partition)) {
+            return;
+        }
+        let gifts = self.given.0.entry(node).or_default();
         gifts.partitions.insert(partition);
         gifts.since = None;
     }

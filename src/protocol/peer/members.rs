@@ -1,5 +1,6 @@
 //! What the membership says, and what this node says of itself to the members.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -15,8 +16,8 @@ use super::super::membership::{CannotForget, MembershipOutput};
 use super::super::sabotage::Bug;
 use super::Peer;
 
-/// How far apart, at the least, two savings of what others say they have come to hold are; what this node gave them is saved with
-/// its next gossip. Raising it spares commits where partitions get their first records, and lets a node that is started anew
+/// How far apart, at the least, two savings of what others say they have come to hold are; what this node gave them, or they gave
+/// it, is saved with its next gossip. Raising it spares commits where partitions get their first records, and lets a node that is started anew
 /// know less of one that is down.
 const REMEMBER_HELD_EVERY: Duration = Duration::from_secs(5);
 /// By how much the processors' use must move before others are told.
@@ -279,6 +280,6 @@ impl Peer {
     }
 }
 
-fn held_by(members: &[Facts]) -> Vec<(NodeId, PartitionSet)> {
+fn held_by(members: &[Facts]) -> BTreeMap<NodeId, PartitionSet> {
     members.iter().map(|facts| (facts.node, facts.held.clone())).collect()
 }

@@ -63,7 +63,7 @@ use self::given::Given;
 use self::leaving::Successors;
 use super::blobs::Blobs;
 use super::comparison::{Answer, Comparison, Purpose, Step};
-use super::effect::Effect;
+use super::effect::{Effect, PodEnd, PodEvent};
 use super::former::FormerEnds;
 use super::gateway::{Ask, AskId, Gateway, Routing, Told};
 use super::membership::Membership;
@@ -189,7 +189,7 @@ pub struct Peer {
     /// The members that were last saved for the next start: who, in which start, where, doing what.
     remembered: Vec<(NodeId, Generation, SocketAddr, Status)>,
     /// What they held by what was saved, and when that is looked at again.
-    remembered_held: Vec<(NodeId, PartitionSet)>,
+    remembered_held: BTreeMap<NodeId, PartitionSet>,
     remember_held_at: Moment,
     settled_since: Option<Now>,
     unsettled_since: Now,
@@ -332,7 +332,7 @@ impl Peer {
             before_full_disk: Status::Serving,
             leaving: false,
             remembered: Vec::new(),
-            remembered_held: Vec::new(),
+            remembered_held: BTreeMap::new(),
             remember_held_at: now.moment,
             settled_since: None,
             unsettled_since: now,
@@ -375,6 +375,7 @@ impl Peer {
             // What came now would go down with this node, and whoever sent it would count on it.
             return;
         }
+        self.note_copies(from, &message);
         match message {
             Message::Push { seq, records, blobs, lacking, known_for } => {
                 let (lacking, known_for) = (lacking.into_iter().collect(), known_for.into_iter().collect());
@@ -476,6 +477,11 @@ impl Peer {
     pub fn poll_effect(&mut self, now: Now) -> Option<Effect> {
         loop {
             match self.outbox.poll() {
+                Some(Outgoing::Effect(Effect::StartPod(start))) if self.is_overdue(now, &start) => {
+                    let (key, at, end) = (start.key, now.wall, PodEnd::Lapsed);
+                    self.handle_pod(now, PodEvent::Ended { key, at, end, left: Box::default() });
+                    continue;
+                }
                 Some(Outgoing::Effect(effect)) => return Some(effect),
                 Some(Outgoing::Answer { call, response }) => {
                     let me = self.me.node;
