@@ -204,11 +204,11 @@ impl Peer {
         }
     }
 
-    /// What others were given counts as held by them, until they say what they hold.
+    /// What others have, but have not said yet, counts as held by them.
     fn members_to_remember(&self) -> Vec<Facts> {
         let mut members = self.membership.remembered();
         for facts in &mut members {
-            for partition in self.given.to(facts.node) {
+            for partition in self.unannounced.of(facts.node) {
                 facts.held.insert(partition);
             }
         }

@@ -20,7 +20,6 @@ mod comparing;
 mod convergence;
 mod dependents;
 mod full_disk;
-mod given;
 mod keeping;
 mod leaving;
 mod members;
@@ -37,6 +36,7 @@ mod serve;
 mod telling;
 mod told_ends;
 mod turns;
+mod unannounced;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -59,8 +59,8 @@ use crate::model::wire::Message;
 
 use self::absence::Absence;
 use self::full_disk::{Due, FullDisk};
-use self::given::Given;
 use self::leaving::Successors;
+use self::unannounced::Unannounced;
 use super::blobs::Blobs;
 use super::comparison::{Answer, Comparison, Purpose, Step};
 use super::effect::{Effect, PodEnd, PodEvent};
@@ -147,7 +147,7 @@ pub struct Peer {
     agreements: Agreements,
     turns: Turns,
     sealing: Sealing,
-    given: Given,
+    unannounced: Unannounced,
     successors: Successors,
     /// What moves because the ring changed.
     moving: Option<Move>,
@@ -306,7 +306,7 @@ impl Peer {
             agreements: Agreements::default(),
             turns: Turns::default(),
             sealing: Sealing::default(),
-            given: Given::default(),
+            unannounced: Unannounced::default(),
             successors: Successors::default(),
             moving: None,
             next_comparison: moment + timing.compare_interval,
@@ -570,7 +570,7 @@ impl Peer {
             self.next_comparison = moment + self.jittered(self.config.timing.compare_interval);
             self.compare_with_somebody();
             self.push_what_lingers(moment);
-            self.review_given(moment);
+            self.review_unannounced(moment);
             self.seal_what_can_be(now);
             self.let_expired_go(now);
             self.records.clear_desk();

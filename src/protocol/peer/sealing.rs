@@ -12,7 +12,7 @@
 //! down once more on its own side, and only it knows that. So it does not agree before the submit is over.
 //!
 //! Whoever was given its first record of the partition a moment ago has not said so yet. Those who gave it know, and do
-//! not agree until it is heard of (`given`).
+//! not agree until it is heard of (`unannounced`).
 //!
 //! The answers come at different times, and what one node hands over may reach another that has answered already. So
 //! all are asked a second time when all have answered: what is handed over meanwhile shows by then at whoever has it.
@@ -158,7 +158,7 @@ impl Peer {
             .chain(holders.iter())
             .chain([&record.submission.gateway])
             .copied()
-            .chain(self.given.holders(partition))
+            .chain(self.unannounced.holders(partition))
             .chain(executors)
             .filter(|node| *node != self.me.node && !waived(*node))
             .collect();
@@ -196,7 +196,7 @@ impl Peer {
             MemberState::Alive | MemberState::Left => false,
         };
         let view = self.membership.view();
-        self.given.holders(partition).any(|node| node != asker)
+        self.unannounced.holders(partition).any(|node| node != asker)
             || view.values().any(|member| is_silent(member) && member.facts.held.contains(partition))
     }
 

@@ -24,24 +24,24 @@ const HEARD_AFTER: u32 = 20;
 
 /// What nodes have that had not said that they hold any of it.
 #[derive(Debug, Default)]
-pub(super) struct Given(BTreeMap<NodeId, Gifts>);
+pub(super) struct Unannounced(BTreeMap<NodeId, Copies>);
 
 #[derive(Debug, Default)]
-struct Gifts {
+struct Copies {
     partitions: PartitionSet,
     /// When it gave or was given something for the last time, or was last not to be heard; nothing if that was since the last review.
     since: Option<Moment>,
 }
 
-impl Given {
+impl Unannounced {
     /// The nodes that may hold records of the partition, although they have not said so.
     pub(super) fn holders(&self, partition: Partition) -> impl Iterator<Item = NodeId> + '_ {
-        self.0.iter().filter(move |(_, gifts)| gifts.partitions.contains(partition)).map(|(node, _)| *node)
+        self.0.iter().filter(move |(_, copies)| copies.partitions.contains(partition)).map(|(node, _)| *node)
     }
 
     /// What the node may hold, although it has not said so.
-    pub(super) fn to(&self, node: NodeId) -> impl Iterator<Item = Partition> + '_ {
-        self.0.get(&node).into_iter().flat_map(|gifts| gifts.partitions.iter())
+    pub(super) fn of(&self, node: NodeId) -> impl Iterator<Item = Partition> + '_ {
+        self.0.get(&node).into_iter().flat_map(|copies| copies.partitions.iter())
     }
 }
 
@@ -70,23 +70,23 @@ impl Peer {
         if self.membership.view().get(&node).is_some_and(|member| member.facts.held.contains(partition)) {
             return;
         }
-        let gifts = self.given.0.entry(node).or_default();
-        gifts.partitions.insert(partition);
-        gifts.since = None;
+        let copies = self.unannounced.0.entry(node).or_default();
+        copies.partitions.insert(partition);
+        copies.since = None;
     }
 
-    /// Forgets what was given to those who have said so since, or have been heard for long enough to have said so, or are
-    /// members no longer.
-    pub(super) fn review_given(&mut self, now: Moment) {
+    /// Forgets what those have who have said so since, or have been heard for long enough to have said so, or are members no
+    /// longer.
+    pub(super) fn review_unannounced(&mut self, now: Moment) {
         let (view, heard_after) = (self.membership.view(), self.config.timing.gossip_interval * HEARD_AFTER);
-        self.given.0.retain(|node, gifts| {
+        self.unannounced.0.retain(|node, copies| {
             let Some(member) = view.get(node).filter(|member| member.state != MemberState::Left) else {
                 return false;
             };
-            let since = gifts.since.filter(|_| member.state == MemberState::Alive).unwrap_or(now);
-            gifts.since = Some(since);
-            gifts.partitions = gifts.partitions.iter().filter(|one| !member.facts.held.contains(*one)).collect();
-            !gifts.partitions.is_empty() && now < since + heard_after
+            let since = copies.since.filter(|_| member.state == MemberState::Alive).unwrap_or(now);
+            copies.since = Some(since);
+            copies.partitions = copies.partitions.iter().filter(|one| !member.facts.held.contains(*one)).collect();
+            !copies.partitions.is_empty() && now < since + heard_after
         });
     }
 }
