@@ -40,7 +40,7 @@ use super::docker::{self, call, in_words, status_of};
 use super::log::StreamLog;
 use super::marker::{self, Mark};
 use super::overseer::{Cause, Order, Overseer};
-use super::process::{Places, cannot, read_checkpoint, told_to_job, unable};
+use super::process::{Places, STOOD_STILL, cannot, read_checkpoint, told_to_job, unable};
 use super::{Core, Pod};
 use crate::io::crash_points::{self, Step};
 use crate::model::attempt::Exit;
@@ -157,11 +157,15 @@ impl Container<'_> {
             return Err(Cause::Stopped.before_start());
         }
         // The guard found nothing to end where the node stood still before it was there.
-        let may_run = || if is_leased && self.core.let_lapse(pod) { Err(PodEnd::Lapsed) } else { Ok(()) };
-        may_run()?;
+        let has_lapsed = || is_leased && self.core.let_lapse(pod);
+        if has_lapsed() {
+            return Err(unable(STOOD_STILL));
+        }
         let started = call(self.client.start_container(&self.name, None::<StartContainerOptions>)).await;
         started.map_err(|error| self.failure(&error))?;
-        may_run()?;
+        if has_lapsed() {
+            return Err(PodEnd::Lapsed);
+        }
         crash_points::pass(Step::Spawn);
         Ok(attached)
     }

@@ -100,6 +100,9 @@ struct Spawned {
     control: Option<Group>,
 }
 
+/// Why a pod that must not run twice does not begin: others may run it by now.
+pub(super) const STOOD_STILL: &str = "this node stood still before it began";
+
 /// Runs the pod to its end.
 pub(super) async fn run(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart) -> PodEnd {
     let spawned = {
@@ -259,7 +262,7 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
     let leased = spec.on_partition == OnPartition::Pause;
     if leased && core.let_lapse(pod) {
         control.map(Group::end);
-        return Err(PodEnd::Lapsed);
+        return Err(unable(STOOD_STILL));
     }
     let mut child = match command.spawn() {
         Ok(child) => child,

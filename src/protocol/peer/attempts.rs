@@ -32,6 +32,8 @@ const START_WITHIN: Duration = Duration::from_secs(2);
 const CAUGHT_UP_AFTER: u32 = 4;
 /// Why an attempt is given back that comes after the promise of its room has lapsed.
 const NO_ROOM: &str = "its node has no room for it any longer";
+/// Why an attempt was given back that must not run twice, and was not begun in time.
+const TOO_LATE: &str = "its node or its disk stood still before it began";
 /// Why an attempt was given back that its node's guard had to end.
 const STOOD_STILL: &str = "its node stood still for so long that its guard ended it";
 
@@ -202,6 +204,12 @@ impl Peer {
         let decided = self.pods.get(&start.key.claim).map(|pod| pod.decided);
         start.submission.spec.on_partition == OnPartition::Pause
             && decided.is_some_and(|decided| now.moment.since(decided) > START_WITHIN)
+    }
+
+    /// It is too late for the pod to begin.
+    pub(super) fn give_up_start(&mut self, now: Now, key: AttemptKey) {
+        let end = PodEnd::Unable { reason: TOO_LATE.to_owned() };
+        self.handle_pod(now, PodEvent::Ended { key, at: now.wall, end, left: Box::default() });
     }
 
     /// Whether the attempt must not start yet, because the work that was saved for it is on its way here.

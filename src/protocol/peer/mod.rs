@@ -63,7 +63,7 @@ use self::leaving::Successors;
 use self::unannounced::Unannounced;
 use super::blobs::Blobs;
 use super::comparison::{Answer, Comparison, Purpose, Step};
-use super::effect::{Effect, PodEnd, PodEvent};
+use super::effect::Effect;
 use super::former::FormerEnds;
 use super::gateway::{Ask, AskId, Gateway, Routing, Told};
 use super::membership::Membership;
@@ -478,8 +478,7 @@ impl Peer {
         loop {
             match self.outbox.poll() {
                 Some(Outgoing::Effect(Effect::StartPod(start))) if self.is_overdue(now, &start) => {
-                    let (key, at, end) = (start.key, now.wall, PodEnd::Lapsed);
-                    self.handle_pod(now, PodEvent::Ended { key, at, end, left: Box::default() });
+                    self.give_up_start(now, start.key);
                     continue;
                 }
                 Some(Outgoing::Effect(effect)) => return Some(effect),
