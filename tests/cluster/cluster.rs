@@ -12,6 +12,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
+use flockwork::io::crash_points::Step;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use reqwest::{Method, RequestBuilder};
 use rustix::process::Signal;
@@ -170,8 +171,17 @@ impl Cluster {
     }
 
     /// Starts a node that kills itself at this step of an attempt's life.
-    pub async fn restart_to_die_at(&mut self, node: usize, step: &'static str) {
-        self.set_environment(node, "FLOCKWORK_DIE_AT", step);
+    pub async fn restart_to_die_at(&mut self, node: usize, step: Step) {
+        self.restart_with(node, "FLOCKWORK_DIE_AT", step).await;
+    }
+
+    /// Starts a node that stops, the first time, at this step of an attempt's life.
+    pub async fn restart_to_freeze_at(&mut self, node: usize, step: Step) {
+        self.restart_with(node, "FLOCKWORK_FREEZE_AT", step).await;
+    }
+
+    async fn restart_with(&mut self, node: usize, variable: &'static str, step: Step) {
+        self.set_environment(node, variable, step.as_str());
         self.restart(&[node]).await;
         self.nodes[node].environment.pop();
     }

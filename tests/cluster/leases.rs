@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use serde_json::json;
+use flockwork::io::crash_points::Step;
+use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
 use crate::{eventually, seconds};
@@ -95,5 +96,51 @@ async fn a_frozen_nodes_leased_pods_end_before_others_take_their_jobs_over() {
     for id in [&paused, &neighbour] {
         cluster.cancel(via, id, "seen enough").await;
         assert_eq!(cluster.ended(via, id).await["state"], "cancelled");
+    }
+}
+
+#[tokio::test]
+async fn what_a_frozen_node_had_not_launched_yet_does_not_begin_beside_the_next_attempt() {
+    does_not_begin_late(Step::Launch).await;
+}
+
+#[tokio::test]
+async fn what_a_frozen_node_had_decided_to_start_does_not_begin_beside_the_next_attempt() {
+    does_not_begin_late(Step::Start).await;
+}
+
+/// A node freezes at this step of an attempt that must not run twice, and goes on when others run the next.
+async fn does_not_begin_late(step: Step) {
+    let mut cluster = Cluster::of(3).await;
+    let dir = tempfile::tempdir().unwrap();
+    cluster.leave(2).await;
+    cluster.restart_to_freeze_at(2, step).await;
+    cluster.sees(0, 2, "alive").await;
+    let mut jobs = Vec::new();
+    for ledger in (0..6).map(|number| dir.path().join(number.to_string())) {
+        let command = ["sh", "-c", "echo $FLOCKWORK_ATTEMPT >> $LEDGER; exec sleep 1000"];
+        let spec = json!({"command": command, "env": {"LEDGER": &ledger}, "on_partition": "pause"});
+        jobs.push((cluster.submit(0, spec).await, ledger));
+    }
+    // One of them finds its way to the node, which freezes as it is about to begin.
+    cluster.sees(0, 2, "down").await;
+    let was_lost = |job: &Value| job["attempts"].as_array().unwrap().iter().any(|one| one["phase"] == "lost");
+    let runs = |job: &Value| job["attempts"].as_array().unwrap().iter().any(|one| one["phase"] == "running");
+    let mut late = Vec::new();
+    for (id, ledger) in &jobs {
+        if was_lost(&cluster.job_where(0, id, runs).await) {
+            late.push((id, ledger));
+        }
+    }
+    assert!(!late.is_empty(), "none was about to begin there");
+    cluster.thaw(2);
+    cluster.sees(0, 2, "alive").await;
+    for (id, ledger) in late {
+        let job = cluster.job_where(0, id, |job| !was_lost(job)).await;
+        assert_eq!(job["attempts"][0]["phase"], "returned", "{job}");
+        assert_eq!(read_ledger(ledger), ["2"], "the first attempt never began: {job}");
+    }
+    for (id, _) in &jobs {
+        cluster.cancel(0, id, "seen enough").await;
     }
 }

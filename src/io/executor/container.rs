@@ -157,13 +157,13 @@ impl Container<'_> {
             return Err(Cause::Stopped.before_start());
         }
         // The guard found nothing to end where the node stood still before it was there.
-        let has_lapsed = || is_leased && self.core.let_lapse(pod);
-        if has_lapsed() {
+        let has_stood_still = || is_leased && self.core.has_stood_still(pod);
+        if has_stood_still() {
             return Err(unable(STOOD_STILL));
         }
         let started = call(self.client.start_container(&self.name, None::<StartContainerOptions>)).await;
         started.map_err(|error| self.failure(&error))?;
-        if has_lapsed() {
+        if has_stood_still() {
             return Err(PodEnd::Lapsed);
         }
         crash_points::pass(Step::Spawn);
@@ -247,7 +247,7 @@ impl Container<'_> {
         }
         if spec.on_partition == OnPartition::Pause
             && is_killed
-            && self.core.let_lapse(pod)
+            && self.core.has_stood_still(pod)
             && let Some(end) = self.core.lapsed(pod, start.key, overseer.cause()).await
         {
             return end;

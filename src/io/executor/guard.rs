@@ -82,7 +82,7 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
 /// after they found it gone.
 pub(super) const LEASE: Duration = Duration::from_secs(4);
 /// How often leases are renewed, while there are any.
-const RENEW_EVERY: Duration = Duration::from_secs(1);
+pub(super) const RENEW_EVERY: Duration = Duration::from_secs(1);
 /// By how much the node's own watch over its leases is the stricter.
 const LEASE_SLACK: Duration = Duration::from_millis(200);
 

@@ -84,7 +84,7 @@ use crate::protocol::effect::{Leavings, PodEnd, PodEvent, PodStart, Rejected};
 use cells::{Cell, Cells};
 use docker::Docker;
 use groups::Groups;
-use guard::{Guard, Watched};
+use guard::{Guard, RENEW_EVERY, Watched};
 use household::{Household, Tick};
 use log::StreamLog;
 use marker::{Mark, Origin};
@@ -499,9 +499,11 @@ impl Core {
         (noted.is_some() || cause.is_none()).then_some(PodEnd::Lapsed)
     }
 
-    /// Whether the node has stood still, since it was told to start the pod, for so long that its guard ends what is leased.
-    fn let_lapse(&self, pod: &Pod) -> bool {
-        self.guard.as_ref().is_some_and(|guard| guard.has_lapsed_since(pod.asked))
+    /// Whether the node has stood still, since it was told to start the pod or just before it heard that, for so long that its
+    /// guard ends what is leased.
+    fn has_stood_still(&self, pod: &Pod) -> bool {
+        let told = pod.asked.checked_sub(RENEW_EVERY).unwrap_or(pod.asked);
+        self.guard.as_ref().is_some_and(|guard| guard.has_lapsed_since(told))
     }
 
     fn guard_removes(&self, group: Pid) {

@@ -183,7 +183,7 @@ async fn supervise(core: &Arc<Core>, pod: &Arc<Pod>, start: &PodStart, mut spawn
     let is_killed = exit == Exit::Signal(Signal::KILL.as_raw());
     if spec.on_partition == OnPartition::Pause
         && is_killed
-        && core.let_lapse(pod)
+        && core.has_stood_still(pod)
         && let Some(end) = core.lapsed(pod, start.key, cause).await
     {
         return end;
@@ -260,7 +260,8 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
     }
     let control = control_group(core, start, identity, &mut command)?;
     let leased = spec.on_partition == OnPartition::Pause;
-    if leased && core.let_lapse(pod) {
+    crash_points::pass(Step::Launch);
+    if leased && core.has_stood_still(pod) {
         control.map(Group::end);
         return Err(unable(STOOD_STILL));
     }
@@ -284,7 +285,7 @@ fn spawn(core: &Core, pod: &Pod, start: &PodStart, saved: Option<&Blob>) -> Resu
     let group = Pid::from_child(&child);
     let mark = Mark { origin: core.origin.clone(), key: start.key };
     core.guard_adds(group, leased.then_some(&mark));
-    if leased && core.let_lapse(pod) {
+    if leased && core.has_stood_still(pod) {
         // The node stood still before the guard knew of it.
         kill(group);
     }
