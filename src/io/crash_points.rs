@@ -48,6 +48,7 @@ impl Step {
 
 /// Dies or freezes here, if that was asked for.
 #[cfg(debug_assertions)]
+#[expect(clippy::disallowed_methods, reason = "the thread is to stand still")]
 pub(crate) fn pass(step: Step) {
     use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -62,7 +63,14 @@ pub(crate) fn pass(step: Step) {
     }
     if is_asked("FLOCKWORK_FREEZE_AT") && !HAS_FROZEN.swap(true, Ordering::Relaxed) {
         tracing::warn!(step = step.as_str(), "freezing here, as was asked");
-        let _ = kill_process(getpid(), Signal::STOP);
+        let mut last = std::time::Instant::now();
+        let mut runs_on = kill_process(getpid(), Signal::STOP).is_ok();
+        // Another thread may take the signal, and this one run on for a moment: it is over when time has leapt.
+        while runs_on {
+            let now = std::time::Instant::now();
+            runs_on = now.duration_since(last) < std::time::Duration::from_millis(20);
+            last = now;
+        }
     }
 }
 
