@@ -121,7 +121,9 @@ async fn does_not_begin_late(step: Step) {
     let spec = json!({"command": command, "env": {"LEDGER": &ledger}, "on_partition": "pause"});
     let was_lost = |job: &Value| job["attempts"].as_array().unwrap().iter().any(|one| one["phase"] == "lost");
     // One by one, until one finds its way to the node, which freezes as it is about to begin.
+    let mut tries = 0..100;
     let id = loop {
+        tries.next().expect("one of so many finds its way to the node");
         let id = cluster.submit(0, spec.clone()).await;
         if was_lost(&cluster.ended(0, &id).await) {
             break id;

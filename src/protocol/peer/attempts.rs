@@ -187,7 +187,8 @@ impl Peer {
         }));
     }
 
-    /// Whether this node has heard enough of the others to begin what must not run twice.
+    /// Whether this node has heard enough of the others to begin what must not run twice. It looks at the clock first: that it was
+    /// paused may not have been noticed yet.
     fn knows_enough_to_start(&mut self, now: Now, record: &Record) -> bool {
         if record.spec().on_partition == OnPartition::Run {
             return true;

@@ -11,8 +11,8 @@
 //! The gateway asks elsewhere while its submit is not answered: cut off from whoever wrote the job down, it has it written
 //! down once more on its own side, and only it knows that. So it does not agree before the submit is over.
 //!
-//! Whoever was given its first record of the partition a moment ago has not said so yet. Those who gave it know, and do
-//! not agree until it is heard of (`unannounced`).
+//! Whoever was given its first record of the partition a moment ago has not said so yet. Those who gave it, or had one from
+//! there, know, and do not agree until it is heard of (`unannounced`).
 //!
 //! The answers come at different times, and what one node hands over may reach another that has answered already. So
 //! all are asked a second time when all have answered: what is handed over meanwhile shows by then at whoever has it.

@@ -29,7 +29,8 @@ pub(super) struct Unannounced(BTreeMap<NodeId, Copies>);
 #[derive(Debug, Default)]
 struct Copies {
     partitions: PartitionSet,
-    /// When it gave or was given something for the last time, or was last not to be heard; nothing if that was since the last review.
+    /// When it gave or was given something for the last time, or was last not to be heard; nothing if that was since the last
+    /// review.
     since: Option<Moment>,
 }
 
