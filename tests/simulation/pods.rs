@@ -58,6 +58,8 @@ pub struct Ledger {
     pub runs: Vec<Run>,
     by_key: BTreeMap<AttemptKey, usize>,
     live: BTreeMap<AttemptKey, usize>,
+    /// Told to end before they began.
+    ended_early: BTreeSet<AttemptKey>,
     /// Pairs of runs of one job that ran at the same time.
     pub overlaps: Vec<(usize, usize)>,
     /// By the content of every checkpoint: the depth that it stands for.
@@ -140,6 +142,9 @@ impl World {
         if self.ledger.by_key.insert(key, run).is_some() {
             self.find("an attempt has one pod", format!("n{node} starts {} {claim} again", short(job.0)));
         }
+        if self.ledger.ended_early.contains(&key) {
+            self.find("nothing begins that was told to end", format!("n{node} starts {}", short(job.0)));
+        }
         self.check_claim_is_safe(node, job, claim);
         self.check_not_sealed(node, job, claim, &submission);
         let first = self.ledger.submissions.entry(job).or_insert_with(|| Arc::clone(&submission));
@@ -171,6 +176,9 @@ impl World {
 
     pub fn stop_pod(&mut self, node: usize, key: AttemptKey) {
         let Some(run) = self.ledger.live.get(&key).copied() else {
+            if !self.ledger.by_key.contains_key(&key) {
+                self.ledger.ended_early.insert(key);
+            }
             return;
         };
         let process = self.process(node).map_or(0, |process| process.number);

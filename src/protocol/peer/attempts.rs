@@ -200,16 +200,23 @@ impl Peer {
         is_alone || self.majority_since.is_some_and(|since| now.moment.since(since) >= caught_up_after)
     }
 
-    /// Whether it is too late for a pod to begin that must not run twice.
-    pub(super) fn is_overdue(&self, now: Now, start: &PodStart) -> bool {
-        let decided = self.pods.get(&start.key.claim).map(|pod| pod.decided);
-        start.submission.spec.on_partition == OnPartition::Pause
-            && decided.is_some_and(|decided| now.moment.since(decided) > START_WITHIN)
+    /// Why a pod that waited for the disk must not begin after all, if so: it was told to end meanwhile, which its executor has
+    /// passed over as there was no such pod yet, or it must not run twice and comes too late.
+    pub(super) fn must_not_begin(&self, now: Now, start: &PodStart) -> Option<&'static str> {
+        let pod = self.pods.get(&start.key.claim)?;
+        match pod.state {
+            PodState::Ending => Some(pod.ended_because),
+            PodState::None | PodState::Running => {
+                let is_overdue = start.submission.spec.on_partition == OnPartition::Pause
+                    && now.moment.since(pod.decided) > START_WITHIN;
+                is_overdue.then_some(TOO_LATE)
+            }
+        }
     }
 
-    /// It is too late for the pod to begin.
-    pub(super) fn give_up_start(&mut self, now: Now, key: AttemptKey) {
-        let end = PodEnd::Unable { reason: TOO_LATE.to_owned() };
+    /// A pod that was to begin does not.
+    pub(super) fn give_up_start(&mut self, now: Now, key: AttemptKey, reason: &str) {
+        let end = PodEnd::Unable { reason: reason.to_owned() };
         self.handle_pod(now, PodEvent::Ended { key, at: now.wall, end, left: Box::default() });
     }
 

@@ -477,10 +477,13 @@ impl Peer {
     pub fn poll_effect(&mut self, now: Now) -> Option<Effect> {
         loop {
             match self.outbox.poll() {
-                Some(Outgoing::Effect(Effect::StartPod(start))) if self.is_overdue(now, &start) => {
-                    self.give_up_start(now, start.key);
-                    continue;
-                }
+                Some(Outgoing::Effect(Effect::StartPod(start))) => match self.must_not_begin(now, &start) {
+                    Some(reason) => {
+                        self.give_up_start(now, start.key, reason);
+                        continue;
+                    }
+                    None => return Some(Effect::StartPod(start)),
+                },
                 Some(Outgoing::Effect(effect)) => return Some(effect),
                 Some(Outgoing::Answer { call, response }) => {
                     let me = self.me.node;
