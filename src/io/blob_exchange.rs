@@ -21,9 +21,10 @@ use tokio_util::task::TaskTracker;
 use super::store::{BlobError, BlobReader, parts_of};
 use super::transport::Transport;
 use crate::model::blob::{Blob, BlobId, BlobRef, MAX_CHECKPOINT_BYTES};
-use crate::model::id::NodeId;
+use crate::model::id::{Generation, NodeId};
 use crate::model::wire::{BLOB_PART_BYTES, BlobPart, Frame};
 use crate::protocol::effect::Fetched;
+use crate::protocol::numbers::Numbers;
 
 /// Parts of one blob that are asked for at a time.
 const PARTS_AT_ONCE: usize = 4;
@@ -50,9 +51,9 @@ pub struct BlobExchange {
 }
 
 /// Questions that were not answered yet.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Calls {
-    next: u64,
+    numbers: Numbers,
     open: BTreeMap<u64, (NodeId, oneshot::Sender<BlobPart>)>,
 }
 
@@ -63,10 +64,11 @@ enum NoPart {
 }
 
 impl BlobExchange {
-    /// Over `transport`, from the blobs of `reader`, in tasks of `tracker`.
-    pub fn new(reader: BlobReader, transport: Transport, tracker: TaskTracker) -> Self {
+    /// In this start of the node: over `transport`, from the blobs of `reader`, in tasks of `tracker`.
+    pub fn new(start: Generation, reader: BlobReader, transport: Transport, tracker: TaskTracker) -> Self {
+        let calls = Arc::new(Mutex::new(Calls { numbers: Numbers::of(start), open: BTreeMap::new() }));
         let serving = Arc::new(Semaphore::new(SERVED_AT_ONCE));
-        Self { reader, transport, tracker, calls: Arc::default(), serving }
+        Self { reader, transport, tracker, calls, serving }
     }
 
     /// Gets a blob from another node.
@@ -117,8 +119,7 @@ impl BlobExchange {
             let (answer, answered) = oneshot::channel();
             let call = {
                 let mut calls = self.calls();
-                calls.next += 1;
-                let call = calls.next;
+                let call = calls.numbers.take();
                 calls.open.insert(call, (node, answer));
                 call
             };

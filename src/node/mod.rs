@@ -187,6 +187,7 @@ impl Node {
         .await?;
         gossip.contact(loaded.members.iter().map(|member| member.cluster_addr));
 
+        let blobs = BlobExchange::new(facts.generation, blob_reader, transport.clone(), tracker.clone());
         let start = Start {
             has_seeds: !options.seeds.is_empty(),
             records: loaded.records,
@@ -204,7 +205,6 @@ impl Node {
         let (snapshots_to, snapshots) = watch::channel(Arc::new(peer.snapshot(now)));
         let (events, _) = broadcast::channel(EVENTS_KEPT);
         let leave = CancellationToken::new();
-        let blobs = BlobExchange::new(blob_reader, transport.clone(), tracker.clone());
         let (fetched_to, fetched) = mpsc::unbounded_channel();
         let shells = Shells {
             clock,

@@ -23,11 +23,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::model::id::{JobId, NodeId, Partition};
+use crate::model::id::{Generation, JobId, NodeId, Partition};
 use crate::model::record::Version;
 use crate::model::time::Moment;
 use crate::model::wire::Message;
 
+use super::numbers::Numbers;
 use super::records::Records;
 
 /// Partitions in one round, at the most.
@@ -53,7 +54,7 @@ pub enum Purpose {
 #[derive(Debug)]
 pub struct Comparison {
     patience: Duration,
-    next_round: u64,
+    numbers: Numbers,
     wanted: BTreeMap<NodeId, BTreeMap<Partition, Purpose>>,
     rounds: BTreeMap<NodeId, Round>,
     /// What is being fetched, or is about to be.
@@ -152,11 +153,11 @@ pub struct Difference {
 }
 
 impl Comparison {
-    /// Nothing wanted; a round without progress for `patience` is given up and wanted again.
-    pub fn new(patience: Duration) -> Self {
+    /// Nothing wanted in this start; a round without progress for `patience` is given up and wanted again.
+    pub fn new(start: Generation, patience: Duration) -> Self {
         Self {
             patience,
-            next_round: 1,
+            numbers: Numbers::of(start),
             wanted: BTreeMap::new(),
             rounds: BTreeMap::new(),
             coming: BTreeMap::new(),
@@ -207,8 +208,7 @@ impl Comparison {
         if wanted.is_empty() {
             self.wanted.remove(&peer);
         }
-        let number = self.next_round;
-        self.next_round += 1;
+        let number = self.numbers.take();
         let round = Round {
             number,
             horizon,
@@ -449,7 +449,7 @@ mod tests {
 
     /// A node that holds nothing, and has been told by each of these peers what it holds.
     fn told(told: &[(NodeId, &[(u128, u128)])]) -> (Comparison, Records) {
-        let (mut comparison, records) = (Comparison::new(PATIENCE), Records::new(1));
+        let (mut comparison, records) = (Comparison::new(Generation(1), PATIENCE), Records::new(1));
         for (peer, theirs) in told {
             comparison.want(*peer, WHOLE, Purpose::Takeover);
             let (_, question) = comparison.poll_message(Moment::START, 0, &records).unwrap();

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use rand::Rng;
 
-use crate::model::id::{JobId, JobIdPrefix, NodeId, Partition};
+use crate::model::id::{Generation, JobId, JobIdPrefix, NodeId, Partition};
 use crate::model::member::{MemberState, PartitionSet, View};
 use crate::model::record::{Record, Submission, Version};
 use crate::model::request::{
@@ -23,6 +23,7 @@ use crate::model::request::{
 use crate::model::ring::Placement;
 use crate::model::time::{Moment, Now, Timestamp};
 
+use super::numbers::Numbers;
 use super::records::cursor_of;
 use super::sabotage::{Bug, Sabotage};
 
@@ -127,7 +128,7 @@ pub struct Routing<'a> {
 pub struct Gateway {
     resend_after: Duration,
     acknowledge_within: Duration,
-    next_call: u64,
+    calls: Numbers,
     /// When the newest submits under keys were said to be made; those of this millisecond, and hardly more.
     submitted_at: BTreeMap<JobId, Timestamp>,
     asks: BTreeMap<AskId, OpenAsk>,
@@ -246,12 +247,12 @@ impl Gateway {
         self.sabotage = sabotage;
     }
 
-    /// Nothing asked yet.
-    pub fn new(resend_after: Duration, acknowledge_within: Duration) -> Self {
+    /// Nothing asked yet in this start.
+    pub fn new(start: Generation, resend_after: Duration, acknowledge_within: Duration) -> Self {
         Self {
             resend_after,
             acknowledge_within,
-            next_call: 1,
+            calls: Numbers::of(start),
             submitted_at: BTreeMap::new(),
             asks: BTreeMap::new(),
             deadlines: BTreeSet::new(),
@@ -490,8 +491,7 @@ impl Gateway {
         request: Request,
         patience: Duration,
     ) -> u64 {
-        let call = self.next_call;
-        self.next_call += 1;
+        let call = self.calls.take();
         let resend_at = now + patience + self.resend_after;
         self.resends.insert((resend_at, call));
         self.questions.insert(call, Question { about, asked, silent, resend_at });
@@ -677,8 +677,7 @@ impl Gateway {
         }
         if !not_decided.is_empty() {
             // Asked again after a moment, by whoever owns them then.
-            let call = self.next_call;
-            self.next_call += 1;
+            let call = self.calls.take();
             let resend_at = now + NOT_OWNER_PAUSE;
             self.resends.insert((resend_at, call));
             let about = About::Submit { ask, jobs: not_decided };

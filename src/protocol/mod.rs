@@ -11,6 +11,7 @@ pub mod former;
 pub mod gateway;
 pub mod lifecycle;
 pub mod membership;
+pub mod numbers;
 pub mod outbox;
 pub mod peer;
 pub mod records;

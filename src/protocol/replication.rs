@@ -23,12 +23,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::model::id::{JobId, NodeId};
+use crate::model::id::{Generation, JobId, NodeId};
 use crate::model::record::{Record, Version};
 use crate::model::time::Moment;
 use crate::model::wire::Message;
 
 use super::blobs::Blobs;
+use super::numbers::Numbers;
 use super::records::Records;
 
 /// Records in one push, at the most.
@@ -48,7 +49,7 @@ const HANDOVER_PACE: u64 = 24 << 20;
 #[derive(Debug)]
 pub struct Replication<W> {
     resend_after: Duration,
-    next_seq: u64,
+    seqs: Numbers,
     spreads: BTreeMap<JobId, Spread<W>>,
     lanes: BTreeMap<NodeId, Lanes>,
     under_way: BTreeMap<u64, Push>,
@@ -170,11 +171,11 @@ pub struct Waited<W> {
 }
 
 impl<W> Replication<W> {
-    /// Nothing under way; unanswered pushes are repeated after `resend_after`.
-    pub fn new(resend_after: Duration) -> Self {
+    /// Nothing under way in this start; unanswered pushes are repeated after `resend_after`.
+    pub fn new(start: Generation, resend_after: Duration) -> Self {
         Self {
             resend_after,
-            next_seq: 1,
+            seqs: Numbers::of(start),
             spreads: BTreeMap::new(),
             lanes: BTreeMap::new(),
             under_way: BTreeMap::new(),
@@ -435,8 +436,7 @@ impl<W> Replication<W> {
                 lanes.is_handing_over = true;
                 lanes.handover_at = now + Duration::from_micros(bytes as u64 * 1_000_000 / HANDOVER_PACE);
             }
-            let seq = self.next_seq;
-            self.next_seq += 1;
+            let seq = self.seqs.take();
             let resend_at = now + self.patience.entry(to).or_default().resend_after(self.resend_after);
             self.resends.insert((resend_at, seq));
             self.under_way.insert(seq, Push { to, urgent, jobs, sent_at: now, resend_at });
@@ -513,7 +513,7 @@ mod tests {
 
     /// A record in revision 1 that this node wrote and stored, and that `targets` should get; two copies are wanted.
     fn awaited(targets: &[NodeId]) -> Replication<()> {
-        let mut replication = Replication::new(Duration::from_millis(300));
+        let mut replication = Replication::new(Generation(1), Duration::from_millis(300));
         replication.spread(after(0), JOB, 1, targets.iter().copied().collect());
         replication.wait(JOB, 1, 2, after(2_000), ());
         replication.handle_stored_here(JOB, 1);
@@ -547,7 +547,8 @@ mod tests {
 
     /// Records that this node wrote and that B should get.
     fn written(jobs: u128) -> (Replication<()>, Records) {
-        let (mut replication, mut records) = (Replication::new(Duration::from_millis(300)), Records::new(32));
+        let (mut replication, mut records) =
+            (Replication::new(Generation(1), Duration::from_millis(300)), Records::new(32));
         for job in (1..=jobs).map(JobId) {
             let (spec, submitted_at) = (Spec::default(), Timestamp(0));
             let submission = Submission { spec, submitted_at, gateway: ME, home: vec![ME, B], retry_of: None };

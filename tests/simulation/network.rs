@@ -16,6 +16,7 @@ use flockwork::model::id::{Generation, NodeId};
 use flockwork::model::member::Facts;
 use flockwork::model::time::Now;
 use flockwork::model::wire::{Message, Probe};
+use flockwork::protocol::numbers::PER_START;
 
 use crate::world::{Happening, World};
 
@@ -422,21 +423,28 @@ pub fn describe(packet: &Packet) -> String {
                 .take(4)
                 .map(|record| format!("{} {}", short(record.id.0), record.state().as_str()))
                 .collect();
-            format!("push {seq}: {}", records.join(", "))
+            format!("push {}: {}", numbered(*seq), records.join(", "))
         }
-        Message::Stored { seq, versions } => format!("stored {seq}: {} records", versions.len()),
+        Message::Stored { seq, versions } => format!("stored {}: {} records", numbered(*seq), versions.len()),
         Message::PushAgain { jobs } => format!("push again: {} records", jobs.len()),
         Message::Remember { memories } => {
             format!("remembers {} down, {} forgotten", memories.down.len(), memories.forgotten.len())
         }
         Message::Compare { round, takeover, horizon: _, digests } => {
-            format!("compare {round}: {} partitions{}", digests.len(), if *takeover { ", to take over" } else { "" })
+            format!(
+                "compare {}: {} partitions{}",
+                numbered(*round),
+                digests.len(),
+                if *takeover { ", to take over" } else { "" }
+            )
         }
-        Message::Differ { round, partitions, .. } => format!("differ {round}: {} partitions", partitions.len()),
-        Message::Fetch { round, jobs } => format!("fetch {round}: {} records", jobs.len()),
-        Message::Fetched { round, records, .. } => format!("fetched {round}: {} records", records.len()),
-        Message::Check { round, versions } => format!("check {round}: {} records", versions.len()),
-        Message::Checked { round, same } => format!("checked {round}: {} records", same.len()),
+        Message::Differ { round, partitions, .. } => {
+            format!("differ {}: {} partitions", numbered(*round), partitions.len())
+        }
+        Message::Fetch { round, jobs } => format!("fetch {}: {} records", numbered(*round), jobs.len()),
+        Message::Fetched { round, records, .. } => format!("fetched {}: {} records", numbered(*round), records.len()),
+        Message::Check { round, versions } => format!("check {}: {} records", numbered(*round), versions.len()),
+        Message::Checked { round, same } => format!("checked {}: {} records", numbered(*round), same.len()),
         Message::Offer { job, .. } => format!("offer of {}", short(job.0)),
         Message::OfferAnswer { job, accepted, .. } => format!("offer of {}: {accepted}", short(job.0)),
         Message::Withdraw { job } => format!("offer of {} withdrawn", short(job.0)),
@@ -444,13 +452,18 @@ pub fn describe(packet: &Packet) -> String {
         Message::Idle { free } => format!("idle: {} slots", free.slots),
         Message::Request { call, request } => {
             let text = format!("{request:?}");
-            format!("request {call}: {}", text.split([' ', '(', '{']).next().unwrap_or_default())
+            format!("request {}: {}", numbered(*call), text.split([' ', '(', '{']).next().unwrap_or_default())
         }
         Message::Response { call, response } => {
             let text = format!("{response:?}");
-            format!("response {call}: {}", text.split([' ', '(', '{']).next().unwrap_or_default())
+            format!("response {}: {}", numbered(*call), text.split([' ', '(', '{']).next().unwrap_or_default())
         }
     }
+}
+
+/// A question's number: in which start it was asked, and as the how many-th there.
+fn numbered(number: u64) -> String {
+    format!("{}.{}", number / PER_START, number % PER_START)
 }
 
 /// The first digits of an id.

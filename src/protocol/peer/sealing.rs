@@ -33,12 +33,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::model::id::{JobId, NodeId, Partition};
+use crate::model::id::{Generation, JobId, NodeId, Partition};
 use crate::model::member::{Member, MemberState};
 use crate::model::record::{Record, Seal, Version};
 use crate::model::time::{Moment, Now};
 use crate::model::wire::Message;
 
+use super::super::numbers::Numbers;
 use super::super::sabotage::Bug;
 use super::Peer;
 
@@ -52,14 +53,21 @@ const ABSENCE_ALLOWED: u32 = 30;
 const EXPIRED_AT_ONCE: usize = 4_096;
 
 /// What is known on the way to sealing.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Sealing {
-    next_round: u64,
+    rounds: Numbers,
     /// Where the next look begins.
     next_job: Option<JobId>,
     /// One question to a node is under way at a time.
     asked: BTreeMap<NodeId, Question>,
     confirmed: BTreeMap<JobId, Confirmation>,
+}
+
+impl Sealing {
+    /// Nothing asked yet in this start.
+    pub(super) fn new(start: Generation) -> Self {
+        Self { rounds: Numbers::of(start), next_job: None, asked: BTreeMap::new(), confirmed: BTreeMap::new() }
+    }
 }
 
 /// Who holds which version of a record, and nothing else.
@@ -130,8 +138,7 @@ impl Peer {
         }
         self.sealing.next_job = next_job;
         for (node, versions) in questions {
-            self.sealing.next_round += 1;
-            let round = self.sealing.next_round;
+            let round = self.sealing.rounds.take();
             self.send(node, Message::Check { round, versions: versions.clone() });
             self.sealing.asked.insert(node, Question { round, versions, until: now.moment + patience });
         }

@@ -1,0 +1,42 @@
+//! What questions are called, so that their answers find them.
+
+use crate::model::id::Generation;
+
+/// Numbers that one start of a node may give out before it comes to those of the next.
+pub const PER_START: u64 = 1 << 32;
+
+/// Numbers for what a node asks others, each given once over all its starts: a node that stood still while another was
+/// started anew answers what the earlier start asked, and no question of the present one may take that for its own answer.
+#[derive(Debug)]
+pub struct Numbers {
+    next: u64,
+}
+
+impl Numbers {
+    /// Those of this start.
+    pub fn of(start: Generation) -> Self {
+        Self { next: start.0.wrapping_mul(PER_START).wrapping_add(1) }
+    }
+
+    /// One that was not given before.
+    pub fn take(&mut self) -> u64 {
+        let number = self.next;
+        self.next = self.next.wrapping_add(1);
+        number
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_start_gives_what_another_gave() {
+        let taken = |start| {
+            let mut numbers = Numbers::of(Generation(start));
+            (0..1_000).map(move |_| numbers.take()).collect::<std::collections::BTreeSet<u64>>()
+        };
+        assert_eq!(taken(7).len(), 1_000);
+        assert!(taken(7).is_disjoint(&taken(8)));
+    }
+}
