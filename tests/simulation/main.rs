@@ -14,8 +14,6 @@ mod saved_work;
 mod stories;
 mod world;
 
-use std::time::Duration;
-
 use explore::{Run, explore};
 use world::Trace;
 
@@ -49,5 +47,4 @@ fn the_same_seed_is_the_same_run() {
         "the runs differ from line {:?} on",
         first.lines().zip(second.lines()).position(|(a, b)| a != b)
     );
-    assert_ne!(Duration::ZERO, Duration::from_secs(first.len() as u64));
 }
