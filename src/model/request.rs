@@ -259,7 +259,7 @@ impl Dependents {
 /// Something that happened, told after it was stored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Event {
-    /// Counts the events of the node that tells.
+    /// Counts the events of the node that tells, and goes on where it is started anew, with a leap.
     pub seq: u64,
     /// When, by its clock.
     pub at: Timestamp,

@@ -234,10 +234,13 @@ impl JobRequest {
     }
 }
 
-#[derive(Debug)]
+/// What is heard of one node's events.
+#[derive(Debug, Default)]
 struct Listening {
+    /// The newest that was heard of. What was not heard of while the node was away is asked for when it is back.
     after: Option<u64>,
-    call: u64,
+    /// The question that is under way.
+    call: Option<u64>,
 }
 
 impl Gateway {
@@ -345,8 +348,8 @@ impl Gateway {
         match (on, self.listening.is_some()) {
             (true, false) => self.listening = Some(BTreeMap::new()),
             (false, true) => {
-                for (_, listening) in self.listening.take().into_iter().flatten() {
-                    self.drop_question(listening.call);
+                for call in self.listening.take().into_iter().flatten().filter_map(|(_, listening)| listening.call) {
+                    self.drop_question(call);
                 }
             }
             (true, true) | (false, false) => return,
@@ -536,8 +539,9 @@ impl Gateway {
             }
             About::Dependents { ask } => self.take_dependents(ask, Dependents::default()),
             About::Events => {
-                if let (Some(listening), Some(node)) = (&mut self.listening, silent.last()) {
-                    listening.remove(node);
+                let listening = self.listening.as_mut().zip(silent.last()).and_then(|(all, node)| all.get_mut(node));
+                if let Some(listening) = listening {
+                    listening.call = None;
                 }
                 self.follow_members(now, routing);
             }
@@ -801,22 +805,17 @@ impl Gateway {
         let Some(listening) = &mut self.listening else {
             return;
         };
-        let gone: Vec<NodeId> =
-            listening.keys().filter(|node| !routing.view.get(node).is_some_and(|m| m.is_live())).copied().collect();
-        let calls: Vec<u64> = gone.iter().filter_map(|node| listening.remove(node)).map(|l| l.call).collect();
-        let new: Vec<NodeId> = routing
-            .view
-            .values()
-            .filter(|member| member.is_live() && !listening.contains_key(&member.facts.node))
-            .map(|member| member.facts.node)
+        let is_live = |node: &NodeId| routing.view.get(node).is_some_and(|member| member.is_live());
+        let to_the_gone = listening.iter_mut().filter(|(node, _)| !is_live(node));
+        let calls: Vec<u64> = to_the_gone.filter_map(|(_, listening)| listening.call.take()).collect();
+        listening.retain(|node, _| routing.view.contains_key(node));
+        let to_ask: Vec<NodeId> = (routing.view.keys().copied())
+            .filter(|node| is_live(node) && listening.entry(*node).or_default().call.is_none())
             .collect();
         for call in calls {
             self.drop_question(call);
         }
-        for node in new {
-            if let Some(listening) = &mut self.listening {
-                listening.insert(node, Listening { after: None, call: 0 });
-            }
+        for node in to_ask {
             self.ask_for_events(now, node);
         }
     }
@@ -829,7 +828,7 @@ impl Gateway {
         let request = Request::Events { after, patience: WATCH_LEG };
         let call = self.put_question(now, About::Events, node, BTreeSet::new(), request, WATCH_LEG);
         if let Some(listening) = self.listening.as_mut().and_then(|all| all.get_mut(&node)) {
-            listening.call = call;
+            listening.call = Some(call);
         }
     }
 }

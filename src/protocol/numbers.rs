@@ -1,12 +1,13 @@
-//! What questions are called, so that their answers find them.
+//! What questions are called, so that their answers find them, and events, so that none is told twice or left out.
 
 use crate::model::id::Generation;
 
 /// Numbers that one start of a node may give out before it comes to those of the next.
 pub const PER_START: u64 = 1 << 32;
 
-/// Numbers for what a node asks others, each given once over all its starts: a node that stood still while another was
-/// started anew answers what the earlier start asked, and no question of the present one may take that for its own answer.
+/// Numbers for what a node asks and tells others, each given once over all its starts, and none lower than one before it. A node
+/// that stood still while another was started anew answers what the earlier start asked, and no question of the present
+/// one may take that for its own answer.
 #[derive(Debug)]
 pub struct Numbers {
     next: u64,
@@ -23,6 +24,11 @@ impl Numbers {
         let number = self.next;
         self.next = self.next.wrapping_add(1);
         number
+    }
+
+    /// The one taken last, or what comes before the first.
+    pub fn last(&self) -> u64 {
+        self.next.wrapping_sub(1)
     }
 }
 

@@ -21,6 +21,7 @@ use flockwork::model::id::{Generation, Incarnation, JobId, NodeId};
 use flockwork::model::member::{ClusterSettings, Facts, Fingerprint, Load, PartitionSet, Status, WIRE_VERSION};
 use flockwork::model::packed::PackedRecord;
 use flockwork::model::record::Record;
+use flockwork::model::request::Event;
 use flockwork::model::resources::Resources;
 use flockwork::model::time::{Moment, Now, Timestamp};
 use flockwork::protocol::effect::{Effect, Fetched, PodEnd, PodEvent};
@@ -319,6 +320,8 @@ pub struct World {
     pub sealed_again: BTreeSet<JobId>,
     pub saved_work: SavedWork,
     pub attempts: Attempts,
+    /// Which node, listening to the cluster's events, has heard which.
+    pub told: Vec<(usize, Event)>,
     pub trace: Trace,
     queue: Queue,
     next_process: u64,
@@ -346,6 +349,7 @@ impl World {
             sealed_again: BTreeSet::new(),
             saved_work: SavedWork::default(),
             attempts: Attempts::default(),
+            told: Vec::new(),
             trace: Trace::Off,
             queue: Queue::default(),
             next_process: 1,
@@ -619,7 +623,8 @@ impl World {
             Effect::AnswerPod { answer, result } => self.pod_is_answered(node, answer, result),
             Effect::FetchBlob { from, blob } => self.fetch_blob(node, from, blob),
             Effect::Reply(reply) => self.take_reply(node, reply),
-            Effect::Tell { .. } | Effect::Note(_) | Effect::Sweep(_) | Effect::Call { .. } => {}
+            Effect::Tell { event, .. } => self.told.push((node, event)),
+            Effect::Note(_) | Effect::Sweep(_) | Effect::Call { .. } => {}
         }
     }
 

@@ -67,6 +67,7 @@ use super::effect::Effect;
 use super::former::FormerEnds;
 use super::gateway::{Ask, AskId, Gateway, Routing, Told};
 use super::membership::Membership;
+use super::numbers::Numbers;
 use super::outbox::{Outbox, Outgoing};
 use super::records::Records;
 use super::replication::Replication;
@@ -178,7 +179,7 @@ pub struct Peer {
     parked_until: BTreeSet<(Moment, u64)>,
     next_parked: u64,
     events: VecDeque<Event>,
-    next_event: u64,
+    event_numbers: Numbers,
 
     published: Option<(Moment, Facts)>,
     gossip_urgently: bool,
@@ -325,7 +326,7 @@ impl Peer {
             parked_until: BTreeSet::new(),
             next_parked: 1,
             events: VecDeque::new(),
-            next_event: 1,
+            event_numbers: Numbers::of(me.generation),
             published: None,
             gossip_urgently: true,
             full_disk: FullDisk::default(),

@@ -313,7 +313,7 @@ impl Peer {
     }
 
     fn serve_events(&mut self, now: Now, asker: Asker, after: Option<u64>, patience: Duration) {
-        let newest = self.next_event - 1;
+        let newest = self.event_numbers.last();
         let known = after.unwrap_or(newest);
         if after.is_none() || known < newest || patience.is_zero() || self.parked_until.len() >= PARKED_LIMIT {
             let response = self.events_after(known);
@@ -337,7 +337,7 @@ impl Peer {
     fn events_after(&self, known: u64) -> Response {
         let events: Vec<Event> =
             self.events.iter().filter(|event| event.seq > known).take(EVENTS_AT_ONCE).cloned().collect();
-        let newest = events.last().map_or(self.next_event - 1, |event| event.seq);
+        let newest = events.last().map_or(self.event_numbers.last(), |event| event.seq);
         Response::Events { newest, events }
     }
 

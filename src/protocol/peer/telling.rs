@@ -22,8 +22,7 @@ const EVENTS_KEPT: usize = 4_096;
 impl Peer {
     /// Tells an event to whoever asks this node for its events, once what it speaks of is stored.
     pub(super) fn tell(&mut self, now: Now, kind: EventKind) {
-        let event = Event { seq: self.next_event, at: now.wall, kind };
-        self.next_event += 1;
+        let event = Event { seq: self.event_numbers.take(), at: now.wall, kind };
         if self.events.len() == EVENTS_KEPT {
             self.events.pop_front();
         }

@@ -1,11 +1,13 @@
 //! Whoever does its part of a job dies, stands still or has a bad disk, one or all of them.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use flockwork::model::attempt::Phase;
 use flockwork::model::id::JobId;
 use flockwork::model::member::{MemberState, Status};
 use flockwork::model::record::JobState;
+use flockwork::model::request::{Event, EventKind};
 use flockwork::model::spec::{Durability, Spec};
 use flockwork::protocol::gateway::AskId;
 
@@ -250,6 +252,30 @@ fn what_is_answered_to_an_earlier_start_acknowledges_nothing_of_the_present_one(
         }
         world.end_well();
     }
+}
+
+#[test]
+fn whoever_listens_hears_all_that_a_node_tells_after_it_was_started_anew() {
+    let mut world = cluster_of(Options { replicas: 2, ..Options::new(1, 2) });
+    let now = world.local_now(0);
+    world.call(0, |peer| peer.set_listening(now, true));
+    world.pump(0);
+    let ended = |event: &Event| {
+        let EventKind::Job { job, state: JobState::Succeeded, .. } = event.kind else { return None };
+        Some(job)
+    };
+    for is_noticed in [false, true, true] {
+        let jobs: BTreeSet<JobId> = (0..12).map(|_| world.submit(0, work(50, 0))).collect();
+        world.wait_until("it is told of each that it has ended", |world| {
+            world.told.iter().filter_map(|(_, event)| ended(event)).collect::<BTreeSet<JobId>>().is_superset(&jobs)
+        });
+        world.kill(1);
+        if is_noticed {
+            world.wait_until("it is down", |world| world.sees(0, 1) == Some(MemberState::Down));
+        }
+        world.start(1);
+    }
+    world.end_well();
 }
 
 #[test]
