@@ -12,7 +12,7 @@ use std::time::Duration;
 use flockwork::model::attempt::{Attempt, Phase};
 use flockwork::model::blob::BlobId;
 use flockwork::model::id::{Dot, JobId, NodeId, Partition};
-use flockwork::model::member::{MemberState, Status, View};
+use flockwork::model::member::{Member, MemberState, Status, View};
 use flockwork::model::record::{JobState, Record, Submission};
 use flockwork::model::request::Receipt;
 use flockwork::protocol::effect::Commit;
@@ -461,7 +461,7 @@ impl World {
         let Some(process) = self.process(node).filter(|process| process.handed_over) else {
             return;
         };
-        // Where all others drained when it said goodbye, they had copies all the same, and it kept its own.
+        // Where all others that it knew of drained when it said goodbye, they had copies all the same, and it kept its own.
         let others_served = process.others_served && self.somebody_serves(node);
         let has = |other: usize, job: &JobId| other != node && self.nodes[other].disk.records.contains_key(job);
         let is_safe = |job: &JobId| (0..self.nodes.len()).any(|other| has(other, job)) || self.may_have_expired(*job);
@@ -474,7 +474,17 @@ impl World {
         }
     }
 
-    /// Whether a node other than `node` is up and takes jobs, and what others hand over.
+    /// Whether `node` knows of another that takes jobs, and what others hand over.
+    pub fn sees_somebody_serve(&self, node: usize) -> bool {
+        let serves = |member: &Member| member.is_live() && member.facts.status == Status::Serving;
+        let others = |peer: &Peer| {
+            let me = peer.membership().me().node;
+            peer.membership().view().values().any(|member| member.facts.node != me && serves(member))
+        };
+        self.peer(node).is_some_and(others)
+    }
+
+    /// Whether a node other than `node` is up and takes jobs.
     pub fn somebody_serves(&self, node: usize) -> bool {
         let serves = |peer: &Peer| peer.membership().me().status == Status::Serving;
         self.up().into_iter().any(|other| other != node && self.peer(other).is_some_and(serves))

@@ -161,7 +161,7 @@ pub struct Process {
     pub leave_until: Option<Duration>,
     said_goodbye: bool,
     pub handed_over: bool,
-    /// Whether there was anybody to hand over to when it did.
+    /// Whether it knew of anybody to hand over to when it did.
     pub others_served: bool,
     started: Duration,
 }
@@ -642,7 +642,7 @@ impl World {
             process.handed_over = in_time;
             process.peer.say_goodbye(now);
             let process = process.number;
-            let others_served = self.somebody_serves(node);
+            let others_served = self.sees_somebody_serve(node);
             self.nodes[node].process.as_mut().expect("it was just there").others_served = others_served;
             self.note(node, || format!("says goodbye{}", if in_time { "" } else { " without having handed over" }));
             if !in_time && !self.disturbances.any {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::id::{AttemptKey, NodeId, Partition};
-use crate::model::member::{Fingerprint, MemberState, Status};
+use crate::model::member::{Fingerprint, Member, MemberState, Status};
 use crate::model::time::{Moment, Now};
 
 use super::super::comparison::Purpose;
@@ -76,14 +76,25 @@ impl Peer {
             && self.others_have_what_is_kept()
     }
 
-    /// Whether of each partition somebody has the same, if anybody should.
+    /// Whether of each partition somebody has the same, if anybody should or may yet.
     fn others_have_what_is_kept(&self) -> bool {
         let is_of_this_ring = self.successors.ring == Some(self.placement.fingerprint());
         self.records.partitions_held().iter().all(|partition| {
             let mut others = self.others_who_act(partition).peekable();
             let holds = |node: NodeId| is_of_this_ring && self.successors.hold.contains(&(partition, node));
-            others.peek().is_none() || others.any(holds)
+            match others.peek() {
+                Some(_) => others.any(holds),
+                None => !self.somebody_may_yet_take(partition),
+            }
         })
+    }
+
+    /// Whether copies of the partition are here alone, as far as this node knows, while there is somebody whom it might give them
+    /// to in a moment: who is out of reach now, has yet to join, or cannot write.
+    fn somebody_may_yet_take(&self, partition: Partition) -> bool {
+        let is_other = |member: &&Member| member.facts.node != self.me.node && member.state != MemberState::Left;
+        let mut others = self.membership.view().values().filter(is_other).peekable();
+        others.peek().is_some() && !others.any(|member| member.facts.held.contains(partition))
     }
 
     fn others_who_act(&self, partition: Partition) -> impl Iterator<Item = NodeId> + '_ {

@@ -203,6 +203,25 @@ fn a_restart_does_not_make_the_dead_remembered_for_longer() {
 }
 
 #[test]
+fn whoever_has_the_only_copies_and_is_cut_off_waits_for_the_others_before_it_leaves() {
+    let mut world = cluster(3);
+    world.drain(0, true);
+    world.drain(2, true);
+    world.run_for(SECOND * 5);
+    let job = world.submit(1, Spec { delay: Some(PATIENCE), ..work(50, 0) });
+    assert_eq!(world.disks_with(job), [1], "whoever drains keeps nothing");
+    world.split(&[1]);
+    world.wait_until("it is alone", |world| [0, 2].iter().all(|node| world.sees(1, *node) == Some(MemberState::Down)));
+    world.leave(1);
+    world.run_for(SECOND * 5);
+    world.drain(0, false);
+    world.heal();
+    world.wait_until("it has left", |world| world.process(1).is_none());
+    assert!(world.disks_with(job).contains(&0));
+    world.end_well();
+}
+
+#[test]
 fn the_last_who_serves_hands_over_to_one_who_drains() {
     let mut world = cluster(2);
     world.drain(1, true);
