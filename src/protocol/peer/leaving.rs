@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::id::{AttemptKey, NodeId, Partition};
-use crate::model::member::{Fingerprint, Member, MemberState, Status};
+use crate::model::member::{Fingerprint, MemberState, Status};
 use crate::model::time::{Moment, Now};
 
 use super::super::comparison::Purpose;
@@ -84,17 +84,16 @@ impl Peer {
             let holds = |node: NodeId| is_of_this_ring && self.successors.hold.contains(&(partition, node));
             match others.peek() {
                 Some(_) => others.any(holds),
-                None => !self.somebody_may_yet_take(partition),
+                None => !self.somebody_may_yet_take(),
             }
         })
     }
 
-    /// Whether copies of the partition are here alone, as far as this node knows, while there is somebody whom it might give them
-    /// to in a moment: who is out of reach now, has yet to join, or cannot write.
-    fn somebody_may_yet_take(&self, partition: Partition) -> bool {
-        let is_other = |member: &&Member| member.facts.node != self.me.node && member.state != MemberState::Left;
-        let mut others = self.membership.view().values().filter(is_other).peekable();
-        others.peek().is_some() && !others.any(|member| member.facts.held.contains(partition))
+    /// Whether there is anybody whom this node might give what it has in a moment: who is out of reach now, has yet to join, or
+    /// cannot write.
+    fn somebody_may_yet_take(&self) -> bool {
+        let mut others = self.membership.view().values().filter(|member| member.facts.node != self.me.node);
+        others.any(|member| member.state != MemberState::Left)
     }
 
     fn others_who_act(&self, partition: Partition) -> impl Iterator<Item = NodeId> + '_ {
