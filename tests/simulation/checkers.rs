@@ -20,7 +20,7 @@ use flockwork::protocol::lifecycle::must_pause;
 use flockwork::protocol::peer::Peer;
 
 use crate::network::short;
-use crate::pods::all_attempts_take;
+use crate::pods::{Run, all_attempts_take};
 use crate::world::{Node, World};
 
 /// How long the cluster may take to come to rest when nothing disturbs it any longer, besides the time that its slots
@@ -493,7 +493,8 @@ impl World {
     /// A sealed record goes to a disk. The first time, nobody may know anything that the seal lacks, since that would be
     /// lost for good, and no pod of the job may run; later, it must be the same record. An older copy that says less than
     /// the seal does no harm: whenever the two meet, the seal stays. Machines that are off count as well, but for those
-    /// that have left or were forgotten, as the node that seals sees it.
+    /// that have left or were forgotten, as the node that seals sees it: neither what they know counts, nor what others know
+    /// that they told on their side of a partition, nor what they run.
     pub fn check_seal(&mut self, node: usize, record: &Arc<Record>) {
         if let Some(first) = self.seals.get(&record.id) {
             if first.state() != record.state() && !self.sealed_again.contains(&record.id) {
@@ -515,13 +516,17 @@ impl World {
         };
         let view = peer.membership().view();
         let counts = |at: &usize| view.get(&self.nodes[*at].id).is_some_and(|member| member.state != MemberState::Left);
-        let more_at = |at: &usize| {
-            let in_memory = self.peer(*at).and_then(|peer| peer.records().get(record.id)).map(|held| held.record());
-            let on_disk = self.nodes[*at].disk.records.get(&record.id).cloned();
-            in_memory.into_iter().chain(on_disk).find(|held| lacks(record, held))
+        let copies_at = |at: usize| {
+            let in_memory = self.peer(at).and_then(|peer| peer.records().get(record.id)).map(|held| held.record());
+            in_memory.into_iter().chain(self.nodes[at].disk.records.get(&record.id).cloned())
         };
         let waived: Vec<usize> = (0..self.nodes.len()).filter(|at| *at != node && !counts(at)).collect();
-        let wiser_and_waived: Vec<usize> = waived.iter().copied().filter(|at| more_at(at).is_some()).collect();
+        let has_more = |at: &usize| copies_at(*at).any(|copy| lacks(record, &copy));
+        let wiser_and_waived: Vec<usize> = waived.iter().copied().filter(has_more).collect();
+        let mut known = Record { seal: None, ..Record::clone(record) };
+        let of_this = |copy: &Arc<Record>| !copy.is_final() && copy.submission == record.submission;
+        waived.iter().flat_map(|at| copies_at(*at)).filter(of_this).for_each(|copy| known.merge(&copy));
+        let more_at = |at: &usize| copies_at(*at).find(|copy| lacks(&known, copy));
         let others = (0..self.nodes.len()).filter(|at| *at != node).filter(counts);
         let (same, another): (Vec<_>, Vec<_>) = others
             .filter_map(|at| more_at(&at).map(|copy| (at, copy)))
@@ -530,7 +535,8 @@ impl World {
         if self.disks_with(record.id).iter().any(|at| waived.contains(at)) {
             self.sealed_without.insert(record.id);
         }
-        let is_at_work = self.ledger.runs_of(record.id).any(|run| run.started.is_some() && run.ended.is_none());
+        let is_under_way = |run: &Run| run.started.is_some() && run.ended.is_none() && !waived.contains(&run.node);
+        let is_at_work = self.ledger.runs_of(record.id).any(is_under_way);
         let name = short(record.id.0);
         if !wiser_and_waived.is_empty() {
             self.given_up_for_a_seal.insert(record.id);
