@@ -456,7 +456,7 @@ impl World {
         }
     }
 
-    /// A node that said in time that it has handed over exits: others have everything it had.
+    /// A node that said in time that it has handed over exits: others have everything it had, unless all others had left.
     pub fn check_handed_over(&mut self, node: usize) {
         let Some(process) = self.process(node).filter(|process| process.handed_over) else {
             return;
@@ -499,7 +499,7 @@ impl World {
         if let Some(first) = self.seals.get(&record.id) {
             if first.state() != record.state() && !self.sealed_again.contains(&record.id) {
                 let text = format!("{} is sealed in two states", short(record.id.0));
-                if self.is_seal_out_of_reach(record.id) {
+                if self.is_seal_out_of_reach(node, record.id) {
                     self.sealed_again.insert(record.id);
                     self.except(text);
                 } else {
@@ -509,32 +509,36 @@ impl World {
             return;
         }
         self.seals.insert(record.id, Arc::clone(record));
-        let Some(peer) =
-            self.peer(node).filter(|_| record.seal.is_some_and(|seal| seal.dot.actor.node == self.nodes[node].id))
-        else {
+        let sealer = record.seal.and_then(|seal| self.place_of(seal.dot.actor.node));
+        let Some((sealer, peer)) = sealer.and_then(|sealer| Some((sealer, self.peer(sealer)?))) else {
             return;
         };
         let view = peer.membership().view();
         let counts = |at: &usize| view.get(&self.nodes[*at].id).is_some_and(|member| member.state != MemberState::Left);
+        let (others, waived): (Vec<usize>, Vec<usize>) =
+            (0..self.nodes.len()).filter(|at| *at != sealer).partition(counts);
+        if self.disks_with(record.id).iter().any(|at| waived.contains(at)) {
+            self.sealed_without.insert(record.id);
+        }
+        // Whoever has it from the sealer may be the first to write it down. Others may have heard more by then.
+        if sealer != node {
+            return;
+        }
         let copies_at = |at: usize| {
             let in_memory = self.peer(at).and_then(|peer| peer.records().get(record.id)).map(|held| held.record());
             in_memory.into_iter().chain(self.nodes[at].disk.records.get(&record.id).cloned())
         };
-        let waived: Vec<usize> = (0..self.nodes.len()).filter(|at| *at != node && !counts(at)).collect();
         let has_more = |at: &usize| copies_at(*at).any(|copy| lacks(record, &copy));
         let wiser_and_waived: Vec<usize> = waived.iter().copied().filter(has_more).collect();
         let mut known = Record { seal: None, ..Record::clone(record) };
         let of_this = |copy: &Arc<Record>| !copy.is_final() && copy.submission == record.submission;
         waived.iter().flat_map(|at| copies_at(*at)).filter(of_this).for_each(|copy| known.merge(&copy));
         let more_at = |at: &usize| copies_at(*at).find(|copy| lacks(&known, copy));
-        let others = (0..self.nodes.len()).filter(|at| *at != node).filter(counts);
         let (same, another): (Vec<_>, Vec<_>) = others
+            .into_iter()
             .filter_map(|at| more_at(&at).map(|copy| (at, copy)))
             .partition(|(_, copy)| copy.submission == record.submission);
         let wiser: Vec<usize> = same.into_iter().map(|(at, _)| at).collect();
-        if self.disks_with(record.id).iter().any(|at| waived.contains(at)) {
-            self.sealed_without.insert(record.id);
-        }
         let is_under_way = |run: &Run| run.started.is_some() && run.ended.is_none() && !waived.contains(&run.node);
         let is_at_work = self.ledger.runs_of(record.id).any(is_under_way);
         let name = short(record.id.0);
@@ -567,18 +571,28 @@ impl World {
         if sealed.submission != *submission {
             self.given_up_for_a_seal.insert(job);
             self.except(format!("its seal is not known there: {text}"));
-        } else if self.is_seal_out_of_reach(job) {
-            self.except(format!("nobody is up who knows its seal: {text}"));
+        } else if self.is_seal_out_of_reach(node, job) {
+            self.given_up_for_a_seal.insert(job);
+            self.except(format!("nobody is in reach who knows its seal: {text}"));
         } else {
             self.find("nothing starts after its seal", text);
         }
     }
 
-    /// Whether the job was sealed without somebody who may come back with a copy, and all who know of the seal are off.
-    fn is_seal_out_of_reach(&self, job: JobId) -> bool {
+    /// Whether the job was sealed without somebody who may come back with a copy, and all who know of the seal are off, or out
+    /// of the node's reach.
+    fn is_seal_out_of_reach(&self, node: usize, job: JobId) -> bool {
+        let reaches = |peer: &Peer, at: usize| {
+            // Whoever is just coming back has yet to say what it knows.
+            let has_come = |member: &Member| !matches!(member.facts.status, Status::Joining | Status::Returning);
+            let member = peer.membership().view().get(&self.nodes[at].id);
+            member.is_some_and(|member| member.is_live() && has_come(member))
+        };
+        let is_in_reach = |at: &usize| *at == node || self.peer(node).is_some_and(|peer| reaches(peer, *at));
         let seal = self.seals.get(&job).and_then(|sealed| sealed.seal);
         let knows = |peer: &Peer| peer.records().get(job).is_some_and(|held| held.record().seal == seal);
-        self.sealed_without.contains(&job) && !self.up().into_iter().filter_map(|at| self.peer(at)).any(knows)
+        let in_reach = self.up().into_iter().filter(is_in_reach).filter_map(|at| self.peer(at));
+        self.sealed_without.contains(&job) && !in_reach.into_iter().any(knows)
     }
 
     /// Whether some clock has passed the hour that the job's seal names.

@@ -18,7 +18,9 @@ use std::time::Duration;
 use flockwork::model::blob::{BlobId, BlobRef};
 use flockwork::model::config::{Config, Profile, Timing};
 use flockwork::model::id::{Generation, Incarnation, JobId, NodeId};
-use flockwork::model::member::{ClusterSettings, Facts, Fingerprint, Load, PartitionSet, Status, WIRE_VERSION};
+use flockwork::model::member::{
+    ClusterSettings, Facts, Fingerprint, Load, MemberState, PartitionSet, Status, WIRE_VERSION,
+};
 use flockwork::model::packed::PackedRecord;
 use flockwork::model::record::Record;
 use flockwork::model::request::Event;
@@ -160,6 +162,7 @@ pub struct Process {
     last_call: (Duration, u32),
     pub leave_until: Option<Duration>,
     said_goodbye: bool,
+    /// Whether others had all that it had when it did, by its own account; nothing was handed over where all others had left.
     pub handed_over: bool,
     /// Whether it knew of anybody to hand over to when it did.
     pub others_served: bool,
@@ -629,7 +632,7 @@ impl World {
     }
 
     fn see_to_leaving(&mut self, node: usize) {
-        let now = self.local_now(node);
+        let (now, me) = (self.local_now(node), self.nodes[node].id);
         let Some(process) = self.nodes[node].process.as_mut() else {
             return;
         };
@@ -638,8 +641,9 @@ impl World {
         };
         if process.peer.has_handed_over() || until <= self.now {
             let in_time = process.peer.has_handed_over();
+            let mut others = process.peer.membership().view().values().filter(|member| member.facts.node != me);
+            process.handed_over = in_time && others.any(|member| member.state != MemberState::Left);
             process.said_goodbye = true;
-            process.handed_over = in_time;
             process.peer.say_goodbye(now);
             let process = process.number;
             let others_served = self.sees_somebody_serve(node);
