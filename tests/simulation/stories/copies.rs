@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flockwork::model::id::{Actor, Dot, Generation, JobId, JobIdPrefix};
-use flockwork::model::member::{MemberState, Status};
+use flockwork::model::member::Status;
 use flockwork::model::record::{Stop, StopKind, Version};
 use flockwork::model::spec::{Durability, Spec};
 use flockwork::model::wire::Message;
@@ -102,9 +102,7 @@ fn a_restart_moves_nothing() {
     for is_noticed in [false, true] {
         world.kill(3);
         if is_noticed {
-            world.wait_until("all have noticed", |world| {
-                world.up().iter().all(|node| world.sees(*node, 3) == Some(MemberState::Down))
-            });
+            world.wait_until_missed(3);
             world.run_for(SECOND * 5);
             assert_eq!(copies_but_for(&world, &[3]), copies, "it is waited for");
         }
@@ -123,9 +121,7 @@ fn a_restart_moves_nothing() {
 fn what_is_written_while_a_node_is_away_is_on_as_many_disks_as_ever() {
     let mut world = cluster(5);
     world.power_off(3);
-    world.wait_until("all have noticed", |world| {
-        world.up().iter().all(|node| world.sees(*node, 3) == Some(MemberState::Down))
-    });
+    world.wait_until_missed(3);
     for at in 0..20 {
         let ask = world.ask_to_submit(at % 3, Spec { durability: Durability::All, ..work(50, 0) });
         assert_eq!(world.outcome(ask).unwrap().receipt.stored, 3);
@@ -138,9 +134,7 @@ fn whoever_stays_away_is_replaced_in_the_end() {
     let mut world = cluster(5);
     let jobs = waiting_jobs(&mut world, 60);
     world.power_off(3);
-    world.wait_until("all have noticed", |world| {
-        world.up().iter().all(|node| world.sees(*node, 3) == Some(MemberState::Down))
-    });
+    world.wait_until_missed(3);
     assert!(copies_but_for(&world, &[3]) < 3 * jobs.len());
     let up = world.others(&[3]);
     assert!(up.iter().all(|node| !world.converged(*node)), "that copies are short is told");

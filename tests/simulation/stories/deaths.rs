@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use flockwork::model::attempt::Phase;
 use flockwork::model::id::JobId;
-use flockwork::model::member::{MemberState, Status};
+use flockwork::model::member::Status;
 use flockwork::model::record::JobState;
 use flockwork::model::request::{Event, EventKind};
 use flockwork::model::spec::{Durability, Spec};
@@ -271,7 +271,7 @@ fn whoever_listens_hears_all_that_a_node_tells_after_it_was_started_anew() {
         });
         world.kill(1);
         if is_noticed {
-            world.wait_until("it is down", |world| world.sees(0, 1) == Some(MemberState::Down));
+            world.wait_until_missed(1);
         }
         world.start(1);
     }
@@ -282,7 +282,7 @@ fn whoever_listens_hears_all_that_a_node_tells_after_it_was_started_anew() {
 fn whoever_was_paused_asks_those_too_of_whom_it_hears_while_it_asks_others() {
     let mut world = cluster(3);
     world.kill(2);
-    world.wait_until("it is down", |world| (0..2).all(|node| world.sees(node, 2) == Some(MemberState::Down)));
+    world.wait_until_missed(2);
     world.pause(0);
     world.start(2);
     world.run_for(SECOND * 8);

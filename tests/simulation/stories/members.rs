@@ -85,8 +85,7 @@ fn whoever_is_forgotten_by_hand_is_forgotten_everywhere_and_joins_anew() {
     world.run_for(SECOND * 200);
     world.start(3);
     world.wait_until("so has who was away", |world| world.sees(3, 4).is_none() && world.converged(3));
-    let is_sealed = |world: &World, job: &JobId| world.merged(*job).is_some_and(|record| record.is_final());
-    world.wait_until("all are sealed", |world| jobs.iter().all(|job| is_sealed(world, job)));
+    world.wait_until("all are sealed", |world| jobs.iter().all(|job| world.is_sealed(*job)));
     world.start(4);
     world.wait_until("it is a member", |world| (0..4).all(|node| world.sees(node, 4) == Some(MemberState::Alive)));
     world.end_well();
@@ -120,7 +119,7 @@ fn what_a_leaver_ran_while_it_was_cut_off_is_told_when_it_is_back() {
     world.heal();
     world.wait_until("it has left", |world| world.nodes[2].has_left);
     for job in &jobs {
-        world.wait_until("it is sealed", |world| world.merged(*job).is_some_and(|record| record.is_final()));
+        world.wait_until("it is sealed", |world| world.is_sealed(*job));
     }
     let told =
         |world: &World| -> u64 { world.up().iter().map(|node| world.counter(*node, "overlaps_told_total")).sum() };

@@ -168,6 +168,18 @@ impl World {
         outcome
     }
 
+    /// Whether the job is final, where somebody who is up knows.
+    fn is_sealed(&self, job: JobId) -> bool {
+        self.merged(job).is_some_and(|record| record.is_final())
+    }
+
+    /// Waits until all who are up count the node as down.
+    #[track_caller]
+    fn wait_until_missed(&mut self, node: usize) {
+        let misses = |world: &Self, other: &usize| world.sees(*other, node) == Some(MemberState::Down);
+        self.wait_until("all have noticed", |world| world.up().iter().all(|other| misses(world, other)));
+    }
+
     /// What the node makes of the other.
     fn sees(&self, node: usize, other: usize) -> Option<MemberState> {
         let view = self.peer(node)?.membership().view();

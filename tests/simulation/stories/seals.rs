@@ -24,12 +24,14 @@ fn an_executor_that_is_away_is_waited_for_before_a_seal() {
         }
     };
     world.power_off(2);
-    let is_sealed = |world: &World| world.merged(elsewhere).is_some_and(|record| record.is_final());
-    assert!(!is_sealed(&world), "there was no time to ask everybody");
+    assert!(!world.is_sealed(elsewhere), "there was no time to ask everybody");
     world.run_for(SECOND * 40);
-    assert!(!is_sealed(&world), "cut off, its executor may have been its owner, and have begun another attempt");
+    assert!(
+        !world.is_sealed(elsewhere),
+        "cut off, its executor may have been its owner, and have begun another attempt"
+    );
     world.start(2);
-    world.wait_until("it is sealed", is_sealed);
+    world.wait_until("it is sealed", |world| world.is_sealed(elsewhere));
     world.end_well();
 }
 
@@ -72,8 +74,7 @@ fn whoever_has_handed_a_record_over_keeps_no_seal_waiting() {
     }
     let has = |world: &World, job: &JobId, node: usize| world.nodes[node].disk.records.contains_key(job);
     world.wait_until("some are handed over", |world| jobs.iter().any(|job| (0..3).any(|node| !has(world, job, node))));
-    let is_sealed = |world: &World, job: &JobId| world.merged(*job).is_some_and(|record| record.is_final());
-    world.wait_until("all are sealed", |world| jobs.iter().all(|job| is_sealed(world, job)));
+    world.wait_until("all are sealed", |world| jobs.iter().all(|job| world.is_sealed(*job)));
     world.end_well();
 }
 
@@ -83,9 +84,8 @@ fn whoever_is_forgotten_keeps_no_seal_waiting() {
     let jobs: Vec<JobId> = (0..10).map(|_| world.submit(0, work(50, 0))).collect();
     world.power_off(3);
     world.run_for(SECOND * 10);
-    let is_sealed = |world: &World, job: &JobId| world.merged(*job).is_some_and(|record| record.is_final());
-    assert!(!jobs.iter().all(|job| is_sealed(&world, job)), "some of them have a copy on the machine that is off");
-    world.wait_until("all are sealed", |world| jobs.iter().all(|job| is_sealed(world, job)));
+    assert!(!jobs.iter().all(|job| world.is_sealed(*job)), "some of them have a copy on the machine that is off");
+    world.wait_until("all are sealed", |world| jobs.iter().all(|job| world.is_sealed(*job)));
     world.end_well();
 }
 
@@ -152,7 +152,7 @@ fn is_sealed_only_when_healed(mut world: World, job: JobId, keepers: &[usize]) {
     world.run_for(SECOND * 30);
     assert!(keepers.iter().all(|node| !world.peer(*node).unwrap().records().get(job).unwrap().is_final()));
     world.heal();
-    world.wait_until("it is sealed", |world| world.merged(job).unwrap().is_final());
+    world.wait_until("it is sealed", |world| world.is_sealed(job));
     world.end_well();
 }
 
@@ -197,7 +197,7 @@ fn nothing_is_sealed_without_one_whose_full_disk_still_has_what_it_let_go_of() {
     assert!(!world.seals.contains_key(&job));
     world.nodes[stand_in].disk.mend();
     world.start(stand_in);
-    world.wait_until("it is sealed", |world| world.merged(job).unwrap().is_final());
+    world.wait_until("it is sealed", |world| world.is_sealed(job));
     world.end_well();
 }
 
@@ -228,7 +228,7 @@ fn what_both_sides_of_a_split_wrote_down_for_one_submit_is_not_sealed_on_one_sid
     assert_eq!(world.pods(job), 2, "the gateway had it written down on its side too");
     assert!(!world.seals.contains_key(&job));
     world.heal();
-    world.wait_until("it is sealed", |world| world.merged(job).unwrap().is_final());
+    world.wait_until("it is sealed", |world| world.is_sealed(job));
     world.end_well();
 }
 
@@ -249,7 +249,7 @@ fn nothing_is_sealed_without_one_of_whom_only_the_gateway_knows_that_it_was_aske
     assert!(!said.contains(partition), "it was cut off before it could say that it has a copy");
     assert!(!world.seals.contains_key(&job));
     world.heal();
-    world.wait_until("it is sealed", |world| world.merged(job).unwrap().is_final());
+    world.wait_until("it is sealed", |world| world.is_sealed(job));
     world.end_well();
 }
 
