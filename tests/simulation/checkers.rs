@@ -490,39 +490,47 @@ impl World {
         self.up().into_iter().any(|other| other != node && self.peer(other).is_some_and(serves))
     }
 
-    /// A sealed record goes to a disk. The first time, nobody may know anything that the seal lacks, since that would be
-    /// lost for good, and no pod of the job may run; later, it must be the same record. An older copy that says less than
-    /// the seal does no harm: whenever the two meet, the seal stays. Machines that are off count as well, but for those
-    /// that have left or were forgotten, as the node that seals sees it: neither what they know counts, nor what others know
-    /// that they told on their side of a partition, nor what they run.
+    /// A sealed record goes to a disk: it is sealed there for the first time, or it is the same record.
     pub fn check_seal(&mut self, node: usize, record: &Arc<Record>) {
-        if let Some(first) = self.seals.get(&record.id) {
-            if first.state() != record.state() && !self.sealed_again.contains(&record.id) {
-                let text = format!("{} is sealed in two states", short(record.id.0));
-                if self.is_seal_out_of_reach(node, record.id) {
-                    self.sealed_again.insert(record.id);
-                    self.except(text);
-                } else {
-                    self.find("a final state is never left", text);
-                }
+        self.judge_sealing(node, record);
+        let Some(first) = self.seals.get(&record.id) else {
+            self.seals.insert(record.id, Arc::clone(record));
+            return;
+        };
+        if first.state() != record.state() && !self.sealed_again.contains(&record.id) {
+            let text = format!("{} is sealed in two states", short(record.id.0));
+            if self.is_seal_out_of_reach(node, record.id) {
+                self.sealed_again.insert(record.id);
+                self.except(text);
+            } else {
+                self.find("a final state is never left", text);
             }
+        }
+    }
+
+    /// A sealed record leaves `node` for its disk, or for another node. The first time that it leaves its sealer, nobody may
+    /// know anything that the seal lacks, since that would be lost for good, and no pod of the job may run. An older copy that
+    /// says less than the seal does no harm: whenever the two meet, the seal stays. Machines that are off count as well, but
+    /// for those that have left or were forgotten, as the sealer sees it: neither what they know counts, nor what others know
+    /// that they told on their side of a partition, nor what they run.
+    pub fn judge_sealing(&mut self, node: usize, record: &Arc<Record>) {
+        let Some(seal) = record.seal.filter(|seal| !self.seals_judged.contains(&seal.dot)) else {
+            return;
+        };
+        let is_another = self.seals.get(&record.id).is_some_and(|first| first.seal != record.seal);
+        if is_another || self.place_of(seal.dot.actor.node) != Some(node) {
             return;
         }
-        self.seals.insert(record.id, Arc::clone(record));
-        let sealer = record.seal.and_then(|seal| self.place_of(seal.dot.actor.node));
-        let Some((sealer, peer)) = sealer.and_then(|sealer| Some((sealer, self.peer(sealer)?))) else {
+        let Some(peer) = self.peer(node) else {
             return;
         };
         let view = peer.membership().view();
         let counts = |at: &usize| view.get(&self.nodes[*at].id).is_some_and(|member| member.state != MemberState::Left);
         let (others, waived): (Vec<usize>, Vec<usize>) =
-            (0..self.nodes.len()).filter(|at| *at != sealer).partition(counts);
+            (0..self.nodes.len()).filter(|at| *at != node).partition(counts);
+        self.seals_judged.insert(seal.dot);
         if self.disks_with(record.id).iter().any(|at| waived.contains(at)) {
             self.sealed_without.insert(record.id);
-        }
-        // Whoever has it from the sealer may be the first to write it down. Others may have heard more by then.
-        if sealer != node {
-            return;
         }
         let copies_at = |at: usize| {
             let in_memory = self.peer(at).and_then(|peer| peer.records().get(record.id)).map(|held| held.record());

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use flockwork::model::blob::{BlobId, BlobRef};
 use flockwork::model::config::{Config, Profile, Timing};
-use flockwork::model::id::{Generation, Incarnation, JobId, NodeId};
+use flockwork::model::id::{Dot, Generation, Incarnation, JobId, NodeId};
 use flockwork::model::member::{
     ClusterSettings, Facts, Fingerprint, Load, MemberState, PartitionSet, Status, WIRE_VERSION,
 };
@@ -26,6 +26,7 @@ use flockwork::model::record::Record;
 use flockwork::model::request::Event;
 use flockwork::model::resources::Resources;
 use flockwork::model::time::{Moment, Now, Timestamp};
+use flockwork::model::wire::Message;
 use flockwork::protocol::effect::{Effect, Fetched, PodEnd, PodEvent};
 use flockwork::protocol::former::FormerEnds;
 use flockwork::protocol::gateway::{Ask, AskId};
@@ -314,6 +315,8 @@ pub struct World {
     pub fault_log: Vec<(Duration, String)>,
     /// Every record's seal, as it was first written to a disk, and by its content then.
     pub seals: BTreeMap<JobId, Arc<Record>>,
+    /// The seals of which it was judged, when they left their sealer's memory, whether anybody knew more.
+    pub seals_judged: BTreeSet<Dot>,
     /// Jobs that were sealed while their key was used again where nobody knew of them, or without somebody who had left and
     /// knew more: what is no part of the seal is given up.
     pub given_up_for_a_seal: BTreeSet<JobId>,
@@ -347,6 +350,7 @@ impl World {
             faults: Faults::default(),
             fault_log: Vec::new(),
             seals: BTreeMap::new(),
+            seals_judged: BTreeSet::new(),
             given_up_for_a_seal: BTreeSet::new(),
             sealed_without: BTreeSet::new(),
             sealed_again: BTreeSet::new(),
@@ -614,6 +618,9 @@ impl World {
         match effect {
             Effect::Commit(commit) => self.begin_write(node, commit),
             Effect::Send { to, message } => {
+                if let Message::Push { records, .. } = &message {
+                    records.iter().for_each(|record| self.judge_sealing(node, record));
+                }
                 if let Some(to) = self.place_of(to) {
                     self.send_message(node, to, message);
                 }
