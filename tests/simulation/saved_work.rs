@@ -16,6 +16,7 @@ use std::time::Duration;
 use flockwork::model::attempt::Attempt;
 use flockwork::model::blob::{BlobId, BlobRef};
 use flockwork::model::id::{Dot, JobId};
+use flockwork::model::member::Status;
 use flockwork::model::record::Record;
 use flockwork::model::report::Checkpoint;
 use flockwork::protocol::peer::Peer;
@@ -75,9 +76,16 @@ impl World {
         let place = |saved: &Option<Checkpoint>| saved.as_ref().map(|saved| (saved.chain, saved.number, saved.serial));
         let (was, is) = (place(&before.checkpoint), place(&record.checkpoint));
         let text = format!("{} on n{node}: {is:?} after {was:?}", short(record.id.0));
+        let is_elsewhere = |at: usize| {
+            let copy = self.nodes[at].disk.records.get(&record.id);
+            at != node && copy.is_some_and(|copy| copy.checkpoint >= before.checkpoint)
+        };
+        let is_handed_over = (0..self.nodes.len()).any(is_elsewhere);
         let keeps = |peer: &Peer| {
+            // A full disk keeps what its node has let go of until it takes writes again.
+            let may_linger = is_handed_over && peer.membership().me().status == Status::ReadOnly;
             let placement = peer.placement();
-            placement.acting(placement.partition_of(record.id)).contains(&self.nodes[node].id)
+            !may_linger && placement.acting(placement.partition_of(record.id)).contains(&self.nodes[node].id)
         };
         // A key that was used on both sides of a partition is two records, of which a seal may end the one.
         if record.is_final() && before.submission != record.submission {
