@@ -50,6 +50,13 @@ impl Peer {
         is_back || self.acts_for(partition)
     }
 
+    /// Whether a copy on this node, whose disk is full, would be missed: fewer nodes act than should have one. Those
+    /// are given it, and it stays here as well until more of them come, or until this node is to leave.
+    pub(super) fn would_be_missed(&self, partition: Partition) -> bool {
+        let too_few = self.placement.acting(partition).len() < self.placement.home(partition).len();
+        too_few && self.status() == Status::ReadOnly && !self.leaving
+    }
+
     pub(super) fn acts_for(&self, partition: Partition) -> bool {
         self.placement.acting(partition).contains(&self.me.node)
     }
@@ -85,6 +92,7 @@ impl Peer {
         for (job, revision) in strays {
             let targets = self.keepers(job);
             self.replication.track(now, job, revision, targets);
+            self.dirty.insert(job);
         }
     }
 }

@@ -267,6 +267,7 @@ impl Peer {
         let keep = acting.is_empty()
             || self.sabotage.has(Bug::KeepStrays)
             || self.keeps_for_now(partition)
+            || self.would_be_missed(partition)
             || self.pods.values().any(|pod| pod.job == job)
             || held.live_executors().contains(&self.me);
         if keep && !acting.contains(&self.me.node) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use flockwork::model::id::{Actor, Dot, Generation, JobId, JobIdPrefix};
 use flockwork::model::member::Status;
-use flockwork::model::record::{Stop, StopKind, Version};
+use flockwork::model::record::{JobState, Stop, StopKind, Version};
 use flockwork::model::spec::{Durability, Spec};
 use flockwork::model::wire::Message;
 use flockwork::protocol::gateway::Ask;
@@ -189,5 +189,22 @@ fn whoever_decides_no_longer_for_a_job_has_it_in_its_queue_no_longer() {
         }
     }
     cancel_all(&mut world, &jobs);
+    world.end_well();
+}
+
+#[test]
+fn a_node_with_a_full_disk_keeps_what_too_few_others_have() {
+    let mut world = cluster(2);
+    let job = world.submit(0, Spec { delay: Some(SECOND * 30), ..work(50, 0) });
+    assert_eq!(world.disks_with(job), [0, 1]);
+    world.nodes[1].disk.full = true;
+    world.disturbances.any = true;
+    world.submit(0, work(50, 0));
+    world.wait_until("it is read-only", |world| world.status(1) == Status::ReadOnly);
+    world.run_for(SECOND * 5);
+    // Whatever becomes of the other now, the job is not lost.
+    world.power_off(0);
+    world.nodes[1].disk.mend();
+    world.wait_for(job, JobState::Succeeded);
     world.end_well();
 }
