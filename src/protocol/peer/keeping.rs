@@ -50,11 +50,12 @@ impl Peer {
         is_back || self.acts_for(partition)
     }
 
-    /// Whether a copy on this node, whose disk is full, would be missed: fewer nodes act than should have one. Those
-    /// are given it, and it stays here as well until more of them come, or until this node is to leave.
+    /// Whether a copy on this node, whose disk is full, would be missed: fewer others are to keep the record than should have
+    /// it. Those are given it, and it stays here as well until more of them come, or until this node is to leave.
     pub(super) fn would_be_missed(&self, partition: Partition) -> bool {
-        let too_few = self.placement.acting(partition).len() < self.placement.home(partition).len();
-        too_few && self.status() == Status::ReadOnly && !self.leaving
+        let acting = self.placement.acting(partition).iter();
+        let keepers = acting.filter(|node| self.should_keep(**node, partition)).count();
+        keepers < self.placement.home(partition).len() && self.status() == Status::ReadOnly && !self.leaving
     }
 
     pub(super) fn acts_for(&self, partition: Partition) -> bool {
