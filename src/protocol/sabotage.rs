@@ -26,6 +26,8 @@ pub enum Bug {
     TrustViewAfterPause,
     /// Records are kept where they no longer belong.
     KeepStrays,
+    /// A node that need not have a record lets go of it when few others are to keep one.
+    LetGoTooSoon,
     /// A pod starts before other nodes hold its claim.
     StartBeforeReplicated,
     /// Finished records are dropped before they are sealed.
@@ -64,7 +66,7 @@ pub enum Bug {
 
 impl Bug {
     /// Every one, in the order of the table.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::AcknowledgeBeforeSync,
         Self::AcknowledgeWithTooFew,
         Self::SkipAntiEntropy,
@@ -72,6 +74,7 @@ impl Bug {
         Self::ActBeforeComparing,
         Self::TrustViewAfterPause,
         Self::KeepStrays,
+        Self::LetGoTooSoon,
         Self::StartBeforeReplicated,
         Self::DropBeforeSealed,
         Self::SealWithoutAsking,

@@ -13,7 +13,7 @@ use flockwork::model::attempt::{Attempt, Phase};
 use flockwork::model::blob::BlobId;
 use flockwork::model::id::{Dot, JobId, NodeId, Partition};
 use flockwork::model::member::{Member, MemberState, Status, View};
-use flockwork::model::record::{JobState, Record, Submission};
+use flockwork::model::record::{JobState, Record, Seal, Submission};
 use flockwork::model::request::Receipt;
 use flockwork::protocol::effect::Commit;
 use flockwork::protocol::lifecycle::must_pause;
@@ -514,7 +514,8 @@ impl World {
     /// for those that have left or were forgotten, as the sealer sees it: neither what they know counts, nor what others know
     /// that they told on their side of a partition, nor what they run.
     pub fn judge_sealing(&mut self, node: usize, record: &Arc<Record>) {
-        let Some(seal) = record.seal.filter(|seal| !self.seals_judged.contains(&seal.dot)) else {
+        let is_judged = |seal: &Seal| self.seals_judged.get(&record.id).is_some_and(|judged| judged.contains(seal));
+        let Some(seal) = record.seal.filter(|seal| !is_judged(seal)) else {
             return;
         };
         let is_another = self.seals.get(&record.id).is_some_and(|first| first.seal != record.seal);
@@ -528,7 +529,7 @@ impl World {
         let counts = |at: &usize| view.get(&self.nodes[*at].id).is_some_and(|member| member.state != MemberState::Left);
         let (others, waived): (Vec<usize>, Vec<usize>) =
             (0..self.nodes.len()).filter(|at| *at != node).partition(counts);
-        self.seals_judged.insert(seal.dot);
+        self.seals_judged.entry(record.id).or_default().push(seal);
         if self.disks_with(record.id).iter().any(|at| waived.contains(at)) {
             self.sealed_without.insert(record.id);
         }
@@ -603,11 +604,11 @@ impl World {
         self.sealed_without.contains(&job) && !in_reach.into_iter().any(knows)
     }
 
-    /// Whether some clock has passed the hour that the job's seal names.
+    /// Whether some clock has passed the hour that a seal of the job names.
     pub fn may_have_expired(&self, job: JobId) -> bool {
         let hour = (0..self.nodes.len()).map(|node| self.local_now(node).wall.hour()).max();
-        let seal = self.seals.get(&job).and_then(|record| record.seal);
-        seal.is_some_and(|seal| hour.is_some_and(|hour| seal.expires_hour < hour))
+        let mut seals = self.seals_judged.get(&job).into_iter().flatten();
+        seals.any(|seal| hour.is_some_and(|hour| seal.expires_hour < hour))
     }
 
     /// What has expired by every clock is nowhere.
@@ -644,12 +645,30 @@ fn lacks(sealed: &Record, copy: &Record) -> bool {
 }
 
 impl World {
+    /// A record leaves the disk of a node that need not keep it, and neither drains nor leaves: it is on as many others, off or
+    /// on, as there should be copies, by the node's own ring.
+    fn check_letting_go(&mut self, node: usize, job: JobId) {
+        let Some(process) = self.process(node) else {
+            return;
+        };
+        let goes = process.leave_until.is_some() || process.peer.membership().me().status == Status::Draining;
+        let placement = process.peer.placement();
+        let wanted = placement.home(placement.partition_of(job)).len();
+        let on: Vec<usize> = self.disks_with(job).into_iter().filter(|at| *at != node).collect();
+        let is_held = self.nodes[node].disk.records.contains_key(&job);
+        if is_held && !goes && on.len() < wanted && !self.may_have_expired(job) {
+            let text = format!("n{node} lets go of {}, which {on:?} have, of {wanted} who should", short(job.0));
+            self.find("nobody lets go of what too few others have", text);
+        }
+    }
+
     /// Notes what `node` lets go of in the hands of as many as should have it, by its own ring, or by the ring that has
     /// become of it since: it may act for the job again already, with the record still on its way back, or somebody else may
     /// act for it who has just begun to. A stand-in is not given what was written before, as long as a majority of the home
     /// list acts.
     pub fn note_handovers(&mut self, node: usize, commit: &Commit) {
         for job in &commit.delete {
+            self.check_letting_go(node, *job);
             let Some(placement) = self.peer(node).map(Peer::placement) else { continue };
             let partition = placement.partition_of(*job);
             let (home, acting) = (placement.home(partition), placement.acting(partition));

@@ -266,6 +266,7 @@ impl World {
             self.saved_work.forget(*id);
             self.ledger.safe_results.remove(id);
             self.seals.remove(id);
+            self.seals_judged.remove(id);
         }
         let tracked = Tracked { told: None, final_state: None, cancelled: false };
         self.clients.jobs.entry(*id).or_insert(tracked);

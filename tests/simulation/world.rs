@@ -17,12 +17,12 @@ use std::time::Duration;
 
 use flockwork::model::blob::{BlobId, BlobRef};
 use flockwork::model::config::{Config, Profile, Timing};
-use flockwork::model::id::{Dot, Generation, Incarnation, JobId, NodeId};
+use flockwork::model::id::{Generation, Incarnation, JobId, NodeId};
 use flockwork::model::member::{
     ClusterSettings, Facts, Fingerprint, Load, MemberState, PartitionSet, Status, WIRE_VERSION,
 };
 use flockwork::model::packed::PackedRecord;
-use flockwork::model::record::Record;
+use flockwork::model::record::{Record, Seal};
 use flockwork::model::request::Event;
 use flockwork::model::resources::Resources;
 use flockwork::model::time::{Moment, Now, Timestamp};
@@ -315,8 +315,8 @@ pub struct World {
     pub fault_log: Vec<(Duration, String)>,
     /// Every record's seal, as it was first written to a disk, and by its content then.
     pub seals: BTreeMap<JobId, Arc<Record>>,
-    /// The seals of which it was judged, when they left their sealer's memory, whether anybody knew more.
-    pub seals_judged: BTreeSet<Dot>,
+    /// Every seal that has left its sealer's memory: of each it was judged then whether anybody knew more.
+    pub seals_judged: BTreeMap<JobId, Vec<Seal>>,
     /// Jobs that were sealed while their key was used again where nobody knew of them, or without somebody who had left and
     /// knew more: what is no part of the seal is given up.
     pub given_up_for_a_seal: BTreeSet<JobId>,
@@ -350,7 +350,7 @@ impl World {
             faults: Faults::default(),
             fault_log: Vec::new(),
             seals: BTreeMap::new(),
-            seals_judged: BTreeSet::new(),
+            seals_judged: BTreeMap::new(),
             given_up_for_a_seal: BTreeSet::new(),
             sealed_without: BTreeSet::new(),
             sealed_again: BTreeSet::new(),

@@ -6,6 +6,7 @@ use crate::model::id::{JobId, NodeId, Partition};
 use crate::model::member::Status;
 use crate::model::time::Moment;
 
+use super::super::sabotage::Bug;
 use super::Peer;
 
 impl Peer {
@@ -50,12 +51,17 @@ impl Peer {
         is_back || self.acts_for(partition)
     }
 
-    /// Whether a copy on this node, whose disk is full, would be missed: fewer others are to keep the record than should have
-    /// it. Those are given it, and it stays here as well until more of them come, or until this node is to leave.
+    /// Whether a copy here would be missed although this node need not have it: fewer others are to keep the record than
+    /// should have it. Those are given it, and it stays here as well until more of them come. A node that drains or leaves
+    /// gives its copies up all the same.
     pub(super) fn would_be_missed(&self, partition: Partition) -> bool {
+        let goes = match self.status() {
+            Status::Draining | Status::Left => true,
+            Status::Joining | Status::Returning | Status::Serving | Status::ReadOnly => self.leaving,
+        };
         let acting = self.placement.acting(partition).iter();
         let keepers = acting.filter(|node| self.should_keep(**node, partition)).count();
-        keepers < self.placement.home(partition).len() && self.status() == Status::ReadOnly && !self.leaving
+        !goes && keepers < self.placement.home(partition).len() && !self.sabotage.has(Bug::LetGoTooSoon)
     }
 
     pub(super) fn acts_for(&self, partition: Partition) -> bool {

@@ -202,7 +202,9 @@ fn a_node_with_a_full_disk_keeps_what_too_few_others_have() {
         let full = others.pop().expect("it is acknowledged");
         world.nodes[full].disk.full = true;
         world.disturbances.any = true;
-        (0..5).for_each(|_| drop(world.submit(others[0], work(50, 0))));
+        for _ in 0..5 {
+            world.submit(others[0], work(50, 0));
+        }
         world.wait_until("it is read-only", |world| world.status(full) == Status::ReadOnly);
         world.run_for(SECOND * 5);
         others.iter().for_each(|node| world.power_off(*node));
