@@ -21,7 +21,7 @@ use flockwork::protocol::peer::Peer;
 
 use crate::network::short;
 use crate::pods::{Run, all_attempts_take};
-use crate::world::{Node, World};
+use crate::world::{Node, WRITTEN_WITHIN, World};
 
 /// How long the cluster may take to come to rest when nothing disturbs it any longer, besides the time that its slots
 /// need for what they were still given to do. The longest jobs of the clients take less than half of it, all attempts
@@ -645,20 +645,37 @@ fn lacks(sealed: &Record, copy: &Record) -> bool {
 }
 
 impl World {
-    /// A record leaves the disk of a node that need not keep it, and neither drains nor leaves: it is on as many others, off or
-    /// on, as there should be copies, by the node's own ring.
+    /// A node that neither drains nor leaves lets go of a record that it need not keep: that is on as many other disks, whether
+    /// their machines are off or on, as there should be copies, by the node's own ring.
     fn check_letting_go(&mut self, node: usize, job: JobId) {
         let Some(process) = self.process(node) else {
             return;
         };
-        let goes = process.leave_until.is_some() || process.peer.membership().me().status == Status::Draining;
+        let drained = process.drained_until.is_some_and(|until| self.now < until + WRITTEN_WITHIN);
+        let drains = drained || process.peer.membership().me().status == Status::Draining;
+        let goes = drains || process.leave_until.is_some();
         let placement = process.peer.placement();
         let wanted = placement.home(placement.partition_of(job)).len();
         let on: Vec<usize> = self.disks_with(job).into_iter().filter(|at| *at != node).collect();
-        let is_held = self.nodes[node].disk.records.contains_key(&job);
-        if is_held && !goes && on.len() < wanted && !self.may_have_expired(job) {
+        if !goes && on.len() < wanted && !self.may_have_expired(job) {
             let text = format!("n{node} lets go of {}, which {on:?} have, of {wanted} who should", short(job.0));
             self.find("nobody lets go of what too few others have", text);
+        }
+    }
+
+    /// What a node lets go of stays on its disk for long if that is full, and others may go meanwhile, or the node no longer
+    /// drain.
+    pub fn watch_what_lingers(&mut self, node: usize) {
+        let may_linger = |peer: &&Peer| matches!(peer.membership().me().status, Status::ReadOnly | Status::Draining);
+        let Some(peer) = self.peer(node).filter(may_linger) else {
+            return;
+        };
+        let disk = &self.nodes[node].disk;
+        let lingers = |job: &JobId| peer.records().get(*job).is_none() && !disk.lingering.contains(job);
+        let lingering: Vec<JobId> = disk.records.keys().copied().filter(lingers).collect();
+        for job in lingering {
+            self.check_letting_go(node, job);
+            self.nodes[node].disk.lingering.insert(job);
         }
     }
 
@@ -668,7 +685,10 @@ impl World {
     /// list acts.
     pub fn note_handovers(&mut self, node: usize, commit: &Commit) {
         for job in &commit.delete {
-            self.check_letting_go(node, *job);
+            let disk = &self.nodes[node].disk;
+            if disk.records.contains_key(job) && !disk.lingering.contains(job) {
+                self.check_letting_go(node, *job);
+            }
             let Some(placement) = self.peer(node).map(Peer::placement) else { continue };
             let partition = placement.partition_of(*job);
             let (home, acting) = (placement.home(partition), placement.acting(partition));

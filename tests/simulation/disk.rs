@@ -23,6 +23,8 @@ pub struct Disk {
     pub blobs: BTreeMap<BlobId, Blob>,
     /// What it let go of when all others that should have it had it on their disks, and has not got back since.
     pub handed_over: BTreeSet<JobId>,
+    /// What its node has let go of, and has yet to be deleted: for long if the disk is full.
+    pub lingering: BTreeSet<JobId>,
     pub members: Vec<Facts>,
     /// That of the last start.
     pub generation: u64,
@@ -70,12 +72,14 @@ impl Disk {
     fn apply(&mut self, commit: Commit) {
         for record in commit.put {
             self.handed_over.remove(&record.id);
+            self.lingering.remove(&record.id);
             self.known_at.remove(&record.id);
             self.records.insert(record.id, record);
         }
         self.known_at.extend(commit.known_at);
         for job in commit.delete {
             self.records.remove(&job);
+            self.lingering.remove(&job);
             self.known_at.remove(&job);
         }
         self.blobs.extend(commit.put_blobs.into_iter().map(|blob| (blob.id(), blob)));

@@ -16,7 +16,6 @@ use std::time::Duration;
 use flockwork::model::attempt::Attempt;
 use flockwork::model::blob::{BlobId, BlobRef};
 use flockwork::model::id::{Dot, JobId};
-use flockwork::model::member::Status;
 use flockwork::model::record::Record;
 use flockwork::model::report::Checkpoint;
 use flockwork::protocol::peer::Peer;
@@ -76,24 +75,18 @@ impl World {
         let place = |saved: &Option<Checkpoint>| saved.as_ref().map(|saved| (saved.chain, saved.number, saved.serial));
         let (was, is) = (place(&before.checkpoint), place(&record.checkpoint));
         let text = format!("{} on n{node}: {is:?} after {was:?}", short(record.id.0));
-        let is_elsewhere = |at: usize| {
-            let copy = self.nodes[at].disk.records.get(&record.id);
-            at != node && copy.is_some_and(|copy| copy.checkpoint >= before.checkpoint)
-        };
-        let is_handed_over = (0..self.nodes.len()).any(is_elsewhere);
         let keeps = |peer: &Peer| {
-            // A full disk keeps what its node has let go of until it takes writes again.
-            let may_linger = is_handed_over && peer.membership().me().status == Status::ReadOnly;
             let placement = peer.placement();
-            !may_linger && placement.acting(placement.partition_of(record.id)).contains(&self.nodes[node].id)
+            placement.acting(placement.partition_of(record.id)).contains(&self.nodes[node].id)
         };
+        let is_kept = !self.nodes[node].disk.lingering.contains(&record.id) && self.peer(node).is_some_and(keeps);
         // A key that was used on both sides of a partition is two records, of which a seal may end the one.
         if record.is_final() && before.submission != record.submission {
             self.except(format!("saved work of another record: {text}"));
             self.saved_work.forget(record.id);
         } else if before.checkpoint.as_ref().is_some_and(|saved| self.was_passed_over(record, saved.claim)) {
             self.except(format!("saved work that a seal passed over: {text}"));
-        } else if !self.peer(node).is_some_and(keeps) {
+        } else if !is_kept {
             self.except(format!("another copy after one that was let go of: {text}"));
         } else {
             self.find("checkpoints never go back", text);

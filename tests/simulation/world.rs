@@ -53,6 +53,8 @@ const AN_HOUR_BEGINS: i64 = 1_800_000_000_000;
 const LEAVE_WITHIN: Duration = Duration::from_secs(20);
 /// How long it may take until all know what a node had with it that left with records and came back.
 const KNOWN_WITHIN: Duration = Duration::from_secs(3);
+/// What a node has decided on is on its disk by then, unless that is full: a write under way and the next.
+pub const WRITTEN_WITHIN: Duration = Duration::from_secs(2);
 
 /// The world's dice.
 #[derive(Debug)]
@@ -167,6 +169,8 @@ pub struct Process {
     pub handed_over: bool,
     /// Whether it knew of anybody to hand over to when it did.
     pub others_served: bool,
+    /// Until when it was to drain.
+    pub drained_until: Option<Duration>,
     started: Duration,
 }
 
@@ -599,6 +603,7 @@ impl World {
             assert!(polled < EFFECTS_AT_ONCE, "the Peer never comes to rest");
             self.carry_out(node, effect);
         }
+        self.watch_what_lingers(node);
         self.see_to_leaving(node);
         let Some(process) = self.nodes[node].process.as_ref() else {
             return;
@@ -691,6 +696,7 @@ impl World {
         self.next_process += 1;
         let place = &mut self.nodes[node];
         (place.powered_off, place.has_left) = (false, false);
+        place.disk.lingering.clear();
         if self.options.planted != Some(Bug::ReuseCounters) || place.disk.generation == 0 {
             place.disk.generation += 1;
         }
@@ -745,6 +751,7 @@ impl World {
             leave_until: None,
             said_goodbye: false,
             handed_over: false,
+            drained_until: None,
             others_served: false,
             started: self.now,
         });
@@ -846,6 +853,8 @@ impl World {
         if self.process(node).is_some_and(|process| !process.paused) {
             self.note(node, || format!("is drained: {on}"));
             self.faults.drains += u64::from(on);
+            let until = (!on).then_some(self.now);
+            self.nodes[node].process.as_mut().expect("it is up").drained_until = until;
             self.call(node, |peer| peer.drain(now, on));
             self.pump(node);
         }
