@@ -215,6 +215,14 @@ impl<W> Replication<W> {
         }
     }
 
+    /// Whether the node still has the record is not known any more. It is a target all the same, and so given it again.
+    pub fn doubt(&mut self, job: JobId, node: NodeId) {
+        let had_it = |spread: &mut Spread<W>| spread.copies.remove(&node).is_some() && spread.insists;
+        if self.spreads.get_mut(&job).is_some_and(had_it) {
+            self.lanes.entry(node).or_default().urgent.insert(job);
+        }
+    }
+
     /// Pushes records that are being spread again to every target that is not known to have them, but for targets to
     /// which anything is still on its way.
     pub fn push_again(&mut self, jobs: &[JobId]) {

@@ -75,6 +75,7 @@ impl Peer {
                 || self.absence.is_awaited(*partition) != waited.contains(*partition)
         };
         let moved = self.placement.all().filter(moved).collect();
+        self.doubt_executors(&moved, &before);
         self.retarget_all(&moved);
         self.ask_for_what_is_kept_now();
     }
@@ -102,6 +103,18 @@ impl Peer {
         let others: Vec<NodeId> = acting.iter().copied().filter(is_wanted).collect();
         for node in others {
             self.comparison.want(node, partition, Purpose::Routine);
+        }
+    }
+
+    /// Whoever begins to act was no target before, or one that ran the job: it may have ended that since and let go of the record.
+    fn doubt_executors(&mut self, moved: &PartitionSet, before: &Placement) {
+        let concerned = self.replication.spreading_from(JobId(0)).map(|(job, _)| (job, self.records.partition_of(job)));
+        let concerned: Vec<_> = concerned.filter(|(_, partition)| moved.contains(*partition)).collect();
+        for (job, partition) in concerned {
+            let acted = before.acting(partition);
+            for node in self.placement.acting(partition).iter().filter(|node| !acted.contains(node)) {
+                self.replication.doubt(job, *node);
+            }
         }
     }
 

@@ -213,3 +213,24 @@ fn a_node_with_a_full_disk_keeps_what_too_few_others_have() {
         world.end_well();
     }
 }
+
+#[test]
+fn whoever_ran_a_job_and_drained_meanwhile_is_not_taken_to_have_its_record_still() {
+    let mut world = cluster_of(Options { repair_after: SECOND, ..Options::new(1, 4) });
+    let job = world.submit(0, work(20_000, 0));
+    let runner = world.wait_for_pod(job);
+    let full = *world.disks_with(job).iter().find(|node| **node != runner).expect("there are three");
+    world.nodes[full].disk.full = true;
+    world.disturbances.any = true;
+    for _ in 0..5 {
+        world.submit(runner, work(50, 0));
+    }
+    world.wait_until("it is read-only", |world| world.status(full) == Status::ReadOnly);
+    world.drain(runner, true);
+    world.wait_until("it has ended, and the record is handed over", |world| !world.has(runner, job));
+    assert!(world.has(full, job));
+    world.drain(runner, false);
+    world.run_for(SECOND);
+    world.nodes[full].disk.mend();
+    world.end_well();
+}
