@@ -15,7 +15,8 @@
 //! tells time takes part in it, so equal records give equal answers on machines whose clocks differ.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::sync::Arc;
 
 use crdts::{CmRDT, CvRDT};
@@ -410,6 +411,21 @@ impl Record {
         }
         let running = Fate { phase: Phase::Running, by_executor: true, dot, at, exit: None, reason: remark };
         self.advance(claim, running);
+    }
+
+    /// Whoever knew of an attempt before says again what it was and what became of it, as it was written then.
+    pub fn recall(&mut self, claim: Dot, attempt: Attempt) {
+        if self.is_final() {
+            return;
+        }
+        self.clock.apply(claim.into());
+        self.clock.apply(attempt.fate.dot.into());
+        match self.attempts.entry(claim) {
+            Entry::Occupied(mut known) => known.get_mut().merge(&attempt),
+            Entry::Vacant(unknown) => {
+                unknown.insert(Box::new(attempt));
+            }
+        }
     }
 
     /// Somebody says what became of `claim`. What does not overrule what is known is not written.

@@ -64,6 +64,31 @@ fn an_executor_says_again_how_it_ended_where_an_older_copy_has_it_run() {
 }
 
 #[test]
+fn an_executor_says_again_what_it_ran_where_an_older_copy_knows_of_no_attempt() {
+    let mut world = cluster(5);
+    let on_n2 = |delay| Spec { require: [("place".to_owned(), "n2".to_owned())].into(), delay, ..work(1_000, 0) };
+    let (job, away) = loop {
+        let job = world.submit(0, on_n2(Some(SECOND * 3)));
+        let home = world.merged(job).expect("it waits").submission.home.clone();
+        if !home.contains(&world.nodes[2].id) {
+            break (job, world.place_of(home[2]).expect("it is one of them"));
+        }
+        world.cancel(0, job).expect("it is cancelled");
+    };
+    world.run_for(SECOND);
+    world.kill(away);
+    world.wait_for(job, JobState::Succeeded);
+    world.wait_until("it is handed over", |world| !world.has(2, job));
+    world.split(&[2, away]);
+    world.start(away);
+    let state = |world: &World| world.peer(away)?.records().get(job).map(|held| held.state());
+    world.wait_until("it knows", |world| state(world) == Some(JobState::Succeeded));
+    assert_eq!(world.pods(job), 1);
+    world.heal();
+    world.end_well();
+}
+
+#[test]
 fn whoever_has_handed_a_record_over_keeps_no_seal_waiting() {
     let mut world = cluster(3);
     let spec = || Spec { delay: Some(SECOND * 15), ..work(50, 0) };
