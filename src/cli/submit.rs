@@ -12,7 +12,7 @@ use flockwork::model::id::JobId;
 use flockwork::model::record::JobState;
 use flockwork::model::spec::Spec;
 use serde_json::Value;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Session;
 use super::answers::{Explained, Job, Receipt, RefusedJob, Submitted};
@@ -81,7 +81,12 @@ pub(crate) async fn run(session: &Session, args: &RunArgs) -> Outcome {
         return dry_run(session, &[spec]);
     }
     let client = session.client()?.persistent();
-    let outcomes = submit_all(session, &client, vec![spec], |_| Ok(())).await?;
+    // From here on: the job may run before the answer to the submit is here.
+    let mut ctrl_c = CtrlC::listen()?;
+    let Some(outcomes) = ctrl_c.defer(submit_all(session, &client, vec![spec], |_| Ok(()))).await else {
+        return Ok(exit::CANCELLED);
+    };
+    let outcomes = outcomes?;
     let [outcome] = outcomes.as_slice() else {
         return Err(Failure::internal("one job was sent, and not one was answered"));
     };
@@ -90,7 +95,10 @@ pub(crate) async fn run(session: &Session, args: &RunArgs) -> Outcome {
         note(&outcome.durability());
     }
     if !session.printer.is_for_people() {
-        let (job, raw) = wait_once(&client, &id, None).await?;
+        let (job, raw) = tokio::select! {
+            ended = wait_once(&client, &id, None) => ended?,
+            () = ctrl_c.cancels(&client, &id) => return Ok(exit::CANCELLED),
+        };
         match session.printer.form {
             OutputForm::Id => session.printer.line(&id)?,
             OutputForm::Table | OutputForm::Wide | OutputForm::Json | OutputForm::Jsonl => {
@@ -120,10 +128,7 @@ pub(crate) async fn run(session: &Session, args: &RunArgs) -> Outcome {
             }
             Err(failure) => Err(failure),
         },
-        left = interrupted(&client, &id) => {
-            left?;
-            Ok(exit::CANCELLED)
-        }
+        () = ctrl_c.cancels(&client, &id) => Ok(exit::CANCELLED),
     }
 }
 
@@ -194,31 +199,62 @@ fn tell_end(job: &Job) -> u8 {
     code
 }
 
-/// Waits for Ctrl-C: once cancels the job and goes on waiting for its end, twice leaves it and returns.
-async fn interrupted(client: &Client, id: &str) -> Result<(), Failure> {
-    let mut interrupts =
-        signal(SignalKind::interrupt()).map_err(|error| Failure::internal(format!("cannot hear Ctrl-C: {error}")))?;
-    interrupts.recv().await;
-    note("Ctrl-C: cancelling the job; press it again now to leave it running instead");
-    let second_thoughts = tokio::time::timeout(SECOND_THOUGHTS, interrupts.recv()).await;
-    if second_thoughts.is_ok() {
-        note(&format!("left running: {id}"));
-        return Ok(());
+/// Ctrl-C, from when this was made; until then it ends the program at once.
+struct CtrlC {
+    signals: Signal,
+    /// It was pressed, and nothing was done about it yet.
+    is_pressed: bool,
+}
+
+impl CtrlC {
+    fn listen() -> Result<Self, Failure> {
+        let signals = signal(SignalKind::interrupt());
+        let signals = signals.map_err(|error| Failure::internal(format!("cannot hear Ctrl-C: {error}")))?;
+        Ok(Self { signals, is_pressed: false })
     }
-    let cancel = cancel_request(id, Some("Ctrl-C in flockwork run"));
-    tokio::select! {
-        cancelled = client.ask(&cancel) => match cancelled {
-            Ok(_) => note("cancelled; waiting for its end (Ctrl-C stops the waiting)"),
-            Err(failure) => note(&format!("it could not be cancelled: {failure}")),
-        },
-        _ = interrupts.recv() => {
-            note(&format!("not waiting for the end of {id}; whether it was cancelled is not known"));
-            return Ok(());
+
+    /// Lets what has begun come to its end, and remembers whether Ctrl-C was pressed; nothing if it was pressed twice.
+    async fn defer<T>(&mut self, begun: impl Future<Output = T>) -> Option<T> {
+        tokio::pin!(begun);
+        loop {
+            tokio::select! {
+                done = &mut begun => return Some(done),
+                _ = self.signals.recv() => {}
+            }
+            if self.is_pressed {
+                note("not waiting for the answer; the job may have been accepted");
+                return None;
+            }
+            self.is_pressed = true;
+            note("Ctrl-C: waiting for the answer, to cancel the job (Ctrl-C stops the waiting)");
         }
     }
-    interrupts.recv().await;
-    note(&format!("not waiting for the end of {id}"));
-    Ok(())
+
+    /// Waits for Ctrl-C: once cancels the job and goes on waiting for its end, twice leaves it and returns.
+    async fn cancels(mut self, client: &Client, id: &str) {
+        if !self.is_pressed {
+            self.signals.recv().await;
+        }
+        note("Ctrl-C: cancelling the job; press it again now to leave it running instead");
+        let second_thoughts = tokio::time::timeout(SECOND_THOUGHTS, self.signals.recv()).await;
+        if second_thoughts.is_ok() {
+            note(&format!("left running: {id}"));
+            return;
+        }
+        let cancel = cancel_request(id, Some("Ctrl-C in flockwork run"));
+        tokio::select! {
+            cancelled = client.ask(&cancel) => match cancelled {
+                Ok(_) => note("cancelled; waiting for its end (Ctrl-C stops the waiting)"),
+                Err(failure) => note(&format!("it could not be cancelled: {failure}")),
+            },
+            _ = self.signals.recv() => {
+                note(&format!("not waiting for the end of {id}; whether it was cancelled is not known"));
+                return;
+            }
+        }
+        self.signals.recv().await;
+        note(&format!("not waiting for the end of {id}"));
+    }
 }
 
 pub(crate) async fn submit(session: &Session, args: &SubmitArgs) -> Outcome {

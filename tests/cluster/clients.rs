@@ -3,11 +3,14 @@
 use std::collections::BTreeSet;
 
 use futures_util::future::join_all;
+use rustix::process::Signal;
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::TcpListener;
 
 use crate::cluster::{Cluster, text};
-use crate::processes::{gone, just_one, long_sleep};
-use crate::program::Running;
+use crate::processes::{gone, just_one, long_sleep, signal};
+use crate::program::{Running, program};
 use crate::seconds;
 
 #[tokio::test]
@@ -117,10 +120,26 @@ async fn ctrl_c_in_run_cancels_the_job_and_waits_for_its_end() {
     let running =
         cluster.begin(&[0], &["run", "--", "sh", "-c", &format!("trap 'echo bye; exit' TERM; sleep {sleep} & wait")]);
     just_one(&sleep, seconds(20)).await;
-    crate::processes::signal(running.pid(), rustix::process::Signal::INT);
+    signal(running.pid(), Signal::INT);
     let told = running.told().await;
     assert_eq!((told.code, told.out.as_str()), (Some(130), "bye\n"), "{told:?}");
     gone(&sleep, seconds(10)).await;
+}
+
+#[tokio::test]
+async fn ctrl_c_in_run_is_heard_before_the_submit_is_answered() {
+    let home = tempfile::TempDir::new().unwrap();
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = silent.local_addr().unwrap().to_string();
+    let mut running = program(home.path()).args(["run", "--addr", &addr, "--", "true"]).spawn().unwrap();
+    let (_connection, _) = silent.accept().await.unwrap();
+    let mut remarks = BufReader::new(running.stderr.take().unwrap()).lines();
+    for remark in ["waiting for the answer", "may have been accepted"] {
+        signal(running.id().unwrap(), Signal::INT);
+        let said = remarks.next_line().await.unwrap();
+        assert!(said.as_ref().is_some_and(|said| said.contains(remark)), "{said:?}");
+    }
+    assert_eq!(running.wait().await.unwrap().code(), Some(130));
 }
 
 #[tokio::test]

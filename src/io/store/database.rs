@@ -138,7 +138,18 @@ pub(super) struct Database {
     /// How much was written since the log's length was last looked at.
     unlooked_bytes: usize,
     /// Held until everything else is closed.
-    _lock: File,
+    _lock: Lock,
+}
+
+/// The directory is this process's. Let go of expressly: a process that is being started just then has a copy of the file for
+/// a moment, and would hold it on.
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // What cannot be unlocked is when the last copy is closed.
+        let _ = self.0.unlock();
+    }
 }
 
 impl Database {
@@ -566,7 +577,7 @@ impl Database {
 }
 
 /// Creates the directory where it is missing, and locks it for this process.
-fn occupy(dir: &Path) -> Result<(PathBuf, File), StoreError> {
+fn occupy(dir: &Path) -> Result<(PathBuf, Lock), StoreError> {
     let refused = |doing, path: &Path| {
         let path = path.to_owned();
         move |error: std::io::Error| {
@@ -608,7 +619,7 @@ fn occupy(dir: &Path) -> Result<(PathBuf, File), StoreError> {
             Err(error) => return Err(refused("syncing the directory", named_in)(error)),
         }
     }
-    Ok((dir, lock))
+    Ok((dir, Lock(lock)))
 }
 
 fn open_private(path: &Path) -> std::io::Result<File> {
