@@ -92,7 +92,7 @@ impl Peer {
         held - at_work.iter().filter(|job| stays(job)).count() as u64
     }
 
-    /// Keeps account of who holds this node's strays of `partition`, so that they can be let go of.
+    /// Keeps account of who holds this node's strays of `partition`, and lets go of those that were only kept until now.
     pub(super) fn track_strays(&mut self, now: Moment, partition: Partition) {
         let strays: Vec<(JobId, u64)> =
             self.records.in_partition(partition).map(|(job, held)| (job, held.revision)).collect();

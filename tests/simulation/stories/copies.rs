@@ -192,6 +192,16 @@ fn whoever_decides_no_longer_for_a_job_has_it_in_its_queue_no_longer() {
     world.end_well();
 }
 
+/// The node's disk is full, and it notices: what is submitted through `via` it is to write down.
+fn fill_disk(world: &mut World, node: usize, via: usize) {
+    world.nodes[node].disk.full = true;
+    world.disturbances.any = true;
+    for _ in 0..5 {
+        world.submit(via, work(50, 0));
+    }
+    world.wait_until("it is read-only", |world| world.status(node) == Status::ReadOnly);
+}
+
 #[test]
 fn a_node_with_a_full_disk_keeps_what_too_few_others_have() {
     // With two nodes nobody else can have a copy. With four a stand-in is not given what was written before.
@@ -200,12 +210,7 @@ fn a_node_with_a_full_disk_keeps_what_too_few_others_have() {
         let job = world.submit(0, Spec { delay: Some(SECOND * 30), ..work(50, 0) });
         let mut others = world.disks_with(job);
         let full = others.pop().expect("it is acknowledged");
-        world.nodes[full].disk.full = true;
-        world.disturbances.any = true;
-        for _ in 0..5 {
-            world.submit(others[0], work(50, 0));
-        }
-        world.wait_until("it is read-only", |world| world.status(full) == Status::ReadOnly);
+        fill_disk(&mut world, full, others[0]);
         world.run_for(SECOND * 5);
         others.iter().for_each(|node| world.power_off(*node));
         world.nodes[full].disk.mend();
@@ -220,12 +225,7 @@ fn whoever_ran_a_job_and_drained_meanwhile_is_not_taken_to_have_its_record_still
     let job = world.submit(0, work(20_000, 0));
     let runner = world.wait_for_pod(job);
     let full = *world.disks_with(job).iter().find(|node| **node != runner).expect("there are three");
-    world.nodes[full].disk.full = true;
-    world.disturbances.any = true;
-    for _ in 0..5 {
-        world.submit(runner, work(50, 0));
-    }
-    world.wait_until("it is read-only", |world| world.status(full) == Status::ReadOnly);
+    fill_disk(&mut world, full, runner);
     world.drain(runner, true);
     world.wait_until("it has ended, and the record is handed over", |world| !world.has(runner, job));
     assert!(world.has(full, job));
