@@ -21,7 +21,7 @@ use flockwork::protocol::peer::Peer;
 
 use crate::network::short;
 use crate::pods::{Run, all_attempts_take};
-use crate::world::{Node, WRITTEN_WITHIN, World};
+use crate::world::{Node, Process, WRITTEN_WITHIN, World};
 
 /// How long the cluster may take to come to rest when nothing disturbs it any longer, besides the time that its slots
 /// need for what they were still given to do. The longest jobs of the clients take less than half of it, all attempts
@@ -462,7 +462,7 @@ impl World {
             return;
         };
         // Where all others that it knew of drained when it said goodbye, they had copies all the same, and it kept its own.
-        let others_served = process.others_served && self.somebody_serves(node);
+        let others_served = process.others_served && self.somebody_serves(node, Duration::ZERO);
         let has = |other: usize, job: &JobId| other != node && self.nodes[other].disk.records.contains_key(job);
         let is_safe = |job: &JobId| (0..self.nodes.len()).any(|other| has(other, job)) || self.may_have_expired(*job);
         let left_behind = self.nodes[node].disk.records.keys().filter(|job| !is_safe(job)).count();
@@ -484,10 +484,13 @@ impl World {
         self.peer(node).is_some_and(others)
     }
 
-    /// Whether a node other than `node` is up and takes jobs.
-    pub fn somebody_serves(&self, node: usize) -> bool {
-        let serves = |peer: &Peer| peer.membership().me().status == Status::Serving;
-        self.up().into_iter().any(|other| other != node && self.peer(other).is_some_and(serves))
+    /// Whether a node other than `node` is up and takes jobs, and has not drained for so long.
+    pub fn somebody_serves(&self, node: usize, long: Duration) -> bool {
+        let serves = |process: &Process| {
+            let drained = process.drained_until.is_some_and(|until| self.now < until + long);
+            !drained && process.peer.membership().me().status == Status::Serving
+        };
+        self.up().into_iter().any(|other| other != node && self.process(other).is_some_and(serves))
     }
 
     /// A sealed record goes to a disk: it is sealed there for the first time, or it is the same record.

@@ -15,7 +15,7 @@ use flockwork::protocol::gateway::{Ask, AskId, Reply, Told};
 
 use crate::network::short;
 use crate::pods::work;
-use crate::world::{Happening, World};
+use crate::world::{Happening, KNOWN_WITHIN, World};
 
 /// What clocks that differ, and a busy instant, may add to a deadline.
 const SLACK: Duration = Duration::from_millis(500);
@@ -282,8 +282,8 @@ impl World {
                 }
             }
             Code::Unavailable | Code::Full | Code::SlowDown => {
-                // Where all who are up drain or leave, nobody is there to take a job.
-                if !self.disturbances.any && self.somebody_serves(node) {
+                // Where all who are up drain or leave, nobody is there to take a job, and who drained is not back at once.
+                if !self.disturbances.any && self.somebody_serves(node, KNOWN_WITHIN) {
                     self.find("without faults every submit is acknowledged", refusal.message.clone());
                 }
                 if let Some(key) = spec.key.clone().filter(|_| keyed.as_ref().is_some_and(|keyed| keyed.spec == *spec))

@@ -51,8 +51,8 @@ const CALLS_AT_ONCE: u32 = 1_000;
 const AN_HOUR_BEGINS: i64 = 1_800_000_000_000;
 /// How long a leaving node may take to hand over before it goes anyway.
 const LEAVE_WITHIN: Duration = Duration::from_secs(20);
-/// How long it may take until all know what a node had with it that left with records and came back.
-const KNOWN_WITHIN: Duration = Duration::from_secs(3);
+/// How long it may take until all know that a node is back, and what it has with it: one that left with records, or drained.
+pub const KNOWN_WITHIN: Duration = Duration::from_secs(3);
 /// What a node has decided on is on its disk by then, unless that is full: a write under way and the next.
 pub const WRITTEN_WITHIN: Duration = Duration::from_secs(2);
 
@@ -169,7 +169,7 @@ pub struct Process {
     pub handed_over: bool,
     /// Whether it knew of anybody to hand over to when it did.
     pub others_served: bool,
-    /// Until when it was to drain.
+    /// When it ceased to drain, if it did.
     pub drained_until: Option<Duration>,
     started: Duration,
 }
@@ -853,8 +853,10 @@ impl World {
         if self.process(node).is_some_and(|process| !process.paused) {
             self.note(node, || format!("is drained: {on}"));
             self.faults.drains += u64::from(on);
-            let until = (!on).then_some(self.now);
-            self.nodes[node].process.as_mut().expect("it is up").drained_until = until;
+            let process = self.nodes[node].process.as_mut().expect("it is up");
+            if !on && process.peer.membership().me().status != Status::Serving {
+                process.drained_until = Some(self.now);
+            }
             self.call(node, |peer| peer.drain(now, on));
             self.pump(node);
         }
