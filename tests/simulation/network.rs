@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flockwork::model::id::{Generation, NodeId};
-use flockwork::model::member::Facts;
+use flockwork::model::member::{Facts, Status};
 use flockwork::model::time::Now;
 use flockwork::model::wire::{Message, Probe};
 use flockwork::protocol::numbers::PER_START;
@@ -147,10 +147,14 @@ impl Gossip {
         fresh.map(|(node, (known, _))| (*node, known.clone())).collect()
     }
 
-    /// Whom it may call: those who are heard, and the rest.
-    fn others(&self, now: Duration, me: NodeId) -> (Vec<NodeId>, Vec<NodeId>) {
-        let others: BTreeSet<NodeId> =
-            self.known.keys().chain(&self.contacts).copied().filter(|id| *id != me).collect();
+    /// Whom it may call: those who are heard, and the rest. The shell's own calls, with what is urgent, spare who has left.
+    fn others(&self, now: Duration, me: NodeId, urgent: bool) -> (Vec<NodeId>, Vec<NodeId>) {
+        let has_left = |node: &NodeId| {
+            let facts = self.known.get(node).and_then(|(known, _)| known.facts.as_ref());
+            facts.is_some_and(|facts| facts.status == Status::Left)
+        };
+        let is_called = |node: &NodeId| *node != me && !(urgent && has_left(node));
+        let others: BTreeSet<NodeId> = self.known.keys().chain(&self.contacts).copied().filter(is_called).collect();
         let is_heard =
             |node: &NodeId| self.known.get(node).is_some_and(|(_, heard_at)| now.saturating_sub(*heard_at) < HEARD_FOR);
         others.into_iter().partition(is_heard)
@@ -343,7 +347,7 @@ impl World {
         let Some(process) = self.nodes[node].process.as_ref() else {
             return;
         };
-        let (heard, silent) = process.gossip.others(self.now, me);
+        let (heard, silent) = process.gossip.others(self.now, me, urgent);
         let (mut candidates, silent) = if heard.is_empty() { (silent, heard) } else { (heard, silent) };
         let for_one_of_the_silent = 100.0 * silent.len() as f64 / (candidates.len() + 1) as f64;
         let most = if process.gossip.knows_nobody_but(me) { CALLS_AT_ONCE } else { GOSSIP_TO };
