@@ -114,21 +114,29 @@ pub fn owner_decides(now: Moment, record: &Record, sees: &OwnerSees<'_>) -> Owne
 pub fn due_at(record: &Record, sees: &OwnerSees<'_>) -> Moment {
     let spec = record.spec();
     let start = sees.known_since + spec.delay.unwrap_or_default();
-    let last = record.attempts.iter().max_by_key(|(dot, attempt)| (attempt.claim.number, **dot));
-    let pause = match last.map(|(_, attempt)| attempt.fate.phase) {
+    let pause = match last_attempt(record, |_| true).map(|attempt| attempt.fate.phase) {
         Some(Phase::Failed) => jittered(spec.backoff.wait_after(record.failures()), record),
         Some(Phase::Returned) => pause_after_returns(record),
-        // Its executor may live on, cut off: it is given the time to end what it runs.
-        Some(Phase::Lost) if spec.on_partition == OnPartition::Pause => match last {
-            Some((_, attempt)) if attempt.fate.by_executor => Duration::ZERO,
-            Some(_) | None => sees.pause_takes,
-        },
         Some(Phase::Claimed | Phase::Running | Phase::Lost | Phase::Stopped | Phase::Succeeded) | None => {
             Duration::ZERO
         }
     };
+    let pause = if may_live_on(record) { pause.max(sees.pause_takes) } else { pause };
     let waited = if record.attempts.is_empty() { start } else { sees.idle_since + pause };
     start.max(waited).max(alone_from(record, sees).unwrap_or(start))
+}
+
+/// The last of those that are in such a phase.
+fn last_attempt(record: &Record, counts: impl Fn(Phase) -> bool) -> Option<&Attempt> {
+    let attempts = record.attempts.iter().filter(|(_, attempt)| counts(attempt.fate.phase));
+    attempts.max_by_key(|(dot, attempt)| (attempt.claim.number, **dot)).map(|(_, attempt)| &**attempt)
+}
+
+/// Whether what must not run twice was written off, and its executor may live on, cut off: it is given the time to end what it
+/// runs. A claim that was given back since has taken none of that.
+fn may_live_on(record: &Record) -> bool {
+    record.spec().on_partition == OnPartition::Pause
+        && last_attempt(record, |phase| phase != Phase::Returned).is_some_and(was_written_off)
 }
 
 /// From when on no other side of a partition runs what must not run twice: whoever decided there before has
@@ -243,6 +251,8 @@ pub fn executor_decides(
         Some("a majority of the members was out of reach")
     } else if record.spec().on_partition == OnPartition::Pause && was_written_off(attempt) {
         Some("it was taken for lost, and must not run beside the next attempt")
+    } else if attempt.fate.phase == Phase::Claimed && pod == PodState::None && must_wait_for_another(record, claim) {
+        Some("another attempt runs, and it must not run beside that")
     } else {
         None
     };
@@ -251,6 +261,12 @@ pub fn executor_decides(
         (PodState::None, Some(reason)) if attempt.is_live() => ExecutorDoes::GiveBack(reason),
         (PodState::None | PodState::Running | PodState::Ending, _) => ExecutorDoes::Wait,
     }
+}
+
+/// Whether an attempt that an owner on the other side of a partition claimed may run, beside which `claim` must not begin.
+fn must_wait_for_another(record: &Record, claim: Dot) -> bool {
+    record.spec().on_partition == OnPartition::Pause
+        && record.attempts.iter().any(|(dot, another)| *dot != claim && another.is_live())
 }
 
 /// Whether somebody else said that the attempt is lost, and its executor nothing since.
@@ -299,4 +315,47 @@ pub fn unfit(record: &Record, node: NodeId, view: &View) -> Option<String> {
         return Some(format!("it has {has} of memory in all, and the job takes {}", need.memory));
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::model::attempt::Fate;
+    use crate::model::id::{Generation, JobId};
+    use crate::model::record::Submission;
+    use crate::model::spec::Spec;
+    use crate::model::time::Timestamp;
+
+    const HERE: Actor = Actor { node: NodeId(1), generation: Generation(1) };
+    const CUT_OFF: Actor = Actor { node: NodeId(2), generation: Generation(1) };
+
+    fn dot(counter: u64) -> Dot {
+        Dot { actor: HERE, counter }
+    }
+
+    /// Two attempts, of which the second was given back, as the first one ran: by its executor, which was cut off then.
+    fn given_back_beside(on_partition: OnPartition) -> Record {
+        let (spec, home) = (Spec { on_partition, ..Spec::default() }, vec![HERE.node, CUT_OFF.node]);
+        let submission = Submission { spec, submitted_at: Timestamp(0), gateway: HERE.node, home, retry_of: None };
+        let mut record = Record::new(JobId(1), Arc::new(submission), dot(1));
+        record.claim(dot(2), CUT_OFF, Timestamp(1));
+        record.claim(dot(3), HERE, Timestamp(2));
+        for (claim, phase, by_executor, counter) in [(2, Phase::Lost, false, 4), (3, Phase::Returned, true, 5)] {
+            let (dot, at, reason) = (dot(counter), Timestamp(counter), String::new());
+            record.advance(self::dot(claim), Fate { phase, by_executor, dot, at, exit: None, reason });
+        }
+        record
+    }
+
+    #[test]
+    fn a_claim_that_was_given_back_takes_none_of_the_time_that_one_who_is_cut_off_has_to_end_what_it_runs() {
+        let (view, pause_takes) = (View::new(), Duration::from_secs(10));
+        let (known_since, idle_since) = (Moment::START, Moment::START + Duration::from_secs(60));
+        let (strangers_until, undisputed_since) = (known_since, known_since);
+        let sees = OwnerSees { view: &view, known_since, idle_since, strangers_until, undisputed_since, pause_takes };
+        assert_eq!(due_at(&given_back_beside(OnPartition::Pause), &sees), idle_since + pause_takes);
+        assert!(due_at(&given_back_beside(OnPartition::Run), &sees) < idle_since + pause_takes);
+    }
 }

@@ -582,6 +582,7 @@ impl World {
         let text = format!("n{node} starts {} by {claim}", short(job.0));
         if sealed.submission != *submission {
             self.given_up_for_a_seal.insert(job);
+            self.saved_work.forget(job);
             self.except(format!("its seal is not known there: {text}"));
         } else if self.is_seal_out_of_reach(node, job) {
             self.given_up_for_a_seal.insert(job);
@@ -648,19 +649,31 @@ fn lacks(sealed: &Record, copy: &Record) -> bool {
 }
 
 impl World {
+    /// Whether the node drains or leaves, or has done so.
+    fn gives_copies_up(&self, node: usize) -> bool {
+        let Some(process) = self.process(node) else {
+            return self.nodes[node].has_left;
+        };
+        let drained = process.drained_until.is_some_and(|until| self.now < until + WRITTEN_WITHIN);
+        drained || process.peer.membership().me().status == Status::Draining || process.leave_until.is_some()
+    }
+
     /// A node that neither drains nor leaves lets go of a record that it need not keep: that is on as many other disks, whether
     /// their machines are off or on, as there should be copies, by the node's own ring.
     fn check_letting_go(&mut self, node: usize, job: JobId) {
         let Some(process) = self.process(node) else {
             return;
         };
-        let drained = process.drained_until.is_some_and(|until| self.now < until + WRITTEN_WITHIN);
-        let drains = drained || process.peer.membership().me().status == Status::Draining;
-        let goes = drains || process.leave_until.is_some();
+        let goes = self.gives_copies_up(node);
         let placement = process.peer.placement();
         let wanted = placement.home(placement.partition_of(job)).len();
         let on: Vec<usize> = self.disks_with(job).into_iter().filter(|at| *at != node).collect();
-        if !goes && on.len() < wanted && !self.may_have_expired(job) {
+        // Whoever left, or drained, has given its copy up, and not everybody need have heard of that.
+        let acting = placement.acting(placement.partition_of(job));
+        let gave_up =
+            |at: &usize| !on.contains(at) && acting.contains(&self.nodes[*at].id) && self.gives_copies_up(*at);
+        let given_up = (0..self.nodes.len()).filter(gave_up).count();
+        if !goes && on.len() + given_up < wanted && !self.may_have_expired(job) {
             let text = format!("n{node} lets go of {}, which {on:?} have, of {wanted} who should", short(job.0));
             self.find("nobody lets go of what too few others have", text);
         }

@@ -11,10 +11,10 @@ use super::{PATIENCE, SECOND, cluster, cluster_of};
 use crate::pods::work;
 use crate::world::{Options, World};
 
-/// Whether an attempt of the job is lost, as this node has it.
-fn was_lost(world: &World, node: usize, job: JobId) -> bool {
+/// Whether an attempt of the job is in this phase, as this node has it.
+fn has_one(phase: Phase, world: &World, node: usize, job: JobId) -> bool {
     let record = world.peer(node).and_then(|peer| peer.records().get(job)).map(|held| held.record());
-    record.is_some_and(|record| record.attempts.values().any(|attempt| attempt.fate.phase == Phase::Lost))
+    record.is_some_and(|record| record.attempts.values().any(|attempt| attempt.fate.phase == phase))
 }
 
 #[test]
@@ -24,7 +24,7 @@ fn what_must_not_run_twice_is_ended_where_it_was_taken_for_lost_before_it_runs_a
     let away = world.wait_for_pod(job);
     world.pause(away);
     let others = world.others(&[away]);
-    world.wait_until("it is written off", |world| others.iter().any(|node| was_lost(world, *node, job)));
+    world.wait_until("it is written off", |world| others.iter().any(|node| has_one(Phase::Lost, world, *node, job)));
     world.resume(away);
     world.wait_until("it runs again", |world| world.pods(job) == 2);
     world.run_for(SECOND);
@@ -41,7 +41,7 @@ fn whoever_restarts_gives_one_that_is_cut_off_its_time_to_end_what_must_not_run_
     let others = world.others(&[away]);
     world.run_for(SECOND * 20);
     world.split(&[away]);
-    world.wait_until("it is written off", |world| others.iter().any(|node| was_lost(world, *node, job)));
+    world.wait_until("it is written off", |world| others.iter().any(|node| has_one(Phase::Lost, world, *node, job)));
     let written_off = world.now;
     others.iter().for_each(|node| world.kill(*node));
     others.iter().for_each(|node| world.start(*node));
@@ -95,4 +95,29 @@ fn whoever_takes_over_lets_the_other_side_end_what_must_not_run_twice_and_it_has
         world.wait_for(job, JobState::Succeeded);
         world.end_well();
     }
+}
+
+#[test]
+fn whoever_was_replaced_unawares_does_not_begin_beside_what_its_successor_runs() {
+    let mut claimed_twice = 0;
+    for seed in 1..=12 {
+        let mut world = cluster_of(Options::new(seed, 6));
+        let delay = Some(SECOND * 2);
+        let pauses = Spec { on_partition: OnPartition::Pause, delay, ..work(PATIENCE.as_millis() as u64, 0) };
+        let job = world.submit(0, pauses);
+        let owner = world.owner(job);
+        world.split(&[owner]);
+        world.wait_for_pod(job);
+        // It reaches both sides: by it the owner, who only doubts the others, finds a majority again.
+        let newcomer = world.add_machine();
+        world.start(newcomer);
+        // Where the newcomer acts for the job, it tells the owner of the pod.
+        claimed_twice += u32::from(world.run_until(SECOND * 15, |world| has_one(Phase::Claimed, world, owner, job)));
+        world.heal();
+        world.run_for(SECOND * 5);
+        assert!(world.ledger.overlaps.is_empty(), "never both at once, with seed {seed}");
+        world.cancel(owner, job).unwrap();
+        world.end_well();
+    }
+    assert!(claimed_twice > 2, "the owner claimed it, too: {claimed_twice} times");
 }
