@@ -35,6 +35,8 @@ const WAKE: Duration = Duration::from_secs(20);
 const SETTLED_AFTER: Duration = Duration::from_secs(10);
 /// A pause that a node notices: the time between two of its ticks, and what is lateness.
 const NOTICED_PAUSE: Duration = Duration::from_millis(600);
+/// What a node has decided to run begins by then, where nobody is cut off: its claim is written down, and told.
+const BEGUN_WITHIN: Duration = Duration::from_millis(500);
 
 /// What the checkers found.
 #[derive(Debug, Default)]
@@ -598,8 +600,10 @@ impl World {
         let reaches = |peer: &Peer, at: usize| {
             // Whoever is just coming back has yet to say what it knows.
             let has_come = |member: &Member| !matches!(member.facts.status, Status::Joining | Status::Returning);
+            // What was decided before it came into reach may yet begin.
+            let is_new = |member: &Member| self.local_now(node).moment.since(member.since) < BEGUN_WITHIN;
             let member = peer.membership().view().get(&self.nodes[at].id);
-            member.is_some_and(|member| member.is_live() && has_come(member))
+            member.is_some_and(|member| member.is_live() && has_come(member) && !is_new(member))
         };
         let is_in_reach = |at: &usize| *at == node || self.peer(node).is_some_and(|peer| reaches(peer, *at));
         let seal = self.seals.get(&job).and_then(|sealed| sealed.seal);
