@@ -126,9 +126,9 @@ pub fn due_at(record: &Record, sees: &OwnerSees<'_>) -> Moment {
     start.max(waited).max(alone_from(record, sees).unwrap_or(start))
 }
 
-/// The last of those that are in such a phase.
-fn last_attempt(record: &Record, counts: impl Fn(Phase) -> bool) -> Option<&Attempt> {
-    let attempts = record.attempts.iter().filter(|(_, attempt)| counts(attempt.fate.phase));
+/// The last of the attempts that are in such a phase.
+fn last_attempt(record: &Record, is_such: impl Fn(Phase) -> bool) -> Option<&Attempt> {
+    let attempts = record.attempts.iter().filter(|(_, attempt)| is_such(attempt.fate.phase));
     attempts.max_by_key(|(dot, attempt)| (attempt.claim.number, **dot)).map(|(_, attempt)| &**attempt)
 }
 
@@ -251,7 +251,7 @@ pub fn executor_decides(
         Some("a majority of the members was out of reach")
     } else if record.spec().on_partition == OnPartition::Pause && was_written_off(attempt) {
         Some("it was taken for lost, and must not run beside the next attempt")
-    } else if attempt.fate.phase == Phase::Claimed && pod == PodState::None && must_wait_for_another(record, claim) {
+    } else if attempt.fate.phase == Phase::Claimed && pod == PodState::None && another_may_run(record, claim) {
         Some("another attempt runs, and it must not run beside that")
     } else {
         None
@@ -263,8 +263,8 @@ pub fn executor_decides(
     }
 }
 
-/// Whether an attempt that an owner on the other side of a partition claimed may run, beside which `claim` must not begin.
-fn must_wait_for_another(record: &Record, claim: Dot) -> bool {
+/// Whether another attempt may run, beside which `claim` must not begin: an owner on the other side of a partition claimed it.
+fn another_may_run(record: &Record, claim: Dot) -> bool {
     record.spec().on_partition == OnPartition::Pause
         && record.attempts.iter().any(|(dot, another)| *dot != claim && another.is_live())
 }
