@@ -52,7 +52,8 @@ async fn a_node_comes_back_at_another_address_and_then_with_an_empty_disk() {
 
     let id = cluster.shell(1, "echo kept by the others").await;
     cluster.ended(0, &id).await;
-    cluster.kill(1).await;
+    // The guard would write to the disk while it is lost.
+    cluster.kill_with_its_guard(1).await;
     cluster.lose_disk(1);
     cluster.restart(&[1]).await;
     cluster.converge().await;
