@@ -177,7 +177,12 @@ impl World {
                 self.final_state_left(job, told, record.state());
             }
             if tracked.cancelled && record.stop.is_none() {
-                self.find("an acknowledged cancel stays", short(job.0));
+                // Who knew of it had left, or was forgotten, or nobody there had ever heard of them.
+                if record.is_final() && self.given_up_for_a_seal.contains(&job) {
+                    self.except(format!("a cancel that a seal passed over: {}", short(job.0)));
+                } else {
+                    self.find("an acknowledged cancel stays", short(job.0));
+                }
             }
         }
         self.judge_expiry();
