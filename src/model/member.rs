@@ -176,6 +176,14 @@ impl PartitionSet {
         }
     }
 
+    /// Adds all that are in `other`.
+    pub fn union_with(&mut self, other: &Self) {
+        if self.0.len() < other.0.len() {
+            self.0.resize(other.0.len(), 0);
+        }
+        self.0.iter_mut().zip(&other.0).for_each(|(bits, more)| *bits |= more);
+    }
+
     /// Whether nothing is in it.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -291,5 +299,12 @@ mod tests {
         set.remove(Partition(0));
         set.remove(Partition(9));
         assert_eq!(set, PartitionSet::default());
+        let (few, many) =
+            (PartitionSet::from_iter([Partition(3)]), PartitionSet::from_iter([Partition(2), Partition(700)]));
+        for (one, other) in [(&few, &many), (&many, &few)] {
+            set.clone_from(one);
+            set.union_with(other);
+            assert_eq!(set.iter().collect::<Vec<_>>(), [Partition(2), Partition(3), Partition(700)]);
+        }
     }
 }

@@ -365,7 +365,12 @@ impl World {
             let executors = record.attempts.values().map(|attempt| attempt.claim.executor.node);
             executors.filter_map(|node| self.place_of(node)).any(|node| self.nodes[node].crashes > 0)
         });
-        if self.disturbances.doubt || executor_died {
+        // Whoever knows it died before any other was there to hear of it.
+        let knows = |node: usize| self.nodes[node].disk.records.get(&job).is_some_and(|record| record.state() == told);
+        let is_dead = |node: usize| self.process(node).is_none() && !self.nodes[node].has_left;
+        let (dead, others): (Vec<usize>, Vec<usize>) = (0..self.nodes.len()).partition(|node| is_dead(*node));
+        let only_the_dead_know = dead.into_iter().any(knows) && !others.into_iter().any(knows);
+        if self.disturbances.doubt || executor_died || only_the_dead_know {
             self.except(text);
         } else {
             self.find("a final state is never left", text);

@@ -106,6 +106,11 @@ impl Membership {
             known.ahead_of_gossip = None;
         }
         facts.incarnation = facts.incarnation.max(member.facts.incarnation);
+        if member.state != MemberState::Alive {
+            // This may be late, too: somebody who was cut off may speak of one that is dead, whose records this node remembers
+            // from before its own restart. That it holds less is believed when it is there.
+            facts.held.union_with(&member.facts.held);
+        }
         if member.state == MemberState::Left || member.facts == facts {
             return;
         }

@@ -202,6 +202,36 @@ fn whoever_gave_a_copy_to_one_that_was_cut_off_remembers_it_over_a_restart() {
 }
 
 #[test]
+fn what_somebody_heard_of_the_dead_before_it_was_cut_off_is_no_news_to_those_that_were_started_anew() {
+    let mut world = cluster_of(Options { replicas: 2, repair_after: Duration::ZERO, ..Options::new(1, 4) });
+    let job = world.submit(0, Spec { delay: Some(PATIENCE), ..work(50, 0) });
+    let keepers = world.disks_with(job);
+    let placement = world.peer(0).expect("it is up").placement();
+    let stand_in =
+        placement.next(placement.partition_of(job)).and_then(|id| world.place_of(id)).expect("there are four");
+    let away = *world.others(&[keepers[0], keepers[1], stand_in]).first().expect("there are four");
+    world.split(&[away]);
+    world.kill(keepers[0]);
+    world.wait_until("somebody stands in", |world| world.disks_with(job).contains(&stand_in));
+    world.run_for(SECOND * 6);
+    for node in [stand_in, keepers[1]] {
+        world.kill(node);
+    }
+    for node in &keepers {
+        world.start(*node);
+    }
+    world.wait_until("they serve", |world| keepers.iter().all(|node| world.status(*node) == Status::Serving));
+    world.heal();
+    world.wait_until("it is back", |world| world.converged(away));
+    world.cancel(keepers[1], job).unwrap();
+    world.run_for(SECOND * 30);
+    assert!(!world.seals.contains_key(&job), "the dead has a copy");
+    world.start(stand_in);
+    world.wait_until("it is sealed", |world| world.is_sealed(job));
+    world.end_well();
+}
+
+#[test]
 fn nothing_is_sealed_without_one_whose_full_disk_still_has_what_it_let_go_of() {
     let mut world = cluster_of(Options { replicas: 2, repair_after: Duration::ZERO, ..Options::new(1, 4) });
     let job = world.submit(0, Spec { delay: Some(PATIENCE), ..work(50, 0) });
