@@ -28,9 +28,15 @@ impl Peer {
             .collect();
         let acting = self.acting_for.len() as u32;
         let behind = self.behind(now.moment);
-        let since = self.settled_since.unwrap_or(self.unsettled_since);
+        // It is looked at with the gossip, and may have come to an end since.
+        let is_well = self.is_well(&behind);
+        let since = match self.settled_since {
+            Some(settled) if is_well => settled,
+            Some(_) => now,
+            None => self.unsettled_since,
+        };
         Convergence {
-            converged: self.settled_since.is_some(),
+            converged: self.settled_since.is_some() && is_well,
             since: since.wall,
             since_moment: since.moment,
             fingerprints,
@@ -44,15 +50,7 @@ impl Peer {
 
     /// Notes whether all is well, for the debug page. These partitions are not the same everywhere.
     pub(super) fn watch_convergence(&mut self, now: Now, behind: &BTreeSet<Partition>) {
-        let view = self.membership.view();
-        let mine = self.placement.fingerprint();
-        let agreed = view.values().all(|member| match member.state {
-            MemberState::Alive => member.facts.ring == mine,
-            MemberState::Suspect => false,
-            MemberState::Down | MemberState::Left => true,
-        });
-        let well = agreed && self.status() == Status::Serving && behind.is_empty() && self.strays().next().is_none();
-        if !well {
+        if !self.is_well(behind) {
             self.last_trouble = now.moment;
             if self.settled_since.take().is_some() {
                 self.unsettled_since = now;
@@ -60,6 +58,16 @@ impl Peer {
         } else if self.settled_since.is_none() && now.moment.since(self.last_trouble) >= CALM_FOR {
             self.settled_since = Some(now);
         }
+    }
+
+    fn is_well(&self, behind: &BTreeSet<Partition>) -> bool {
+        let mine = self.placement.fingerprint();
+        let agreed = self.membership.view().values().all(|member| match member.state {
+            MemberState::Alive => member.facts.ring == mine,
+            MemberState::Suspect => false,
+            MemberState::Down | MemberState::Left => true,
+        });
+        agreed && self.status() == Status::Serving && behind.is_empty() && self.strays().next().is_none()
     }
 
     /// The partitions that this node acts for and that are not, as far as it knows, the same everywhere.

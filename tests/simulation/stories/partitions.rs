@@ -6,7 +6,7 @@ use flockwork::model::spec::{Durability, OnPartition, Spec};
 
 use super::{SECOND, cluster, cluster_of};
 use crate::pods::work;
-use crate::world::Options;
+use crate::world::{Options, World};
 
 #[test]
 fn one_key_given_to_both_sides_of_a_split_is_one_job() {
@@ -29,6 +29,22 @@ fn a_minority_that_is_cut_off_comes_home() {
     world.split(&[0, 3]);
     world.run_for(SECOND * 20);
     world.heal();
+    world.end_well();
+}
+
+#[test]
+fn nobody_says_that_all_agree_while_the_sides_of_a_split_have_yet_to_be_compared() {
+    let mut world = cluster(2);
+    world.split(&[0]);
+    let jobs = [0, 1].map(|node| world.submit(node, work(10, 0)));
+    world.wait_until("each side is at rest", |world| (0..2).all(|node| world.converged(node)));
+    world.heal();
+    let agree = |world: &World| jobs.iter().all(|job| world.disks_with(*job) == [0, 1]);
+    while !agree(&world) {
+        world.run_for(SECOND / 1_000);
+        let both_see = (0..2).all(|node| world.sees(node, 1 - node) == Some(MemberState::Alive));
+        assert!(!both_see || agree(&world) || !(world.converged(0) && world.converged(1)), "they are being compared");
+    }
     world.end_well();
 }
 
