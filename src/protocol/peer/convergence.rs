@@ -60,6 +60,7 @@ impl Peer {
         }
     }
 
+    /// Whether all see the same at this moment, and these partitions, which are not the same everywhere, are none.
     fn is_well(&self, behind: &BTreeSet<Partition>) -> bool {
         let mine = self.placement.fingerprint();
         let agreed = self.membership.view().values().all(|member| match member.state {

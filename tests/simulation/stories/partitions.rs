@@ -40,11 +40,12 @@ fn nobody_says_that_all_agree_while_the_sides_of_a_split_have_yet_to_be_compared
     world.wait_until("each side is at rest", |world| (0..2).all(|node| world.converged(node)));
     world.heal();
     let agree = |world: &World| jobs.iter().all(|job| world.disks_with(*job) == [0, 1]);
-    while !agree(&world) {
-        world.run_for(SECOND / 1_000);
-        let both_see = (0..2).all(|node| world.sees(node, 1 - node) == Some(MemberState::Alive));
-        assert!(!both_see || agree(&world) || !(world.converged(0) && world.converged(1)), "they are being compared");
-    }
+    world.soon("they agree", |world| {
+        let see_each_other = (0..2).all(|node| world.sees(node, 1 - node) == Some(MemberState::Alive));
+        let say_so = (0..2).all(|node| world.converged(node));
+        assert!(!see_each_other || agree(world) || !say_so, "they are being compared");
+        agree(world).then_some(())
+    });
     world.end_well();
 }
 
